@@ -1,0 +1,133 @@
+//! Host-physical addresses, frames and ranges.
+//!
+//! Every number that names physical memory is one of these types, so that a guest's number can
+//! never be used as the machine's by accident.
+
+/// Bytes in a page frame.
+pub const PAGE: u64 = 4096;
+/// Bytes in a large (2 MiB) page.
+pub const LARGE: u64 = 512 * PAGE;
+/// Bytes in a huge (1 GiB) page.
+pub const HUGE: u64 = 512 * LARGE;
+/// One past the highest physical address any x86-64 processor can name (SDM vol. 1, 3.3.1: 52 bits).
+pub const PHYSICAL_END: u64 = 1 << 52;
+
+/// A page frame of the machine: 4 KiB of host-physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frame(u64);
+
+impl Frame {
+    /// The frame that begins at byte address `base`, if that is aligned and within 52 bits.
+    #[must_use]
+    pub const fn at(base: u64) -> Option<Self> {
+        if base.is_multiple_of(PAGE) && base < PHYSICAL_END {
+            Some(Self(base))
+        } else {
+            None
+        }
+    }
+
+    /// The frame that holds byte address `address`; bits above 51 are dropped.
+    #[must_use]
+    pub const fn containing(address: u64) -> Self {
+        Self(address & (PHYSICAL_END - 1) & !(PAGE - 1))
+    }
+
+    /// Byte address of the first byte.
+    #[must_use]
+    pub const fn base(self) -> u64 {
+        self.0
+    }
+}
+
+/// A half-open range of host-physical byte addresses: `start..end`, never inverted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Span {
+    start: u64,
+    end: u64,
+}
+
+impl Span {
+    /// The span `start..end`, if it is not inverted and ends within 52 bits.
+    #[must_use]
+    pub const fn new(start: u64, end: u64) -> Option<Self> {
+        if start <= end && end <= PHYSICAL_END {
+            Some(Self { start, end })
+        } else {
+            None
+        }
+    }
+
+    /// The span of `len` bytes from `start`, if it ends within 52 bits.
+    #[must_use]
+    pub const fn sized(start: u64, len: u64) -> Option<Self> {
+        match start.checked_add(len) {
+            Some(end) => Self::new(start, end),
+            None => None,
+        }
+    }
+
+    /// First byte address.
+    #[must_use]
+    pub const fn start(self) -> u64 {
+        self.start
+    }
+
+    /// One past the last byte address.
+    #[must_use]
+    pub const fn end(self) -> u64 {
+        self.end
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn len(self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Whether it holds no byte.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether `address` lies within.
+    #[must_use]
+    pub const fn contains(self, address: u64) -> bool {
+        self.start <= address && address < self.end
+    }
+
+    /// Whether all of `other` lies within.
+    #[must_use]
+    pub const fn covers(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
+    /// Whether the two share a byte.
+    #[must_use]
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.start < other.end && other.start < self.end && !self.is_empty() && !other.is_empty()
+    }
+
+    /// What the two share; empty when they share nothing.
+    #[must_use]
+    pub fn intersect(self, other: Self) -> Self {
+        let start = self.start.max(other.start);
+        let end = self.end.min(other.end);
+        if start < end { Self { start, end } } else { Self::default() }
+    }
+
+    /// The largest span of whole `granule`s within; `granule` is a power of two.
+    #[must_use]
+    pub fn shrink_to(self, granule: u64) -> Self {
+        let start = self.start.next_multiple_of(granule);
+        let end = self.end - self.end % granule;
+        if start < end { Self { start, end } } else { Self::default() }
+    }
+
+    /// The smallest span of whole `granule`s around; `granule` is a power of two of at most 1 GiB.
+    #[must_use]
+    pub fn grow_to(self, granule: u64) -> Self {
+        Self { start: self.start - self.start % granule, end: self.end.next_multiple_of(granule) }
+    }
+}

@@ -1,0 +1,49 @@
+//! A list of fixed capacity: what the visor uses where it has no heap.
+
+/// Up to `N` values in order.
+#[derive(Clone, Copy, Debug)]
+pub struct List<T, const N: usize> {
+    items: [T; N],
+    len: usize,
+}
+
+/// A list had no room for one more value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl<T: Copy, const N: usize> List<T, N> {
+    /// An empty list; `filler` occupies the unused places and is never shown.
+    #[must_use]
+    pub const fn new(filler: T) -> Self {
+        Self { items: [filler; N], len: 0 }
+    }
+
+    /// Appends `item`.
+    ///
+    /// # Errors
+    /// [`Full`] when there are `N` already.
+    pub fn push(&mut self, item: T) -> Result<(), Full> {
+        let place = self.items.get_mut(self.len).ok_or(Full)?;
+        *place = item;
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Forgets every value.
+    pub const fn clear(&mut self) {
+        self.len = 0;
+    }
+}
+
+impl<T, const N: usize> core::ops::Deref for List<T, N> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        self.items.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl<T, const N: usize> core::ops::DerefMut for List<T, N> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        self.items.get_mut(..self.len).unwrap_or_default()
+    }
+}
