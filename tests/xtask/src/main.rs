@@ -1,1 +1,18 @@
-fn main() {}
+//! `cargo xtask`: builds the visor and its guests, boots them in emulators, tests and measures.
+
+mod command;
+mod image;
+mod machine;
+mod paths;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match command::dispatch() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

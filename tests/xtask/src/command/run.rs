@@ -1,0 +1,181 @@
+//! `cargo xtask run`: one boot, with the serial line shown live.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::machine::{
+    self, Cpu, End, Image, Lines, Loader, Machine, Payload, Runner, Step, TripleFault, Watch,
+};
+use crate::paths;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// The host: a bzImage or a multiboot ELF
+    #[arg(long, value_name = "FILE")]
+    host_kernel: Option<PathBuf>,
+    /// The host's command line
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    append: String,
+    /// The host's initial RAM file system
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// A further module of the host, with its command line: "FILE WORDS…"
+    #[arg(long, value_name = "FILE WORDS")]
+    module: Vec<String>,
+    /// The visor to boot instead of the one that is built here
+    #[arg(long, value_name = "FILE")]
+    visor: Option<PathBuf>,
+    /// The visor's command line
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    visor_append: String,
+    /// Boot the host on the bare machine, without the visor
+    #[arg(long)]
+    bare: bool,
+    #[command(flatten)]
+    machine: MachineOptions,
+    /// End with success at the first line that holds this
+    #[arg(long, value_name = "TEXT")]
+    until: Option<String>,
+    /// Where the image and the logs are kept
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct MachineOptions {
+    /// The emulator
+    #[arg(long, value_enum, default_value_t = Runner::Bochs)]
+    runner: Runner,
+    /// The boot loader
+    #[arg(long, value_enum, default_value_t = Loader::Isolinux)]
+    loader: Loader,
+    /// The CPU model
+    #[arg(long, value_enum, default_value_t = Cpu::Haswell)]
+    cpu: Cpu,
+    /// Processors
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    cpus: u32,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 512, value_name = "MIB")]
+    memory: u32,
+    /// Reset on a triple fault, as a real machine does, instead of ending the run
+    #[arg(long)]
+    reset: bool,
+    /// The deadline in seconds of the emulated clock
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    deadline: u64,
+}
+
+impl MachineOptions {
+    fn machine(&self) -> Machine {
+        Machine {
+            runner: self.runner,
+            cpu: self.cpu,
+            cpus: self.cpus,
+            memory_mib: self.memory,
+            loader: self.loader,
+            triple_fault: if self.reset { TripleFault::Resets } else { TripleFault::Ends },
+            seconds: self.deadline,
+        }
+    }
+}
+
+/// Boots once; the status is 0 after a power-off or the awaited line, 1 otherwise.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let dir = match &options.dir {
+        Some(dir) => std::path::absolute(dir).context("cannot find the current folder")?,
+        None => paths::target("run")?.join(std::process::id().to_string()),
+    };
+    let mut show = Show::new(options.until.as_deref());
+    let machine = options.machine.machine();
+    let outcome = machine::boot(&machine, &payload(options)?, &dir, &mut show)?;
+    eprintln!(
+        "\nxtask: {}, after {} ms of processor time; logs in {}",
+        outcome.end,
+        outcome.cpu.as_millis(),
+        dir.display()
+    );
+    let success = match outcome.end {
+        End::Stopped => true,
+        End::PowerOff => options.until.is_none(),
+        End::TripleFault | End::Deadline | End::WallClock | End::Emulator(_) => false,
+    };
+    Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn payload(options: &Options) -> Result<Payload> {
+    let host = options.host_kernel.as_ref().map(|file| absolute(file)).transpose()?;
+    let host = host.map(|file| Image::new(file, &options.append));
+    let initrd = options.initrd.as_ref().map(|file| absolute(file)).transpose()?;
+    let mut modules = Vec::new();
+    for module in &options.module {
+        let (file, words) = module.split_once(' ').unwrap_or((module, ""));
+        modules.push(Image::new(absolute(Path::new(file))?, words));
+    }
+    if !options.bare {
+        let visor = match &options.visor {
+            Some(file) => absolute(file)?,
+            None => paths::root().join("target/visor/visor.elf"),
+        };
+        let initrd = initrd.map(|file| Image::new(file, ""));
+        let modules = host.into_iter().chain(initrd).chain(modules).collect();
+        let kernel = Image::new(visor, &options.visor_append);
+        return Ok(Payload::Multiboot { kernel, modules });
+    }
+    let Some(kernel) = host else {
+        bail!("--bare needs --host-kernel");
+    };
+    if is_linux(&kernel.file)? {
+        return Ok(Payload::Linux { kernel, initrd });
+    }
+    let initrd = initrd.map(|file| Image::new(file, ""));
+    let modules = initrd.into_iter().chain(modules).collect();
+    Ok(Payload::Multiboot { kernel, modules })
+}
+
+fn absolute(file: &Path) -> Result<PathBuf> {
+    file.canonicalize().with_context(|| format!("cannot find {}", file.display()))
+}
+
+/// Whether `file` is a bzImage: "HdrS" at 0x202 (Linux/x86 boot protocol, section 1.1).
+fn is_linux(file: &Path) -> Result<bool> {
+    let mut magic = [0; 4];
+    let mut open = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
+    let _ = open.seek(SeekFrom::Start(0x202)).context("cannot read the host kernel")?;
+    Ok(open.read_exact(&mut magic).is_ok() && &magic == b"HdrS")
+}
+
+/// Shows the serial line on standard output until a line holds the awaited text.
+#[derive(Debug)]
+pub(crate) struct Show<'a> {
+    lines: Lines,
+    until: Option<&'a str>,
+}
+
+impl<'a> Show<'a> {
+    /// Shows everything, or everything until `until`.
+    pub(crate) fn new(until: Option<&'a str>) -> Self {
+        Self {
+            lines: Lines::default(),
+            until,
+        }
+    }
+}
+
+impl Watch for Show<'_> {
+    fn bytes(&mut self, bytes: &[u8]) -> Step {
+        let mut out = io::stdout().lock();
+        // Nobody may be reading any more: the run is then of no use to anyone.
+        if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
+            return Step::Stop;
+        }
+        let lines = self.lines.push(bytes);
+        let found = self.until.is_some_and(|text| lines.iter().any(|line| line.contains(text)));
+        if found { Step::Stop } else { Step::Continue }
+    }
+}

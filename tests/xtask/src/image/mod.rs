@@ -1,0 +1,4 @@
+//! Images that machines boot from.
+
+pub(crate) mod cpio;
+pub(crate) mod iso;

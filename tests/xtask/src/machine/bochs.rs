@@ -1,0 +1,194 @@
+//! Machines in Bochs: VMX with EPT, and a clock that counts instructions.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::process::{self, Finish, Patience};
+use super::serial::Watch;
+use super::{Cpu, End, Loader, Machine, Outcome, Payload, TripleFault};
+use crate::image::iso::{self, Firmware, Protocol};
+
+/// Instructions per emulated second: the emulated clock is nothing but a count of instructions.
+pub(crate) const IPS: u64 = 50_000_000;
+
+/// SeaBIOS, because GRUB's multiboot2 loader triple-faults under Bochs' own BIOS.
+const BIOS: &str = "/usr/share/seabios/bios.bin";
+const VGA_BIOS: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
+
+/// What every machine has. `sync=none` keeps real time out of the emulated clock; `rfb` with
+/// `timeout=0` is the display that needs nobody to look at it.
+const COMMON: &str = "\
+display_library: rfb, options=\"timeout=0\"
+clock: sync=none, time0=1700000000
+pci: enabled=1, chipset=i440fx
+com1: enabled=1, mode=file, dev=serial.log
+ata0-master: type=cdrom, path=boot.iso, status=inserted
+boot: cdrom
+vga: update_freq=1
+log: bochs.log
+panic: action=fatal
+error: action=ignore
+info: action=ignore
+debug: action=ignore
+";
+
+/// The safety net: at the slowest (two CPUs, a loaded machine) Bochs needs about 15 real seconds
+/// for an emulated one.
+const WALL_PER_SECOND: u32 = 30;
+
+/// Boots `payload` in Bochs; see [`super::boot`].
+pub(super) fn boot(
+    machine: &Machine,
+    payload: &Payload,
+    dir: &Path,
+    watch: &mut dyn Watch,
+) -> Result<Outcome> {
+    let _ = match machine.loader {
+        Loader::Isolinux => iso::isolinux(payload, dir),
+        Loader::Grub1 => iso::grub(payload, dir, Protocol::Multiboot1, Firmware::Bios),
+        Loader::Grub2 => iso::grub(payload, dir, Protocol::Multiboot2, Firmware::Bios),
+        Loader::GrubEfi | Loader::Direct | Loader::Tboot => {
+            bail!("Bochs boots by isolinux or GRUB under BIOS only")
+        }
+    }?;
+    fs::write(dir.join("bochsrc"), config(machine)).context("cannot write bochsrc")?;
+    let ticks = machine.seconds.saturating_mul(IPS);
+    let debugger = format!("sba {ticks}\ncontinue\nquit\n");
+    fs::write(dir.join("debugger.rc"), debugger).context("cannot write debugger.rc")?;
+    let (serial, log) = (dir.join("serial.log"), dir.join("bochs.out"));
+    let net = Duration::from_secs(machine.seconds.saturating_add(20));
+    let patience = Patience {
+        cpu: Duration::MAX,
+        wall: net.saturating_mul(WALL_PER_SECOND),
+    };
+    let mut command = command(ticks)?;
+    let (finish, cpu) =
+        process::follow(command.current_dir(dir), &log, &serial, patience, watch)?;
+    let end = match finish {
+        Finish::Stopped => End::Stopped,
+        Finish::Cpu | Finish::Wall => End::WallClock,
+        Finish::Exited(_) => end(&fs::read(&log).context("cannot read the emulator's log")?),
+    };
+    Ok(Outcome {
+        end,
+        serial,
+        log,
+        cpu,
+    })
+}
+
+/// The command that runs Bochs for `ticks` instructions: `VISOR_BOCHS`, or the one in `PATH`.
+fn command(ticks: u64) -> Result<Command> {
+    let bochs = env::var_os("VISOR_BOCHS").unwrap_or_else(|| OsString::from("bochs"));
+    let help = Command::new(&bochs)
+        .arg("--help")
+        .output()
+        .with_context(|| format!("cannot start {}", PathBuf::from(&bochs).display()))?;
+    let mut command = process::bound_to_this(&bochs);
+    let _ = command.args(["-q", "-f", "bochsrc"]);
+    if has_debugger(&help.stderr) || has_debugger(&help.stdout) {
+        let _ = command.args(["-rc", "debugger.rc"]);
+    } else {
+        // Without the debugger, benchmark mode is what ends a run at an emulated time.
+        let _ = command.arg("-benchmark").arg((ticks / 1_000_000).to_string());
+    }
+    Ok(command)
+}
+
+/// Whether `bochs --help` offers the option for debugger commands.
+fn has_debugger(help: &[u8]) -> bool {
+    String::from_utf8_lossy(help).lines().any(|line| line.trim_start().starts_with("-rc "))
+}
+
+fn config(machine: &Machine) -> String {
+    let mut text = String::from(COMMON);
+    let reset = match machine.triple_fault {
+        TripleFault::Ends => 0,
+        TripleFault::Resets => 1,
+    };
+    let (model, cpus, memory) = (model(machine.cpu), machine.cpus, machine.memory_mib);
+    let lines = [
+        format!("cpu: model={model}, count={cpus}, ips={IPS}, reset_on_triple_fault={reset}, ignore_bad_msrs=1"),
+        format!("memory: guest={memory}, host={memory}"),
+        format!("romimage: file={BIOS}"),
+        format!("vgaromimage: file={VGA_BIOS}"),
+    ];
+    for line in lines {
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+const fn model(cpu: Cpu) -> &'static str {
+    match cpu {
+        Cpu::Haswell => "corei7_haswell_4770",
+        Cpu::IvyBridge => "corei7_ivy_bridge_3770k",
+        Cpu::SkylakeX => "corei7_skylake_x",
+        Cpu::NoUnrestricted => "corei5_lynnfield_750",
+        Cpu::NoEpt => "core2_penryn_t9600",
+        Cpu::NoVmx => "athlon64_venice",
+    }
+}
+
+/// Why Bochs ended, from what it printed: its exit status is 1 whatever happened.
+fn end(output: &[u8]) -> End {
+    let text = String::from_utf8_lossy(output);
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("Bochs is exiting with"));
+    let reason = lines.nth(1).unwrap_or_default();
+    if reason.contains("Shutdown port: shutdown requested") || reason.contains("soft power off") {
+        End::PowerOff
+    } else if reason.contains("3rd") && reason.contains("exception with no resolution") {
+        End::TripleFault
+    } else if reason.is_empty() && text.contains("Caught time breakpoint") {
+        End::Deadline
+    } else if reason.is_empty() {
+        End::Emulator(text.lines().last().unwrap_or_default().to_owned())
+    } else {
+        End::Emulator(reason.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_for_an_end_is_read_from_the_closing_message() {
+        let message = |words: &str| format!("=\nBochs is exiting with the following message:\n{words}\n=\n");
+        let read = |words: &str| end(message(words).as_bytes());
+        assert_eq!(read("[ACPI  ] ACPI control: soft power off"), End::PowerOff);
+        assert_eq!(read("[UNMAP ] Shutdown port: shutdown requested"), End::PowerOff);
+        let triple = "[CPU0  ] exception(): 3rd (13) exception with no resolution";
+        assert_eq!(read(triple), End::TripleFault);
+        assert_eq!(read("[MEM0  ] odd"), End::Emulator("[MEM0  ] odd".to_owned()));
+        assert_eq!(end(b"(0) Caught time breakpoint\n"), End::Deadline);
+        assert_eq!(end(b"Segmentation fault\n"), End::Emulator("Segmentation fault".to_owned()));
+    }
+
+    #[test]
+    fn a_build_without_debugger_is_recognised() {
+        assert!(has_debugger(b"Usage\n  -rc filename     execute debugger commands\n"));
+        assert!(!has_debugger(b"Usage\n  -r path          restore\n"));
+    }
+
+    #[test]
+    fn the_machine_is_written_into_the_configuration() {
+        let machine = Machine {
+            cpus: 2,
+            memory_mib: 1024,
+            triple_fault: TripleFault::Resets,
+            ..Machine::default()
+        };
+        let text = config(&machine);
+        assert!(text.contains("model=corei7_haswell_4770, count=2,"));
+        assert!(text.contains("reset_on_triple_fault=1"));
+        assert!(text.contains("memory: guest=1024, host=1024\n"));
+    }
+}
