@@ -1,0 +1,177 @@
+//! The memory map of EFI firmware (UEFI 2.10, section 7.2.3, `GetMemoryMap`).
+
+use ept::addr::{PAGE, Span};
+
+use crate::memmap::{Kind, MapError, MemoryMap};
+use crate::raw;
+
+/// Bytes of a descriptor that version 1 defines; firmware may append more.
+const DEFINED: usize = 40;
+/// `EfiReservedMemoryType`.
+const RESERVED: u32 = 0;
+/// `EfiUnacceptedMemoryType`.
+const UNACCEPTED: u32 = 15;
+/// `EFI_MEMORY_WB`: can be cached, as RAM must.
+const WRITE_BACK: u64 = 1 << 3;
+/// `EFI_MEMORY_SP`: set aside for one purpose, not for general use.
+const SPECIFIC_PURPOSE: u64 = 1 << 18;
+/// `EFI_MEMORY_RUNTIME`: firmware uses it after the boot.
+const RUNTIME: u64 = 1 << 63;
+
+/// An EFI memory map whose descriptors were all found to name physical memory.
+#[derive(Clone, Copy, Debug)]
+pub struct EfiMap<'m> {
+    bytes: &'m [u8],
+    size: u32,
+}
+
+/// One descriptor of it.
+#[derive(Clone, Copy, Debug)]
+struct Descriptor<'m> {
+    kind: u32,
+    span: Span,
+    virtual_start: u64,
+    attributes: u64,
+    /// What follows the defined fields.
+    rest: &'m [u8],
+}
+
+impl<'m> Descriptor<'m> {
+    fn parse(bytes: &'m [u8]) -> Result<Self, MapError> {
+        let short = MapError::BadEntrySize(0);
+        let field = |at| raw::quad(bytes, at).ok_or(short);
+        let kind = raw::word(bytes, 0).ok_or(short)?;
+        let (base, virtual_start) = (field(8)?, field(16)?);
+        let (pages, attributes) = (field(24)?, field(32)?);
+        let span = pages
+            .checked_mul(PAGE)
+            .and_then(|len| Span::sized(base, len));
+        let bad = MapError::BadEntry { base, len: pages };
+        let span = span.filter(|_| base.is_multiple_of(PAGE)).ok_or(bad)?;
+        if kind == UNACCEPTED {
+            return Err(MapError::Unaccepted(base));
+        }
+        let rest = bytes.get(DEFINED..).unwrap_or_default();
+        Ok(Self {
+            kind,
+            span,
+            virtual_start,
+            attributes,
+            rest,
+        })
+    }
+
+    /// Writes the part of it that lies in `part` as a descriptor of its own, if there is any.
+    fn emit<E>(self, part: Span, sink: &mut impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        let part = self.span.intersect(part);
+        if part.is_empty() {
+            return Ok(());
+        }
+        let skipped = part.start() - self.span.start();
+        let moved = self.virtual_start.wrapping_add(skipped);
+        let virtual_start = if self.virtual_start == 0 { 0 } else { moved };
+        sink(&u64::from(self.kind).to_le_bytes())?;
+        for field in [
+            part.start(),
+            virtual_start,
+            part.len() / PAGE,
+            self.attributes,
+        ] {
+            sink(&field.to_le_bytes())?;
+        }
+        sink(self.rest)
+    }
+
+    /// Its E820 kind, as Linux has it (`do_add_efi_memmap`).
+    const fn e820(self) -> Kind {
+        let usable = self.attributes & (WRITE_BACK | SPECIFIC_PURPOSE) == WRITE_BACK;
+        match self.kind {
+            // Loader and boot-services code and data: their owners are gone.
+            1..=4 | 7 if usable => Kind::RAM,
+            8 => Kind::UNUSABLE,
+            9 => Kind::ACPI,
+            10 => Kind::NVS,
+            14 => Kind::PERSISTENT,
+            _ => Kind::RESERVED,
+        }
+    }
+}
+
+impl<'m> EfiMap<'m> {
+    /// Version of the format of its descriptors.
+    pub const VERSION: u32 = 1;
+
+    /// The map in `bytes`, whose descriptors are `size` bytes long each.
+    ///
+    /// # Errors
+    /// The first descriptor that cannot be true.
+    pub fn parse(bytes: &'m [u8], size: u32) -> Result<Self, MapError> {
+        let bad = MapError::BadEntrySize(size);
+        let len = usize::try_from(size).map_err(|_| bad)?;
+        if len < DEFINED || !len.is_multiple_of(8) || !bytes.len().is_multiple_of(len) {
+            return Err(bad);
+        }
+        bytes
+            .chunks_exact(len)
+            .try_for_each(|bytes| Descriptor::parse(bytes).map(|_| ()))?;
+        Ok(Self { bytes, size })
+    }
+
+    /// Bytes in each descriptor.
+    #[must_use]
+    pub const fn descriptor_size(self) -> u32 {
+        self.size
+    }
+
+    fn descriptors(self) -> impl Iterator<Item = Descriptor<'m>> + Clone {
+        let len = usize::try_from(self.size).unwrap_or(DEFINED);
+        self.bytes
+            .chunks_exact(len)
+            .filter_map(|bytes| Descriptor::parse(bytes).ok())
+    }
+
+    /// Adds its entries to `map`.
+    ///
+    /// # Errors
+    /// [`MapError::Full`].
+    pub fn load(self, map: &mut MemoryMap) -> Result<(), MapError> {
+        self.descriptors()
+            .try_for_each(|entry| map.paint(entry.span, entry.e820()))
+    }
+
+    /// Memory of EFI boot services. It is RAM, but some firmware still uses it until the host has
+    /// called `SetVirtualAddressMap`, so the visor should not move in there.
+    pub fn boot_services(self) -> impl Iterator<Item = Span> + Clone + use<'m> {
+        let theirs = self
+            .descriptors()
+            .filter(|entry| matches!(entry.kind, 3 | 4));
+        theirs.map(|entry| entry.span)
+    }
+
+    /// Gives `sink` the map piece by piece, with the pages of `span` reserved.
+    ///
+    /// # Errors
+    /// Those of `sink`.
+    pub fn carve<E>(
+        self,
+        span: Span,
+        sink: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let span = span.grow_to(PAGE);
+        for entry in self.descriptors() {
+            let whole = entry.span;
+            let below = Span::new(whole.start(), span.start()).unwrap_or_default();
+            let above = Span::new(span.end(), whole.end()).unwrap_or_default();
+            let attributes = entry.attributes & !RUNTIME;
+            entry.emit(below, sink)?;
+            Descriptor {
+                kind: RESERVED,
+                attributes,
+                ..entry
+            }
+            .emit(span, sink)?;
+            entry.emit(above, sink)?;
+        }
+        Ok(())
+    }
+}
