@@ -4,8 +4,6 @@ mod tables;
 
 use core::fmt;
 
-use ept::addr::Span;
-
 use crate::memory::{self, Memory};
 use crate::raw;
 
@@ -18,7 +16,7 @@ pub use tables::{
 const HEADER: usize = 36;
 /// Longest table that is taken, in bytes; a DSDT, which the visor does not read, is the longest
 /// there is and far shorter.
-const LONGEST: u64 = 1 << 24;
+const LONGEST: u32 = 1 << 24;
 
 /// The name of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,16 +57,14 @@ impl<'m> Root<'m> {
     /// # Errors
     /// [`AcpiError`] if there is none, or it is broken.
     pub fn find(memory: &'m dyn Memory, copy: Option<&[u8]>) -> Result<Self, AcpiError> {
-        let pointer = match copy {
-            Some(copy) => Pointer::parse(copy).ok_or(AcpiError::BadPointer)?,
-            None => Pointer::scan(memory).ok_or(AcpiError::NoPointer)?,
+        let (signature, address) = match copy {
+            Some(copy) => pointer(copy).ok_or(AcpiError::BadPointer)?,
+            None => scan(memory).ok_or(AcpiError::NoPointer)?,
         };
-        let table = read(memory, pointer.signature, pointer.address)?;
+        let table = read(memory, signature, address)?;
         let addresses = table.get(HEADER..).unwrap_or_default();
-        Ok(Self {
-            addresses,
-            width: pointer.width,
-        })
+        let width = if signature == Signature::XSDT { 8 } else { 4 };
+        Ok(Self { addresses, width })
     }
 
     /// The table called `signature`, whole and with its checksum verified; `None` if there is none.
@@ -83,8 +79,8 @@ impl<'m> Root<'m> {
         for entry in self.addresses.chunks_exact(self.width) {
             let low = raw::word(entry, 0).map(u64::from);
             let address = raw::quad(entry, 0).or(low).unwrap_or_default();
-            let unreadable = AcpiError::Unreadable { signature, address };
-            let name = memory::bytes(memory, address, 4).ok_or(unreadable)?;
+            let name = memory::bytes(memory, address, 4);
+            let name = name.ok_or(AcpiError::Unreadable(signature, address))?;
             if name == signature.0 {
                 return read(memory, signature, address).map(Some);
             }
@@ -95,21 +91,16 @@ impl<'m> Root<'m> {
 
 /// Reads the table at `address` that should be called `signature`.
 fn read(memory: &dyn Memory, signature: Signature, address: u64) -> Result<&[u8], AcpiError> {
-    let unreadable = AcpiError::Unreadable { signature, address };
+    let unreadable = AcpiError::Unreadable(signature, address);
     let head = memory::bytes(memory, address, 8).ok_or(unreadable)?;
-    let len = raw::word(head, 4)
-        .map(u64::from)
-        .filter(|&len| len <= LONGEST);
-    let named = head.starts_with(&signature.0);
-    let table = memory::bytes(memory, address, len.filter(|_| named).ok_or(unreadable)?);
-    let table = table
-        .filter(|table| table.len() >= HEADER)
-        .ok_or(unreadable)?;
-    if sum(table) == 0 {
-        Ok(table)
-    } else {
-        Err(AcpiError::BadChecksum(signature))
-    }
+    let len = raw::word(head, 4).filter(|len| (36..=LONGEST).contains(len));
+    let len = len.filter(|_| head.starts_with(&signature.0));
+    let table = memory::bytes(memory, address, len.ok_or(unreadable)?.into());
+    let table = table.ok_or(unreadable)?;
+    let intact = sum(table) == 0;
+    intact
+        .then_some(table)
+        .ok_or(AcpiError::BadChecksum(signature))
 }
 
 /// Sum of all bytes, which is 0 over anything that carries an ACPI checksum.
@@ -117,63 +108,39 @@ fn sum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, &byte| sum.wrapping_add(byte))
 }
 
-/// What a root pointer (RSDP; ACPI 6.5, 5.2.5) points to.
-struct Pointer {
-    signature: Signature,
-    address: u64,
-    width: usize,
+/// Name and address of the root table to which the root pointer (RSDP; ACPI 6.5, 5.2.5) at the
+/// start of `bytes` points.
+fn pointer(bytes: &[u8]) -> Option<(Signature, u64)> {
+    /// Bytes of the first version, which have a checksum of their own.
+    const OLD: usize = 20;
+    let old = bytes.get(..OLD)?;
+    if !old.starts_with(b"RSD PTR ") || sum(old) != 0 {
+        return None;
+    }
+    let narrow = (Signature::RSDT, raw::word(old, 16)?.into());
+    if raw::byte(old, 15)? < 2 {
+        return Some(narrow);
+    }
+    let all = bytes.get(..raw::length(bytes, OLD)?)?;
+    match raw::quad(all, 24).filter(|_| sum(all) == 0)? {
+        0 => Some(narrow),
+        wide => Some((Signature::XSDT, wide)),
+    }
 }
 
-impl Pointer {
-    /// Reads the pointer at the start of `bytes`.
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        /// Bytes of the first version, which have a checksum of their own.
-        const OLD: usize = 20;
-        let old = bytes.get(..OLD)?;
-        if !old.starts_with(b"RSD PTR ") || sum(old) != 0 {
-            return None;
-        }
-        let narrow = raw::word(bytes, 16)?.into();
-        if raw::byte(bytes, 15)? < 2 {
-            return Some(Self {
-                signature: Signature::RSDT,
-                address: narrow,
-                width: 4,
-            });
-        }
-        let all = bytes.get(..raw::length(bytes, OLD)?)?;
-        let wide = raw::quad(all, 24).filter(|_| sum(all) == 0)?;
-        Some(match wide {
-            0 => Self {
-                signature: Signature::RSDT,
-                address: narrow,
-                width: 4,
-            },
-            address => Self {
-                signature: Signature::XSDT,
-                address,
-                width: 8,
-            },
-        })
-    }
-
-    /// Looks where a BIOS leaves it, on 16-byte boundaries: in the first KiB of the extended BIOS
-    /// data area, whose segment is at 0x40e, and in the BIOS itself.
-    fn scan(memory: &dyn Memory) -> Option<Self> {
-        const STEP: usize = 16;
-        let segment = memory::bytes(memory, 0x40e, 2).and_then(|bytes| raw::array(bytes, 0));
-        let data_area = u64::from(segment.map_or(0, u16::from_le_bytes)) << 4;
-        let places = [
-            Span::sized(data_area, 1 << 10)?,
-            Span::new(0xe_0000, 0x10_0000)?,
-        ];
-        places.into_iter().find_map(|place| {
-            let bytes = memory.bytes(place).filter(|_| place.start() != 0)?;
-            (0..bytes.len())
-                .step_by(STEP)
-                .find_map(|at| Self::parse(bytes.get(at..)?))
-        })
-    }
+/// Looks for the root pointer where a BIOS leaves it, on 16-byte boundaries: in the first KiB of
+/// the extended BIOS data area, whose segment is at 0x40e, and in the BIOS itself.
+fn scan(memory: &dyn Memory) -> Option<(Signature, u64)> {
+    const STEP: usize = 16;
+    let segment = memory::bytes(memory, 0x40e, 2).and_then(|bytes| raw::array(bytes, 0));
+    let data_area = u64::from(segment.map_or(0, u16::from_le_bytes)) << 4;
+    let places = [(data_area, 0x400), (0xe_0000, 0x2_0000)];
+    let mut places = places.iter().filter(|(at, _)| *at != 0);
+    places.find_map(|&(at, len)| {
+        let bytes = memory::bytes(memory, at, len)?;
+        let mut starts = (0..bytes.len()).step_by(STEP);
+        starts.find_map(|start| pointer(bytes.get(start..)?))
+    })
 }
 
 /// What is wrong with the ACPI tables.
@@ -185,22 +152,14 @@ pub enum AcpiError {
     BadPointer,
     /// There is no such table.
     Missing(Signature),
-    /// A table is not in memory, has another name, or a length that cannot be.
-    Unreadable {
-        /// The table that was looked for.
-        signature: Signature,
-        /// Where a table should be.
-        address: u64,
-    },
+    /// There is no table of this name at this physical address, where one should be, or it is not
+    /// all in memory.
+    Unreadable(Signature, u64),
     /// The bytes of a table do not add up.
     BadChecksum(Signature),
-    /// An entry of a table is too short for its type, cut short, or names what cannot be.
-    BadEntry {
-        /// The table.
-        signature: Signature,
-        /// Offset of the entry in the table.
-        offset: usize,
-    },
+    /// The entry at this offset of the table is too short for its type, cut short, or names what
+    /// cannot be.
+    BadEntry(Signature, usize),
     /// A table lists more than there is room for.
     TooMany(Signature),
     /// Two enabled processors have the same local-APIC id.
@@ -214,15 +173,13 @@ impl fmt::Display for AcpiError {
         f.write_str("ACPI: ")?;
         match self {
             Self::NoPointer => f.write_str("no root pointer"),
-            Self::BadPointer => f.write_str("the boot loader's copy of the root pointer is broken"),
+            Self::BadPointer => f.write_str("the boot loader's root pointer is broken"),
             Self::Missing(signature) => write!(f, "no table {signature}"),
-            Self::Unreadable { signature, address } => {
-                write!(f, "looking for {signature}: no table at {address:#x}")
+            Self::Unreadable(signature, at) => {
+                write!(f, "cannot read {signature} at {at:#x}")
             }
             Self::BadChecksum(signature) => write!(f, "checksum of {signature} is wrong"),
-            Self::BadEntry { signature, offset } => {
-                write!(f, "entry at offset {offset:#x} of {signature} is broken")
-            }
+            Self::BadEntry(signature, at) => write!(f, "{signature} is broken at offset {at:#x}"),
             Self::TooMany(signature) => write!(f, "{signature} lists more than there is room for"),
             Self::SameProcessor(ApicId(id)) => write!(f, "two processors have the APIC id {id:#x}"),
             Self::NoProcessor => f.write_str("no processor is enabled"),

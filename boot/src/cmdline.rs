@@ -55,13 +55,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let serial = Serial::Port {
-            port: 0x3f8,
-            baud: FASTEST,
-        };
+        let (port, baud) = (0x3f8, FASTEST);
         Self {
             log: LogLevel::Info,
-            serial,
+            serial: Serial::Port { port, baud },
             cpus: None,
             panic: OnPanic::Halt,
         }
@@ -80,7 +77,6 @@ pub struct Word {
     pub values: &'static str,
     /// What it does, in one sentence.
     pub meaning: &'static str,
-    apply: fn(&mut Options, &str) -> Option<()>,
 }
 
 /// Every word there is.
@@ -89,50 +85,40 @@ pub const WORDS: &[Word] = &[
         name: "log",
         values: "off|error|warn|info|debug",
         meaning: "Logs messages of this level and of the levels before it (default: info).",
-        apply: |options, value| {
-            options.log = match value {
-                "off" => LogLevel::Off,
-                "error" => LogLevel::Error,
-                "warn" => LogLevel::Warn,
-                "info" => LogLevel::Info,
-                "debug" => LogLevel::Debug,
-                _ => return None,
-            };
-            Some(())
-        },
     },
     Word {
         name: "serial",
         values: "com1|com2|com3|com4|0xPORT[,BAUD]|off",
-        meaning: "Logs to this serial port (default: com1,115200).",
-        apply: |options, value| {
-            options.serial = serial(value)?;
-            Some(())
-        },
+        meaning: "Logs to this serial port, 8N1; any port may have a BAUD (default: com1,115200).",
     },
     Word {
         name: "cpus",
         values: "N",
         meaning: "Uses at most N processors, at least one (default: all).",
-        apply: |options, value| {
-            options.cpus = Some(decimal(value).filter(|&n| n > 0)?);
-            Some(())
-        },
     },
     Word {
         name: "panic",
         values: "halt|reset",
         meaning: "Stops or resets the machine when the visor cannot go on (default: halt).",
-        apply: |options, value| {
-            options.panic = match value {
-                "halt" => OnPanic::Halt,
-                "reset" => OnPanic::Reset,
-                _ => return None,
-            };
-            Some(())
-        },
     },
 ];
+
+/// Does what the word `name=value` says; `None` if it says nothing.
+fn apply(options: &mut Options, name: &str, value: &str) -> Option<()> {
+    match (name, value) {
+        ("log", "off") => options.log = LogLevel::Off,
+        ("log", "error") => options.log = LogLevel::Error,
+        ("log", "warn") => options.log = LogLevel::Warn,
+        ("log", "info") => options.log = LogLevel::Info,
+        ("log", "debug") => options.log = LogLevel::Debug,
+        ("serial", _) => options.serial = serial(value)?,
+        ("cpus", _) => options.cpus = Some(decimal(value).filter(|&count| count > 0)?),
+        ("panic", "halt") => options.panic = OnPanic::Halt,
+        ("panic", "reset") => options.panic = OnPanic::Reset,
+        _ => return None,
+    }
+    Some(())
+}
 
 fn serial(value: &str) -> Option<Serial> {
     if value == "off" {
@@ -154,41 +140,46 @@ fn serial(value: &str) -> Option<Serial> {
     fits.then_some(Serial::Port { port, baud })
 }
 
-/// A decimal number without the sign that `parse` lets pass.
-fn decimal(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|_| !text.starts_with('+'))
+/// A number without the sign that Rust's own parsers let pass.
+fn decimal(digits: &str) -> Option<u32> {
+    digits.parse().ok().filter(|_| !digits.starts_with('+'))
 }
 
-fn hexadecimal(text: &str) -> Option<u16> {
-    u16::from_str_radix(text, 16)
-        .ok()
-        .filter(|_| !text.starts_with('+'))
+fn hexadecimal(digits: &str) -> Option<u16> {
+    let number = u16::from_str_radix(digits, 16).ok();
+    number.filter(|_| !digits.starts_with('+'))
 }
 
 /// Reads a command line from which the image's name was dropped (see [`cook`]).
 ///
 /// # Errors
 /// The first thing that is wrong with it: nothing in it is ignored.
-pub fn parse(text: &[u8]) -> Result<Options, CmdlineError> {
-    if let Some(&byte) = text.iter().find(|byte| !matches!(byte, b' '..=b'~')) {
-        return Err(CmdlineError::NotText(byte));
-    }
+pub fn parse(text: &[u8]) -> Result<Options, CmdlineError<'_>> {
+    let odd = text.iter().find(|byte| !matches!(byte, b' '..=b'~'));
+    odd.map_or(Ok(()), |&byte| Err(CmdlineError::NotText(byte)))?;
     let text = core::str::from_utf8(text).unwrap_or_default();
+    let words = text.split(' ').filter(|word| !word.is_empty());
     let mut options = Options::default();
-    let mut seen = [false; WORDS.len()];
-    for word in text.split(' ').filter(|word| !word.is_empty()) {
-        let (name, value) = word.split_once('=').unwrap_or((word, ""));
-        let mut rules = WORDS.iter().zip(&mut seen);
-        let Some((rule, seen)) = rules.find(|(rule, _)| rule.name == name) else {
-            return Err(CmdlineError::UnknownWord(Excerpt::of(word)));
-        };
-        if core::mem::replace(seen, true) {
-            return Err(CmdlineError::Repeated(Excerpt::of(word)));
+    for (place, word) in words.clone().enumerate() {
+        let (name, value) = halves(word);
+        if WORDS.iter().all(|known| known.name != name) {
+            return Err(CmdlineError::UnknownWord(word));
         }
-        (rule.apply)(&mut options, value)
-            .ok_or_else(|| CmdlineError::BadValue(Excerpt::of(word)))?;
+        if words
+            .clone()
+            .take(place)
+            .any(|earlier| halves(earlier).0 == name)
+        {
+            return Err(CmdlineError::Repeated(word));
+        }
+        apply(&mut options, name, value).ok_or(CmdlineError::BadValue(word))?;
     }
     Ok(options)
+}
+
+/// Name and value of a word; the value is empty if there is none.
+fn halves(word: &str) -> (&str, &str) {
+    word.split_once('=').unwrap_or((word, ""))
 }
 
 /// A command line as the loader `loader_name` handed it over, without the image's name.
@@ -199,83 +190,39 @@ pub fn parse(text: &[u8]) -> Result<Options, CmdlineError> {
 #[must_use]
 pub fn cook<'a>(raw: &'a [u8], loader_name: &[u8]) -> &'a [u8] {
     let line = raw.trim_ascii_start();
-    let version = loader_name
-        .windows(5)
-        .position(|name| name == b"GRUB ")
-        .map(|at| at + 5);
-    let grub2 = version.is_some_and(|at| loader_name.get(at) != Some(&b'0'));
-    let name = line
-        .iter()
-        .position(|&byte| byte == b' ')
-        .unwrap_or(line.len());
-    if grub2 {
-        line
-    } else {
-        line.get(name..).unwrap_or_default().trim_ascii_start()
+    let mut names = loader_name
+        .windows(6)
+        .filter(|name| name.starts_with(b"GRUB "));
+    if names.next().is_some_and(|name| !name.ends_with(b"0")) {
+        return line;
     }
+    let end = line.iter().position(|&byte| byte == b' ');
+    end.and_then(|end| line.get(end..))
+        .unwrap_or_default()
+        .trim_ascii_start()
 }
 
-/// The beginning of an offending word: enough to recognize it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Excerpt {
-    text: [u8; Self::MOST],
-    len: usize,
-}
-
-impl Excerpt {
-    /// Most bytes that are kept.
-    const MOST: usize = 32;
-
-    fn of(word: &str) -> Self {
-        let mut text = [0; Self::MOST];
-        for (to, from) in text.iter_mut().zip(word.bytes()) {
-            *to = from;
-        }
-        Self {
-            text,
-            len: word.len(),
-        }
-    }
-}
-
-impl fmt::Display for Excerpt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kept = self.text.get(..self.len).unwrap_or(&self.text);
-        let rest = if self.len > Self::MOST { "..." } else { "" };
-        write!(
-            f,
-            "\"{}{rest}\"",
-            core::str::from_utf8(kept).unwrap_or_default()
-        )
-    }
-}
-
-impl fmt::Debug for Excerpt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// What is wrong with the command line.
+/// What is wrong with the command line, with the word in question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CmdlineError {
+pub enum CmdlineError<'a> {
     /// A word that is not in [`WORDS`].
-    UnknownWord(Excerpt),
+    UnknownWord(&'a str),
     /// A word given a second time.
-    Repeated(Excerpt),
+    Repeated(&'a str),
     /// A word with a value it does not take.
-    BadValue(Excerpt),
+    BadValue(&'a str),
     /// A byte that is not printable ASCII.
     NotText(u8),
 }
 
-impl fmt::Display for CmdlineError {
+impl fmt::Display for CmdlineError<'_> {
+    /// Shows no more of a word than it takes to recognize it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("command line: ")?;
         match self {
-            Self::UnknownWord(word) => write!(f, "unknown word {word}"),
-            Self::Repeated(word) => write!(f, "{word} repeats an earlier word"),
-            Self::BadValue(word) => write!(f, "bad value in {word}"),
+            Self::UnknownWord(word) => write!(f, "unknown word \"{word:.40}\""),
+            Self::Repeated(word) => write!(f, "second word of its kind: \"{word:.40}\""),
+            Self::BadValue(word) => write!(f, "bad value in \"{word:.40}\""),
             Self::NotText(byte) => write!(f, "byte {byte:#04x} is not printable ASCII"),
         }
     }

@@ -1,16 +1,17 @@
 //! The memory map of EFI firmware (UEFI 2.10, section 7.2.3, `GetMemoryMap`).
 
-use ept::addr::{PAGE, Span};
+use ept::addr::{PAGE, PHYSICAL_END, Span};
 
 use crate::memmap::{Kind, MapError, MemoryMap};
-use crate::raw;
 
 /// Bytes of a descriptor that version 1 defines; firmware may append more.
 const DEFINED: usize = 40;
 /// `EfiReservedMemoryType`.
-const RESERVED: u32 = 0;
+const RESERVED: u64 = 0;
 /// `EfiUnacceptedMemoryType`.
-const UNACCEPTED: u32 = 15;
+const UNACCEPTED: u64 = 15;
+/// The type is 32 bits; what pads it to 64 says nothing.
+const TYPE: u64 = 0xffff_ffff;
 /// `EFI_MEMORY_WB`: can be cached, as RAM must.
 const WRITE_BACK: u64 = 1 << 3;
 /// `EFI_MEMORY_SP`: set aside for one purpose, not for general use.
@@ -28,37 +29,30 @@ pub struct EfiMap<'m> {
 /// One descriptor of it.
 #[derive(Clone, Copy, Debug)]
 struct Descriptor<'m> {
-    kind: u32,
+    /// Type, physical start, virtual start, pages, attributes.
+    fields: [u64; DEFINED / 8],
     span: Span,
-    virtual_start: u64,
-    attributes: u64,
     /// What follows the defined fields.
     rest: &'m [u8],
 }
 
 impl<'m> Descriptor<'m> {
     fn parse(bytes: &'m [u8]) -> Result<Self, MapError> {
-        let short = MapError::BadEntrySize(0);
-        let field = |at| raw::quad(bytes, at).ok_or(short);
-        let kind = raw::word(bytes, 0).ok_or(short)?;
-        let (base, virtual_start) = (field(8)?, field(16)?);
-        let (pages, attributes) = (field(24)?, field(32)?);
+        let (defined, rest) = bytes.split_at_checked(DEFINED).unwrap_or_default();
+        let mut fields = [0; DEFINED / 8];
+        for (field, bytes) in fields.iter_mut().zip(defined.as_chunks().0) {
+            *field = u64::from_le_bytes(*bytes);
+        }
+        let [kind, base, _, pages, _] = fields;
         let span = pages
             .checked_mul(PAGE)
             .and_then(|len| Span::sized(base, len));
-        let bad = MapError::BadEntry { base, len: pages };
-        let span = span.filter(|_| base.is_multiple_of(PAGE)).ok_or(bad)?;
-        if kind == UNACCEPTED {
+        let span = span.filter(|_| base.is_multiple_of(PAGE));
+        let span = span.ok_or(MapError::BadEntry(base))?;
+        if kind & TYPE == UNACCEPTED {
             return Err(MapError::Unaccepted(base));
         }
-        let rest = bytes.get(DEFINED..).unwrap_or_default();
-        Ok(Self {
-            kind,
-            span,
-            virtual_start,
-            attributes,
-            rest,
-        })
+        Ok(Self { fields, span, rest })
     }
 
     /// Writes the part of it that lies in `part` as a descriptor of its own, if there is any.
@@ -67,25 +61,28 @@ impl<'m> Descriptor<'m> {
         if part.is_empty() {
             return Ok(());
         }
-        let skipped = part.start() - self.span.start();
-        let moved = self.virtual_start.wrapping_add(skipped);
-        let virtual_start = if self.virtual_start == 0 { 0 } else { moved };
-        sink(&u64::from(self.kind).to_le_bytes())?;
-        for field in [
-            part.start(),
-            virtual_start,
-            part.len() / PAGE,
-            self.attributes,
-        ] {
+        let [kind, start, mapped, _, attributes] = self.fields;
+        let moved = mapped.wrapping_add(part.start() - start);
+        let mapped = if mapped == 0 { 0 } else { moved };
+        for field in [kind, part.start(), mapped, part.len() / PAGE, attributes] {
             sink(&field.to_le_bytes())?;
         }
         sink(self.rest)
     }
 
+    /// It as memory that firmware keeps and the host does not map.
+    const fn reserved(mut self) -> Self {
+        let [kind, .., attributes] = &mut self.fields;
+        *kind = RESERVED;
+        *attributes &= !RUNTIME;
+        self
+    }
+
     /// Its E820 kind, as Linux has it (`do_add_efi_memmap`).
     const fn e820(self) -> Kind {
-        let usable = self.attributes & (WRITE_BACK | SPECIFIC_PURPOSE) == WRITE_BACK;
-        match self.kind {
+        let [kind, .., attributes] = self.fields;
+        let usable = attributes & (WRITE_BACK | SPECIFIC_PURPOSE) == WRITE_BACK;
+        match kind & TYPE {
             // Loader and boot-services code and data: their owners are gone.
             1..=4 | 7 if usable => Kind::RAM,
             8 => Kind::UNUSABLE,
@@ -144,7 +141,7 @@ impl<'m> EfiMap<'m> {
     pub fn boot_services(self) -> impl Iterator<Item = Span> + Clone + use<'m> {
         let theirs = self
             .descriptors()
-            .filter(|entry| matches!(entry.kind, 3 | 4));
+            .filter(|entry| matches!(entry.fields[0] & TYPE, 3 | 4));
         theirs.map(|entry| entry.span)
     }
 
@@ -159,17 +156,10 @@ impl<'m> EfiMap<'m> {
     ) -> Result<(), E> {
         let span = span.grow_to(PAGE);
         for entry in self.descriptors() {
-            let whole = entry.span;
-            let below = Span::new(whole.start(), span.start()).unwrap_or_default();
-            let above = Span::new(span.end(), whole.end()).unwrap_or_default();
-            let attributes = entry.attributes & !RUNTIME;
+            let below = Span::new(0, span.start()).unwrap_or_default();
+            let above = Span::new(span.end(), PHYSICAL_END).unwrap_or_default();
             entry.emit(below, sink)?;
-            Descriptor {
-                kind: RESERVED,
-                attributes,
-                ..entry
-            }
-            .emit(span, sink)?;
+            entry.reserved().emit(span, sink)?;
             entry.emit(above, sink)?;
         }
         Ok(())

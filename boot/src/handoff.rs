@@ -6,45 +6,24 @@ use core::fmt;
 use ept::addr::{LARGE, PAGE, Span};
 
 use crate::efi::EfiMap;
-use crate::mbi::{BootInfo, Extras, FirmwareMap};
-use crate::mbi1;
+use crate::mbi::{BootInfo, FirmwareMap};
 use crate::mbi2::{self, ALIGN, HEADER};
-use crate::memmap::{Kind, MemoryMap};
+use crate::memmap::MemoryMap;
 
 /// Tags that the host gets as the visor got them: BIOS boot device, VBE, framebuffer, APM, EFI
 /// system table, SMBIOS, both ACPI root pointers, network.
 const VERBATIM: [u32; 9] = [5, 7, mbi2::FRAMEBUFFER, 10, 12, 13, 14, 15, 16];
 
-/// Bytes of the loader area.
-const AREA: u64 = LARGE;
-/// The loader area lies below: its code runs with 32-bit addresses.
-const AREA_END: u64 = 1 << 32;
 /// First byte after the memory that the BIOS and its tables use.
 const HIGH: u64 = 1 << 20;
 
 /// The place for the host loader: the highest 2 MiB of `map`'s RAM below 4 GiB, aligned, that
-/// shares nothing with the spans of `avoid`. Never in the first MiB.
+/// share nothing with the spans of `avoid`. Never the first 2 MiB, which hold the BIOS's memory.
 #[must_use]
 pub fn loader_area(map: &MemoryMap, avoid: &[Span]) -> Option<Span> {
-    let below = Span::new(HIGH, AREA_END)?;
-    let pieces = map.ram().map(|ram| ram.intersect(below).shrink_to(LARGE));
-    pieces.filter_map(|piece| last_free(piece, avoid)).last()
-}
-
-/// The last area of `piece`, whose ends are aligned, that is free of `avoid`.
-fn last_free(piece: Span, avoid: &[Span]) -> Option<Span> {
-    let mut end = piece.end();
-    loop {
-        let start = end
-            .checked_sub(AREA)
-            .filter(|&start| start >= piece.start())?;
-        let area = Span::new(start, end)?;
-        match avoid.iter().find(|taken| taken.overlaps(area)) {
-            // It begins before `end`, so this goes down.
-            Some(taken) => end = taken.start() - taken.start() % LARGE,
-            None => return Some(area),
-        }
-    }
+    let starts = (1..(1 << 32) / LARGE).rev().map(|number| number * LARGE);
+    let mut areas = starts.filter_map(|start| Span::sized(start, LARGE));
+    areas.find(|&area| map.is_ram(area) && !avoid.iter().any(|taken| taken.overlaps(area)))
 }
 
 /// Writes the structure into `out` and returns its length in bytes.
@@ -60,10 +39,8 @@ pub fn write(
     reservation: Span,
     out: &mut [u8],
 ) -> Result<usize, HandoffError> {
-    if map
-        .regions()
-        .any(|region| region.kind == Kind::RAM && region.span.overlaps(reservation))
-    {
+    let mut ram = map.ram();
+    if ram.any(|span| span.overlaps(reservation)) {
         return Err(HandoffError::NotCarved);
     }
     let mut writer = Writer { out, len: 0 };
@@ -71,10 +48,8 @@ pub fn write(
     writer.put(&[0; HEADER])?;
     writer.strings_and_modules(info)?;
     writer.memory(map)?;
-    match info.extras {
-        Extras::Multiboot1(framebuffer) => writer.framebuffer(framebuffer)?,
-        Extras::Multiboot2(tags) => writer.copies(tags)?,
-    }
+    writer.framebuffer(info.framebuffer)?;
+    writer.copies(info.tags)?;
     if let FirmwareMap::Efi(efi) = info.map {
         writer.efi_map(efi, reservation)?;
     }
@@ -91,28 +66,23 @@ struct Writer<'o> {
 
 impl Writer<'_> {
     fn put(&mut self, bytes: &[u8]) -> Result<(), HandoffError> {
-        let place = self
-            .out
-            .get_mut(self.len..)
-            .and_then(|rest| rest.get_mut(..bytes.len()));
+        let rest = self.out.get_mut(self.len..);
+        let place = rest.and_then(|rest| rest.get_mut(..bytes.len()));
         place.ok_or(HandoffError::NoRoom)?.copy_from_slice(bytes);
         self.len += bytes.len();
         Ok(())
     }
 
     fn words(&mut self, words: &[u32]) -> Result<(), HandoffError> {
-        words
-            .iter()
-            .try_for_each(|word| self.put(&word.to_le_bytes()))
+        let mut words = words.iter();
+        words.try_for_each(|word| self.put(&word.to_le_bytes()))
     }
 
     /// Writes the length `len` over the four bytes at `at`.
     fn patch(&mut self, at: usize, len: usize) -> Result<(), HandoffError> {
         let len = u32::try_from(len).map_err(|_| HandoffError::NoRoom)?;
-        let place = self
-            .out
-            .get_mut(at..)
-            .and_then(|rest| rest.first_chunk_mut());
+        let place = self.out.get_mut(at..);
+        let place = place.and_then(|rest| rest.first_chunk_mut());
         *place.ok_or(HandoffError::NoRoom)? = len.to_le_bytes();
         Ok(())
     }
@@ -141,11 +111,9 @@ impl Writer<'_> {
         self.tag(mbi2::LOADER_NAME, |writer| text(writer, info.loader_name))?;
         info.modules.iter().try_for_each(|module| {
             self.tag(mbi2::MODULE, |writer| {
-                for address in [module.span.start(), module.span.end()] {
-                    writer.words(&[
-                        u32::try_from(address).map_err(|_| HandoffError::ModuleTooHigh)?
-                    ])?;
-                }
+                // Two 32-bit numbers: modules lie below 4 GiB.
+                let (start, end) = (module.span.start(), module.span.end());
+                writer.put(&(start | end << 32).to_le_bytes())?;
                 text(writer, module.string)
             })
         })
@@ -157,11 +125,8 @@ impl Writer<'_> {
         /// Where the memory ends that BIOS callers know as conventional.
         const LOW_END: u64 = 640 << 10;
         // KiB of RAM from 0 and from 1 MiB on, up to the first hole.
-        let from = |start| {
-            map.ram()
-                .find(|ram| ram.contains(start))
-                .map_or(start, Span::end)
-        };
+        let ram = |start| map.ram().find(|ram| ram.contains(start));
+        let from = |start| ram(start).map_or(start, Span::end);
         let low = from(0).min(LOW_END) >> 10;
         let high = (from(HIGH) - HIGH) >> 10;
         let kib = |kib| u32::try_from(kib).unwrap_or(u32::MAX);
@@ -178,24 +143,19 @@ impl Writer<'_> {
 
     /// The framebuffer fields of multiboot1, which multiboot2 has in the same order but for two
     /// reserved bytes. One with a palette is left out: the palette is elsewhere.
-    fn framebuffer(
-        &mut self,
-        fields: Option<&[u8; mbi1::FRAMEBUFFER]>,
-    ) -> Result<(), HandoffError> {
+    fn framebuffer(&mut self, fields: &[u8]) -> Result<(), HandoffError> {
         const DIRECT: u8 = 1;
         const TEXT: u8 = 2;
-        let Some((common, color)) = fields.and_then(|fields| fields.split_at_checked(22)) else {
-            return Ok(());
-        };
-        let color = match common.last() {
-            Some(&DIRECT) => color,
+        let (common, colors) = fields.split_at_checked(22).unwrap_or_default();
+        let colors = match common.last() {
+            Some(&DIRECT) => colors,
             Some(&TEXT) => &[],
             _ => return Ok(()),
         };
         self.tag(mbi2::FRAMEBUFFER, |writer| {
             writer.put(common)?;
             writer.put(&[0; 2])?;
-            writer.put(color)
+            writer.put(colors)
         })
     }
 
@@ -220,8 +180,6 @@ pub enum HandoffError {
     NoRoom,
     /// The map lists a part of the reservation as RAM.
     NotCarved,
-    /// A module lies past 4 GiB.
-    ModuleTooHigh,
 }
 
 impl fmt::Display for HandoffError {
@@ -229,7 +187,6 @@ impl fmt::Display for HandoffError {
         f.write_str(match self {
             Self::NoRoom => "handoff: boot information is too large",
             Self::NotCarved => "handoff: the host's memory map lists memory of the visor",
-            Self::ModuleTooHigh => "handoff: a module lies past 4 GiB",
         })
     }
 }

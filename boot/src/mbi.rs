@@ -6,7 +6,7 @@ use ept::addr::Span;
 use ept::list::List;
 
 use crate::efi::EfiMap;
-use crate::memmap::{Kind, MapError, MemoryMap};
+use crate::memmap::{MapError, MemoryMap};
 use crate::memory::Memory;
 use crate::{mbi1, mbi2};
 
@@ -63,15 +63,6 @@ impl FirmwareMap<'_> {
     }
 }
 
-/// What else the loader told, for the host to be told too.
-#[derive(Clone, Copy, Debug)]
-pub enum Extras<'m> {
-    /// From a multiboot1 loader: the framebuffer fields, if it set one up.
-    Multiboot1(Option<&'m [u8; mbi1::FRAMEBUFFER]>),
-    /// From a multiboot2 loader: all tags, the interpreted ones among them.
-    Multiboot2(&'m [u8]),
-}
-
 /// What the boot loader handed over.
 #[derive(Clone, Debug)]
 pub struct BootInfo<'m> {
@@ -83,8 +74,10 @@ pub struct BootInfo<'m> {
     pub modules: List<Module<'m>, MODULES>,
     /// The firmware's map of memory.
     pub map: FirmwareMap<'m>,
-    /// What else there was.
-    pub extras: Extras<'m>,
+    /// From a multiboot1 loader: the framebuffer fields, if it set one up; else nothing.
+    pub(crate) framebuffer: &'m [u8],
+    /// From a multiboot2 loader: all tags, the interpreted ones among them; else nothing.
+    pub(crate) tags: &'m [u8],
     /// Where the information itself lies.
     pub(crate) pieces: List<Span, PIECES>,
 }
@@ -108,7 +101,8 @@ impl<'m> BootInfo<'m> {
             string: &[],
         }),
         map: FirmwareMap::Multiboot1(&[]),
-        extras: Extras::Multiboot1(None),
+        framebuffer: &[],
+        tags: &[],
         pieces: List::new(NOWHERE),
     };
 
@@ -131,11 +125,9 @@ impl<'m> BootInfo<'m> {
         if self.modules.is_empty() {
             return Err(MbiError::NoModule);
         }
-        let in_image = self
-            .modules
-            .iter()
-            .position(|module| module.span.overlaps(image));
-        in_image.map_or(Ok(()), |module| Err(MbiError::ModuleInImage(module)))
+        let mut spans = self.modules.iter().map(|module| module.span);
+        let inside = spans.position(|span| span.overlaps(image));
+        inside.map_or(Ok(()), |module| Err(MbiError::ModuleInImage(module)))
     }
 
     /// Every span that holds a module or a part of this information: not to be overwritten as long
@@ -155,15 +147,9 @@ impl<'m> BootInfo<'m> {
     /// has it, and on EFI it is the only way to the tables.
     #[must_use]
     pub fn rsdp(&self) -> Option<&'m [u8]> {
-        let Extras::Multiboot2(tags) = self.extras else {
-            return None;
-        };
-        let copy = |kind| {
-            mbi2::tags(tags)
-                .find(|tag| tag.kind == kind)
-                .map(|tag| tag.body)
-        };
-        copy(mbi2::ACPI_NEW).or_else(|| copy(mbi2::ACPI_OLD))
+        let copies = |kind| mbi2::bodies(self.tags, kind);
+        let mut both = copies(mbi2::ACPI_NEW).chain(copies(mbi2::ACPI_OLD));
+        both.next()
     }
 
     /// Makes sure that every module lies in what `map` lists as RAM.
@@ -171,11 +157,8 @@ impl<'m> BootInfo<'m> {
     /// # Errors
     /// [`MbiError::ModuleNotRam`] with the number of the first one that does not.
     pub fn check_modules(&self, map: &MemoryMap) -> Result<(), MbiError> {
-        let ram = |span| {
-            map.regions()
-                .any(|region| region.kind == Kind::RAM && region.span.covers(span))
-        };
-        let stray = self.modules.iter().position(|module| !ram(module.span));
+        let mut spans = self.modules.iter().map(|module| module.span);
+        let stray = spans.position(|span| !map.is_ram(span));
         stray.map_or(Ok(()), |module| Err(MbiError::ModuleNotRam(module)))
     }
 
@@ -194,21 +177,9 @@ impl<'m> BootInfo<'m> {
         if self.modules.iter().any(|other| other.span.overlaps(span)) {
             return Err(MbiError::ModuleOverlaps(module));
         }
-        self.modules
-            .push(Module { span, string })
-            .map_err(|_| MbiError::TooManyModules)
+        let pushed = self.modules.push(Module { span, string });
+        pushed.map_err(|_| MbiError::TooManyModules)
     }
-}
-
-/// A string of the boot information.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Text {
-    /// The visor's command line.
-    Cmdline,
-    /// The loader's name.
-    LoaderName,
-    /// The string of the module of this number.
-    Module(usize),
 }
 
 /// What is wrong with the boot information. Modules are numbered from 0, the host's kernel.
@@ -216,22 +187,21 @@ pub enum Text {
 pub enum MbiError {
     /// Not started by a multiboot loader: what was in EAX.
     BadMagic(u32),
-    /// The structure at this address cannot be read, is misaligned, or too short to be one.
+    /// What should be at this physical address is not in memory, misaligned or malformed.
     BadStructure(u32),
-    /// A tag of this type ends past the structure, or is too short for its type.
+    /// A tag of this type ends past the structure, is too short for its type, or has a
+    /// string without an end.
     BadTag(u32),
     /// A tag of this type, which is one of a kind, comes twice.
     RepeatedTag(u32),
     /// The last tag is not the end tag.
     NoEndTag,
-    /// A string has no end where one must be.
-    Unterminated(Text),
+    /// The string at this physical address has no end, or is too long.
+    Unterminated(u32),
     /// There is no module.
     NoModule,
     /// There are more than [`MODULES`].
     TooManyModules,
-    /// The list of modules cannot be read.
-    ModulesUnreadable,
     /// A module ends before it begins.
     ModuleInverted(usize),
     /// A module has no bytes.
@@ -250,30 +220,18 @@ pub enum MbiError {
     Map(MapError),
 }
 
-impl From<MapError> for MbiError {
-    fn from(error: MapError) -> Self {
-        Self::Map(error)
-    }
-}
-
 impl fmt::Display for MbiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Self::Map(error) = self {
-            return error.fmt(f);
-        }
         f.write_str("multiboot: ")?;
         match self {
             Self::BadMagic(magic) => write!(f, "not started by a multiboot loader: EAX={magic:#x}"),
-            Self::BadStructure(address) => write!(f, "no information structure at {address:#x}"),
+            Self::BadStructure(address) => write!(f, "information at {address:#x} is malformed"),
             Self::BadTag(kind) => write!(f, "tag of type {kind} is cut short"),
             Self::RepeatedTag(kind) => write!(f, "two tags of type {kind}"),
             Self::NoEndTag => f.write_str("no end tag"),
-            Self::Unterminated(Text::Cmdline) => f.write_str("command line has no end"),
-            Self::Unterminated(Text::LoaderName) => f.write_str("loader name has no end"),
-            Self::Unterminated(Text::Module(n)) => write!(f, "string of module {n} has no end"),
+            Self::Unterminated(address) => write!(f, "string at {address:#x} has no end"),
             Self::NoModule => f.write_str("no host kernel: give it as the first module"),
             Self::TooManyModules => write!(f, "more than {MODULES} modules"),
-            Self::ModulesUnreadable => f.write_str("list of modules is not in memory"),
             Self::ModuleInverted(module) => write!(f, "module {module} ends before it begins"),
             Self::ModuleEmpty(module) => write!(f, "module {module} is empty"),
             Self::ModuleOverlaps(module) => write!(f, "module {module} overlaps an earlier one"),
@@ -281,7 +239,7 @@ impl fmt::Display for MbiError {
             Self::ModuleNotRam(module) => write!(f, "module {module} is not all in RAM"),
             Self::NoMemoryMap => f.write_str("no memory map"),
             Self::BootServices => f.write_str("EFI boot services are still active"),
-            Self::Map(_) => Ok(()),
+            Self::Map(error) => error.fmt(f),
         }
     }
 }

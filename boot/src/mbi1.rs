@@ -2,17 +2,16 @@
 
 use ept::addr::Span;
 
-use crate::mbi::{BootInfo, Extras, FirmwareMap, MODULES, MbiError, Text};
+use crate::mbi::{BootInfo, FirmwareMap, MbiError};
 use crate::memmap::{Kind, MapError, MemoryMap};
 use crate::memory::{self, Memory};
 use crate::raw;
 
 /// Bytes in the structure.
 const LEN: u64 = 116;
-/// Where the framebuffer fields begin in it.
-const FRAMEBUFFER_AT: usize = 88;
-/// Bytes of them: address, pitch, width, height, depth, type and what the type adds.
-pub(crate) const FRAMEBUFFER: usize = 28;
+/// Where the framebuffer fields begin in it, the last ones: address, pitch, width, height, depth,
+/// type and what the type adds.
+const FRAMEBUFFER: usize = 88;
 
 /// Bits of `flags`: which fields hold something.
 mod flag {
@@ -23,68 +22,41 @@ mod flag {
     pub(super) const FRAMEBUFFER: u32 = 1 << 12;
 }
 
-/// Reads memory and takes note of where.
-struct Reader<'m> {
+/// Reads memory, and notes in `info` where it did.
+struct Reader<'i, 'm> {
     memory: &'m dyn Memory,
-    fields: &'m [u8],
-    flags: u32,
+    info: &'i mut BootInfo<'m>,
 }
 
-impl<'m> Reader<'m> {
-    fn new(memory: &'m dyn Memory, address: u32) -> Result<Self, MbiError> {
-        let bad = MbiError::BadStructure(address);
-        let fields = memory::bytes(memory, address.into(), LEN).ok_or(bad)?;
-        let flags = raw::word(fields, 0).ok_or(bad)?;
-        Ok(Self {
-            memory,
-            fields,
-            flags,
-        })
-    }
-
-    /// The field at `at`, or 0 if `flag` says that it holds nothing.
-    fn field(&self, flag: u32, at: usize) -> u64 {
-        let field = raw::word(self.fields, at).filter(|_| self.flags & flag != 0);
-        field.unwrap_or_default().into()
+impl<'m> Reader<'_, 'm> {
+    /// The `len` bytes at `at`.
+    fn bytes(&mut self, at: u64, len: u64) -> Option<&'m [u8]> {
+        let span = Span::sized(at, len)?;
+        self.info.pieces.push(span).ok()?;
+        self.memory.bytes(span)
     }
 
     /// The string at `at`, which is empty if `at` is null.
-    fn string(&self, info: &mut BootInfo<'m>, at: u64, text: Text) -> Result<&'m [u8], MbiError> {
+    fn string(&mut self, at: u32) -> Result<&'m [u8], MbiError> {
         if at == 0 {
             return Ok(&[]);
         }
-        let string = memory::string(self.memory, at).ok_or(MbiError::Unterminated(text))?;
-        note(
-            info,
-            at,
-            u64::try_from(string.len()).unwrap_or_default() + 1,
-        )?;
-        Ok(string)
+        let len = memory::string_length(self.memory, at.into());
+        let string = len.and_then(|len| self.bytes(at.into(), len));
+        string.ok_or(MbiError::Unterminated(at))
     }
 
-    fn modules(&self, info: &mut BootInfo<'m>) -> Result<(), MbiError> {
-        const ENTRY: usize = 16;
-        let count = self.field(flag::MODULES, 20);
-        if count > u64::try_from(MODULES).unwrap_or_default() {
-            return Err(MbiError::TooManyModules);
-        }
-        let (at, len) = (self.field(flag::MODULES, 24), count * 16);
-        let list = memory::bytes(self.memory, at, len).ok_or(MbiError::ModulesUnreadable)?;
-        note(info, at, len)?;
-        for (number, entry) in list.chunks_exact(ENTRY).enumerate() {
+    /// Adds the modules, `count` entries of which are at `at`.
+    fn modules(&mut self, at: u32, count: u32) -> Result<(), MbiError> {
+        let len = u64::from(count) * 16;
+        let list = self.bytes(at.into(), len);
+        for entry in list.ok_or(MbiError::BadStructure(at))?.chunks_exact(16) {
             let field = |at| raw::word(entry, at).unwrap_or_default();
-            let string = self.string(info, field(8).into(), Text::Module(number))?;
-            info.push_module(field(0), field(4), string)?;
+            let string = self.string(field(8))?;
+            self.info.push_module(field(0), field(4), string)?;
         }
         Ok(())
     }
-}
-
-/// Takes note that the `len` bytes at `at` are in use.
-fn note(info: &mut BootInfo<'_>, at: u64, len: u64) -> Result<(), MbiError> {
-    let span = Span::sized(at, len).unwrap_or_default();
-    // A piece per module and five more: never too many.
-    info.pieces.push(span).map_err(|_| MbiError::TooManyModules)
 }
 
 /// Reads the structure at `address` into `info`, which is empty.
@@ -93,47 +65,46 @@ pub(crate) fn read<'m>(
     memory: &'m dyn Memory,
     address: u32,
 ) -> Result<(), MbiError> {
-    let reader = Reader::new(memory, address)?;
-    let (at, len) = (
-        reader.field(flag::MEMORY_MAP, 48),
-        reader.field(flag::MEMORY_MAP, 44),
-    );
-    let map = memory::bytes(memory, at, len).filter(|map| !map.is_empty());
-    info.map = FirmwareMap::Multiboot1(map.ok_or(MbiError::NoMemoryMap)?);
-    let framebuffer = reader
-        .fields
-        .get(FRAMEBUFFER_AT..)
-        .and_then(|fields| fields.first_chunk());
-    let framebuffer = framebuffer.filter(|_| reader.flags & flag::FRAMEBUFFER != 0);
-    info.extras = Extras::Multiboot1(framebuffer);
-    note(info, address.into(), LEN)?;
-    note(info, at, len)?;
-    info.cmdline = reader.string(info, reader.field(flag::CMDLINE, 16), Text::Cmdline)?;
-    let name = reader.field(flag::LOADER_NAME, 64);
-    info.loader_name = reader.string(info, name, Text::LoaderName)?;
-    reader.modules(info)
+    let mut reader = Reader { memory, info };
+    let fields = reader.bytes(address.into(), LEN);
+    let fields = fields.ok_or(MbiError::BadStructure(address))?;
+    let flags = raw::word(fields, 0).unwrap_or_default();
+    // A field is 0 if its flag says that it holds nothing.
+    let field = |flag, at| {
+        let field = raw::word(fields, at).filter(|_| flags & flag != 0);
+        field.unwrap_or_default()
+    };
+    let (len, at) = (field(flag::MEMORY_MAP, 44), field(flag::MEMORY_MAP, 48));
+    let map = reader.bytes(at.into(), len.into());
+    let map = map.filter(|map| !map.is_empty());
+    reader.info.map = FirmwareMap::Multiboot1(map.ok_or(MbiError::NoMemoryMap)?);
+    let framebuffer = fields.get(FRAMEBUFFER..);
+    let framebuffer = framebuffer.filter(|_| flags & flag::FRAMEBUFFER != 0);
+    reader.info.framebuffer = framebuffer.unwrap_or_default();
+    reader.info.cmdline = reader.string(field(flag::CMDLINE, 16))?;
+    reader.info.loader_name = reader.string(field(flag::LOADER_NAME, 64))?;
+    reader.modules(field(flag::MODULES, 24), field(flag::MODULES, 20))
 }
 
 /// Adds the entries of a multiboot1 memory map to `map`: each begins with its own size.
 pub(crate) fn load_map(mut entries: &[u8], map: &mut MemoryMap) -> Result<(), MapError> {
-    const SIZE: usize = 4;
-    const LEAST: usize = 20;
     while !entries.is_empty() {
-        let size = raw::length(entries, 0).unwrap_or_default();
-        let entry = entries
-            .get(SIZE..)
-            .and_then(|rest| rest.split_at_checked(size));
-        let bad = MapError::BadEntrySize(raw::word(entries, 0).unwrap_or_default());
-        let (entry, rest) = entry.filter(|_| size >= LEAST).ok_or(bad)?;
-        load_entry(entry, bad, map)?;
+        let size = raw::word(entries, 0).unwrap_or_default();
+        let bad = MapError::BadEntrySize(size);
+        let end = raw::length(entries, 0).map_or(0, |size| size + 4);
+        let (entry, rest) = entries.split_at_checked(end).ok_or(bad)?;
+        load_entry(entry.get(4..).unwrap_or_default(), bad, map)?;
         entries = rest;
     }
     Ok(())
 }
 
-/// Adds the entry `base`, `length`, `type`, which both versions of multiboot share.
+/// Adds an entry of base, length and type, as both versions of multiboot have it; it is `bad` if
+/// it is shorter than that.
 pub(crate) fn load_entry(entry: &[u8], bad: MapError, map: &mut MemoryMap) -> Result<(), MapError> {
     let field = |at| raw::quad(entry, at).ok_or(bad);
+    let (base, len) = (field(0)?, field(8)?);
     let kind = raw::word(entry, 16).ok_or(bad)?;
-    map.add(field(0)?, field(8)?, Kind::e820(kind))
+    let span = Span::sized(base, len).ok_or(MapError::BadEntry(base))?;
+    map.paint(span, Kind::e820(kind))
 }

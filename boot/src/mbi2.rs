@@ -3,7 +3,7 @@
 use ept::addr::Span;
 
 use crate::efi::EfiMap;
-use crate::mbi::{BootInfo, Extras, FirmwareMap, MbiError, Text};
+use crate::mbi::{BootInfo, FirmwareMap, MbiError};
 use crate::mbi1::load_entry;
 use crate::memmap::{MapError, MemoryMap};
 use crate::memory::{self, Memory};
@@ -28,7 +28,7 @@ pub(crate) const ALIGN: usize = 8;
 pub(crate) const HEADER: usize = 8;
 /// Longest structure that is taken, in bytes: far more than 32 modules, long strings and the
 /// largest EFI map need.
-const LONGEST: u64 = 1 << 20;
+const LONGEST: u32 = 1 << 20;
 
 /// A tag.
 #[derive(Clone, Copy, Debug)]
@@ -40,72 +40,45 @@ pub(crate) struct Tag<'m> {
 /// Takes the first tag off `tags`.
 fn take<'m>(tags: &mut &'m [u8]) -> Result<Tag<'m>, MbiError> {
     let kind = raw::word(tags, 0).ok_or(MbiError::NoEndTag)?;
-    let bad = MbiError::BadTag(kind);
-    let size = raw::length(tags, 4).ok_or(bad)?;
-    let body = tags.get(HEADER..size).ok_or(bad)?;
-    *tags = tags.get(size.next_multiple_of(ALIGN)..).unwrap_or_default();
+    let size = raw::length(tags, 4).unwrap_or_default();
+    let body = tags.get(HEADER..size).ok_or(MbiError::BadTag(kind))?;
+    let rest = tags.get(size.next_multiple_of(ALIGN)..);
+    *tags = rest.unwrap_or_default();
     Ok(Tag { kind, body })
 }
 
-/// The tags before the end tag, or before the first broken one: [`parse`] has refused those.
+/// The tags before the end tag, or before the first broken one: [`read`] has refused those.
 pub(crate) fn tags(mut tags: &[u8]) -> impl Iterator<Item = Tag<'_>> {
     core::iter::from_fn(move || take(&mut tags).ok().filter(|tag| tag.kind != END))
 }
 
-/// What the tags say that are one of a kind.
-#[derive(Default)]
-struct Found<'m> {
-    cmdline: Option<&'m [u8]>,
-    loader_name: Option<&'m [u8]>,
-    map: Option<&'m [u8]>,
-    efi: Option<&'m [u8]>,
+/// The bodies of the tags of type `kind`.
+pub(crate) fn bodies(all: &[u8], kind: u32) -> impl Iterator<Item = &[u8]> {
+    let same = tags(all).filter(move |tag| tag.kind == kind);
+    same.map(|tag| tag.body)
 }
 
-impl<'m> Found<'m> {
-    fn gather(mut rest: &'m [u8]) -> Result<Self, MbiError> {
-        let mut found = Self::default();
-        loop {
-            let Tag { kind, body } = take(&mut rest)?;
-            let place = match kind {
-                END => return Ok(found),
-                BOOT_SERVICES => return Err(MbiError::BootServices),
-                CMDLINE => &mut found.cmdline,
-                LOADER_NAME => &mut found.loader_name,
-                MEMORY_MAP => &mut found.map,
-                EFI_MAP => &mut found.efi,
-                _ => continue,
-            };
-            if place.replace(body).is_some() {
-                return Err(MbiError::RepeatedTag(kind));
-            }
-        }
-    }
-
-    /// The map: of EFI if there is one, since the other was derived from it.
-    fn firmware_map(&self) -> Result<FirmwareMap<'m>, MbiError> {
-        let parts = |body: &'m [u8], kind| {
-            let size = raw::word(body, 0).zip(body.get(8..));
-            size.ok_or(MbiError::BadTag(kind))
-        };
-        match (self.efi, self.map) {
-            (Some(body), _) => {
-                let (size, bytes) = parts(body, EFI_MAP)?;
-                Ok(FirmwareMap::Efi(EfiMap::parse(bytes, size)?))
-            }
-            (None, Some(body)) => {
-                let (size, bytes) = parts(body, MEMORY_MAP)?;
-                Ok(FirmwareMap::Multiboot2 { bytes, size })
-            }
-            (None, None) => Err(MbiError::NoMemoryMap),
-        }
+/// The body of the only tag of type `kind`, if there is one.
+fn only(all: &[u8], kind: u32) -> Result<Option<&[u8]>, MbiError> {
+    let mut bodies = bodies(all, kind);
+    match (bodies.next(), bodies.next()) {
+        (_, Some(_)) => Err(MbiError::RepeatedTag(kind)),
+        (body, None) => Ok(body),
     }
 }
 
-/// The string in the body of a tag.
-fn string(body: Option<&[u8]>, text: Text) -> Result<&[u8], MbiError> {
-    body.map_or(Ok(&[]), |body| {
-        raw::until_nul(body).ok_or(MbiError::Unterminated(text))
-    })
+/// Size and bytes of the entries of the map in the tag of type `kind`, if there is one.
+fn entries(all: &[u8], kind: u32) -> Result<Option<(u32, &[u8])>, MbiError> {
+    let body = only(all, kind)?;
+    let parts = |body| raw::word(body, 0).zip(body.get(8..));
+    let parts = body.map(|body| parts(body).ok_or(MbiError::BadTag(kind)));
+    parts.transpose()
+}
+
+/// The string that is the tag of type `kind`; empty if there is none.
+fn string(all: &[u8], kind: u32) -> Result<&[u8], MbiError> {
+    let body = only(all, kind)?.unwrap_or(&[0]);
+    raw::until_nul(body).ok_or(MbiError::BadTag(kind))
 }
 
 /// Reads the structure at `address` into `info`, which is empty.
@@ -114,45 +87,50 @@ pub(crate) fn read<'m>(
     memory: &'m dyn Memory,
     address: u32,
 ) -> Result<(), MbiError> {
-    let bad = MbiError::BadStructure(address);
-    let at = u64::from(address);
-    let head = memory::bytes(memory, at, 8)
-        .filter(|_| address.is_multiple_of(8))
-        .ok_or(bad)?;
-    let len = raw::word(head, 0)
-        .map(u64::from)
-        .filter(|&len| len <= LONGEST)
-        .ok_or(bad)?;
-    let all = memory::bytes(memory, at, len)
-        .and_then(|all| all.get(HEADER..))
-        .ok_or(bad)?;
-    let found = Found::gather(all)?;
-    info.map = found.firmware_map()?;
-    info.extras = Extras::Multiboot2(all);
-    info.cmdline = string(found.cmdline, Text::Cmdline)?;
-    info.loader_name = string(found.loader_name, Text::LoaderName)?;
-    info.pieces
-        .push(Span::sized(at, len).ok_or(bad)?)
-        .map_err(|_| bad)?;
-    for (number, tag) in tags(all).filter(|tag| tag.kind == MODULE).enumerate() {
-        let field = |at| raw::word(tag.body, at).ok_or(MbiError::BadTag(MODULE));
-        let (start, end) = (field(0)?, field(4)?);
-        let text = string(tag.body.get(8..), Text::Module(number))?;
-        info.push_module(start, end, text)?;
+    let (all, span) = structure(memory, address).ok_or(MbiError::BadStructure(address))?;
+    let mut rest = all;
+    while take(&mut rest)?.kind != END {}
+    if bodies(all, BOOT_SERVICES).next().is_some() {
+        return Err(MbiError::BootServices);
     }
-    Ok(())
+    // The map of EFI if there is one: the other was derived from it.
+    info.map = match (entries(all, EFI_MAP)?, entries(all, MEMORY_MAP)?) {
+        (Some((size, bytes)), _) => {
+            FirmwareMap::Efi(EfiMap::parse(bytes, size).map_err(MbiError::Map)?)
+        }
+        (None, Some((size, bytes))) => FirmwareMap::Multiboot2 { bytes, size },
+        (None, None) => return Err(MbiError::NoMemoryMap),
+    };
+    info.tags = all;
+    info.cmdline = string(all, CMDLINE)?;
+    info.loader_name = string(all, LOADER_NAME)?;
+    // There is room: it is the only piece.
+    let _room = info.pieces.push(span);
+    bodies(all, MODULE).try_for_each(|body| {
+        let addresses = raw::word(body, 0).zip(raw::word(body, 4));
+        let string = body.get(8..).and_then(raw::until_nul);
+        let parts = addresses.zip(string);
+        let ((start, end), string) = parts.ok_or(MbiError::BadTag(MODULE))?;
+        info.push_module(start, end, string)
+    })
+}
+
+/// The tags of the structure at `address`, and where all of it is.
+fn structure(memory: &dyn Memory, address: u32) -> Option<(&[u8], Span)> {
+    let at = u64::from(address);
+    let head = memory::bytes(memory, at, 8).filter(|_| at.is_multiple_of(8))?;
+    let len = raw::word(head, 0).filter(|&len| len <= LONGEST)?;
+    let span = Span::sized(at, len.into())?;
+    Some((memory.bytes(span)?.get(HEADER..)?, span))
 }
 
 /// Adds the entries of a multiboot2 memory map, `size` bytes each, to `map`.
 pub(crate) fn load_map(bytes: &[u8], size: u32, map: &mut MemoryMap) -> Result<(), MapError> {
-    /// Base, length and type, and 4 bytes without meaning.
-    const LEAST: usize = 24;
     let bad = MapError::BadEntrySize(size);
-    let size = usize::try_from(size).map_err(|_| bad)?;
-    if size < LEAST || !bytes.len().is_multiple_of(size) {
+    let len = usize::try_from(size).map_err(|_| bad)?;
+    if len == 0 || !bytes.len().is_multiple_of(len) {
         return Err(bad);
     }
-    bytes
-        .chunks_exact(size)
-        .try_for_each(|entry| load_entry(entry, bad, map))
+    let mut entries = bytes.chunks_exact(len);
+    entries.try_for_each(|entry| load_entry(entry, bad, map))
 }

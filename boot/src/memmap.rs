@@ -70,46 +70,38 @@ pub struct Region {
     pub kind: Kind,
 }
 
-/// From `start` up to the next step, memory is of this kind.
+/// From an address up to that of the next step, memory is of this kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Step {
-    start: u64,
-    kind: Kind,
-}
+struct Step(u64, Kind);
 
-/// Room for 256 regions of which no two touch.
-const STEPS: usize = 512;
+/// Most regions, if no two of them touch.
+const REGIONS: usize = 256;
+/// A region takes two steps; the last place is always unused.
+const STEPS: usize = 2 * REGIONS + 1;
 /// Occupies the unused places; sorts behind every step.
-const UNUSED: Step = Step {
-    start: PHYSICAL_END,
-    kind: Kind::HOLE,
-};
+const UNUSED: Step = Step(PHYSICAL_END, Kind::HOLE);
 
 /// What each part of physical memory is. 8 KiB: keep it in a static, not on a stack.
 #[derive(Debug)]
-pub struct MemoryMap {
-    steps: [Step; STEPS],
-}
+pub struct MemoryMap([Step; STEPS]);
 
 impl MemoryMap {
     /// The map that lists nothing.
-    pub const EMPTY: Self = Self {
-        steps: [UNUSED; STEPS],
-    };
+    pub const EMPTY: Self = Self([UNUSED; STEPS]);
 
     /// Lists `span` as `kind`, except where a more restrictive kind is listed already.
     ///
     /// # Errors
-    /// [`MapError::Full`]; the map is then what it was.
+    /// [`MapError::Full`]; the map then says what it said before.
     pub fn paint(&mut self, span: Span, kind: Kind) -> Result<(), MapError> {
         if span.is_empty() {
             return Ok(());
         }
         let first = self.split(span.start())?;
         let end = self.split(span.end())?;
-        for step in self.steps.get_mut(first..end).unwrap_or_default() {
-            if step.kind.rank() < kind.rank() {
-                step.kind = kind;
+        for step in self.0.get_mut(first..end).unwrap_or_default() {
+            if step.1.rank() < kind.rank() {
+                step.1 = kind;
             }
         }
         self.merge();
@@ -119,81 +111,63 @@ impl MemoryMap {
     /// Takes `span` out of what the host may use: lists it as reserved.
     ///
     /// # Errors
-    /// [`MapError::Full`]; the map is then what it was.
+    /// [`MapError::Full`]; the map then says what it said before.
     pub fn carve(&mut self, span: Span) -> Result<(), MapError> {
         self.paint(span, Kind::RESERVED)
     }
 
-    /// Adds an entry of a firmware map; an empty one says nothing.
-    pub(crate) fn add(&mut self, base: u64, len: u64, kind: Kind) -> Result<(), MapError> {
-        let span = Span::sized(base, len).ok_or(MapError::BadEntry { base, len })?;
-        self.paint(span, kind)
-    }
-
     /// Every region, by address; neighbours differ in kind or do not touch.
     pub fn regions(&self) -> impl Iterator<Item = Region> + Clone {
-        let ends = self
-            .steps
-            .iter()
-            .skip(1)
-            .map(|step| step.start)
-            .chain([PHYSICAL_END]);
-        self.steps.iter().zip(ends).filter_map(|(step, end)| {
-            let span = Span::new(step.start, end).filter(|span| !span.is_empty())?;
-            (step.kind != Kind::HOLE).then_some(Region {
-                span,
-                kind: step.kind,
+        self.0
+            .array_windows()
+            .filter_map(|&[Step(start, kind), Step(end, _)]| {
+                let span = Span::new(start, end)?;
+                (kind != Kind::HOLE).then_some(Region { span, kind })
             })
-        })
     }
 
     /// The whole page frames of RAM, by address, in spans that do not touch.
     pub fn ram(&self) -> impl Iterator<Item = Span> + Clone {
         let ram = self.regions().filter(|region| region.kind == Kind::RAM);
-        ram.map(|region| region.span.shrink_to(PAGE))
-            .filter(|span| !span.is_empty())
+        let pages = ram.map(|region| region.span.shrink_to(PAGE));
+        pages.filter(|span| !span.is_empty())
     }
 
-    /// The kind of the byte at `address`; `None` in a hole.
+    /// Whether all of `span` is RAM.
     #[must_use]
-    pub fn kind_at(&self, address: u64) -> Option<Kind> {
-        self.regions()
-            .find(|region| region.span.contains(address))
-            .map(|region| region.kind)
+    pub fn is_ram(&self, span: Span) -> bool {
+        let mut ram = self.regions().filter(|region| region.kind == Kind::RAM);
+        ram.any(|region| region.span.covers(span))
     }
 
     /// Makes a step begin at `at` without changing what the map says; returns its place.
     fn split(&mut self, at: u64) -> Result<usize, MapError> {
-        let place = self.steps.partition_point(|step| step.start < at);
-        if at == PHYSICAL_END || self.steps.get(place).is_some_and(|step| step.start == at) {
+        let place = self.0.partition_point(|step| step.0 < at);
+        let (before, after) = self.0.split_at_mut(place);
+        if after.first().is_some_and(|step| step.0 == at) {
             return Ok(place);
         }
-        let before = place
-            .checked_sub(1)
-            .and_then(|before| self.steps.get(before));
-        let kind = before.map_or(Kind::HOLE, |step| step.kind);
-        let moved = self.steps.get_mut(place..).unwrap_or_default();
-        if moved.last() != Some(&UNUSED) {
+        let kind = before.last().map_or(Kind::HOLE, |step| step.1);
+        let [moved @ .., _unused] = after else {
             return Err(MapError::Full);
+        };
+        match moved.last_mut() {
+            Some(last) if *last == UNUSED => *last = Step(at, kind),
+            _ => return Err(MapError::Full),
         }
         moved.rotate_right(1);
-        if let Some(step) = moved.first_mut() {
-            *step = Step { start: at, kind };
-        }
         Ok(place)
     }
 
     /// Drops the steps that change nothing.
     fn merge(&mut self) {
-        let steps = Cell::from_mut(self.steps.as_mut_slice()).as_slice_of_cells();
+        let steps = Cell::from_mut(self.0.as_mut_slice()).as_slice_of_cells();
         let mut kept = steps.iter();
-        let mut last = Kind::HOLE;
+        let mut kind = Kind::HOLE;
         for step in steps.iter().map(Cell::get) {
-            if step.kind != last
-                && let Some(place) = kept.next()
-            {
-                place.set(step);
-                last = step.kind;
+            if step.1 != kind {
+                kind = step.1;
+                let _place = kept.next().inspect(|place| place.set(step));
             }
         }
         kept.for_each(|place| place.set(UNUSED));
@@ -205,13 +179,9 @@ impl MemoryMap {
 pub enum MapError {
     /// It has more regions than there is room for.
     Full,
-    /// An entry ends past the 52 bits of a physical address, or splits a page of an EFI map.
-    BadEntry {
-        /// Its first address.
-        base: u64,
-        /// Its length in bytes, or in pages if it is from an EFI map.
-        len: u64,
-    },
+    /// The entry of this address ends past the 52 bits of a physical address, or it is from an EFI
+    /// map and does not begin on a page.
+    BadEntry(u64),
     /// It does not divide into whole entries of this many bytes.
     BadEntrySize(u32),
     /// It lists memory that a confidential VM must accept first.
@@ -224,13 +194,8 @@ impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("memory map: ")?;
         match self {
-            Self::Full => write!(f, "more than {} regions", STEPS / 2),
-            Self::BadEntry { base, len } => {
-                write!(
-                    f,
-                    "entry at {base:#x} of length {len:#x} is not physical memory"
-                )
-            }
+            Self::Full => write!(f, "more than {REGIONS} regions"),
+            Self::BadEntry(base) => write!(f, "entry at {base:#x} names no physical memory"),
             Self::BadEntrySize(size) => write!(f, "does not divide into entries of {size} bytes"),
             Self::Unaccepted(base) => write!(f, "memory at {base:#x} is not accepted yet"),
             Self::NoRam => f.write_str("lists no RAM"),

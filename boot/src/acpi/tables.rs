@@ -25,11 +25,12 @@ pub struct Madt<'m> {
     table: &'m [u8],
 }
 
-/// An entry of it, without type and length.
+/// An entry of it.
 struct Entry<'m> {
-    offset: usize,
     kind: u8,
     bytes: &'m [u8],
+    /// What to say if it is too short for its kind.
+    broken: AcpiError,
 }
 
 impl<'m> Madt<'m> {
@@ -42,9 +43,8 @@ impl<'m> Madt<'m> {
     /// [`AcpiError`] if it is missing or broken.
     pub fn find(memory: &'m dyn Memory, root: Root<'m>) -> Result<Self, AcpiError> {
         let table = root.table(memory, Signature::MADT)?;
-        Ok(Self {
-            table: table.ok_or(AcpiError::Missing(Signature::MADT))?,
-        })
+        let table = table.ok_or(AcpiError::Missing(Signature::MADT))?;
+        Ok(Self { table })
     }
 
     /// The entries in order; after a broken one, nothing.
@@ -52,9 +52,16 @@ impl<'m> Madt<'m> {
         let mut offset = Self::ENTRIES;
         core::iter::from_fn(move || {
             let rest = self.table.get(offset..).filter(|rest| !rest.is_empty())?;
-            let found = Entry::first(rest, offset);
-            offset += found.as_ref().map_or(rest.len(), |entry| entry.bytes.len());
-            Some(found)
+            let broken = AcpiError::BadEntry(Signature::MADT, offset);
+            let [kind, len] = raw::array(rest, 0).unwrap_or_default();
+            let bytes = rest.get(..len.into()).filter(|bytes| bytes.len() >= 2);
+            offset += bytes.map_or(rest.len(), <[u8]>::len);
+            let entry = |bytes| Entry {
+                kind,
+                bytes,
+                broken,
+            };
+            Some(bytes.map(entry).ok_or(broken))
         })
     }
 
@@ -71,14 +78,11 @@ impl<'m> Madt<'m> {
             if ids.contains(&id) {
                 return Err(AcpiError::SameProcessor(id));
             }
-            ids.push(id)
-                .map_err(|_| AcpiError::TooMany(Signature::MADT))?;
+            let pushed = ids.push(id);
+            pushed.map_err(|_| AcpiError::TooMany(Signature::MADT))?;
         }
-        if ids.is_empty() {
-            Err(AcpiError::NoProcessor)
-        } else {
-            Ok(())
-        }
+        let first = ids.first().ok_or(AcpiError::NoProcessor);
+        first.map(|_| ())
     }
 
     /// Physical address of the local APICs.
@@ -88,33 +92,18 @@ impl<'m> Madt<'m> {
     pub fn local_apic(self) -> Result<u64, AcpiError> {
         const OVERRIDE: u8 = 5;
         let narrow = raw::word(self.table, HEADER).map(u64::from);
-        let mut address = narrow.ok_or(broken(Signature::MADT, HEADER))?;
+        let mut address = narrow.ok_or(AcpiError::BadEntry(Signature::MADT, HEADER))?;
         for entry in self.entries() {
             let entry = entry?;
             if entry.kind == OVERRIDE {
-                address = raw::quad(entry.bytes, 4).ok_or(entry.broken())?;
+                address = raw::quad(entry.bytes, 4).ok_or(entry.broken)?;
             }
         }
         Ok(address)
     }
 }
 
-impl<'m> Entry<'m> {
-    /// The entry at the start of `rest`, which is at `offset` of its table.
-    fn first(rest: &'m [u8], offset: usize) -> Result<Self, AcpiError> {
-        let [kind, len] = raw::array(rest, 0).ok_or(broken(Signature::MADT, offset))?;
-        let bytes = rest.get(..len.into()).filter(|bytes| bytes.len() >= 2);
-        Ok(Self {
-            offset,
-            kind,
-            bytes: bytes.ok_or(broken(Signature::MADT, offset))?,
-        })
-    }
-
-    fn broken(&self) -> AcpiError {
-        broken(Signature::MADT, self.offset)
-    }
-
+impl Entry<'_> {
     /// The enabled processor that it lists, if it lists one.
     fn processor(&self) -> Result<Option<ApicId>, AcpiError> {
         const LOCAL_APIC: u8 = 0;
@@ -126,17 +115,13 @@ impl<'m> Entry<'m> {
             LOCAL_X2APIC => (raw::word(self.bytes, 4), raw::word(self.bytes, 8), u32::MAX),
             _ => return Ok(None),
         };
-        let (id, flags) = id.zip(flags).ok_or(self.broken())?;
+        let (id, flags) = id.zip(flags).ok_or(self.broken)?;
         match flags & ENABLED {
             0 => Ok(None),
-            _ if id == broadcast => Err(self.broken()),
+            _ if id == broadcast => Err(self.broken),
             _ => Ok(Some(ApicId(id))),
         }
     }
-}
-
-const fn broken(signature: Signature, offset: usize) -> AcpiError {
-    AcpiError::BadEntry { signature, offset }
 }
 
 /// Memory-mapped configuration space of some PCI buses (PCI Firmware Specification 3.3, 4.1.2).
@@ -161,12 +146,13 @@ impl McfgRegion {
         let base = raw::quad(entry, 0).filter(|base| base.is_multiple_of(BUS))?;
         let bus = |number: u64| base.checked_add(number * BUS);
         let span = Span::new(bus(first_bus.into())?, bus(u64::from(last_bus) + 1)?)?;
-        (first_bus <= last_bus).then_some(Self {
+        let region = Self {
             segment,
             first_bus,
             last_bus,
             span,
-        })
+        };
+        (first_bus <= last_bus).then_some(region)
     }
 }
 
@@ -185,11 +171,9 @@ pub fn mcfg(
     let table = root.table(memory, Signature::MCFG)?.unwrap_or_default();
     let entries = table.get(ENTRIES..).unwrap_or_default();
     for (number, entry) in entries.chunks(ENTRY).enumerate() {
-        let offset = ENTRIES + number * ENTRY;
-        let region = McfgRegion::parse(entry).ok_or(broken(Signature::MCFG, offset))?;
-        regions
-            .push(region)
-            .map_err(|_| AcpiError::TooMany(Signature::MCFG))?;
+        let broken = AcpiError::BadEntry(Signature::MCFG, ENTRIES + number * ENTRY);
+        let pushed = regions.push(McfgRegion::parse(entry).ok_or(broken)?);
+        pushed.map_err(|_| AcpiError::TooMany(Signature::MCFG))?;
     }
     Ok(regions)
 }
@@ -197,30 +181,13 @@ pub fn mcfg(
 /// What resets the machine (ACPI 6.5, 4.8.3.6): the write of a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResetRegister {
-    /// To physical memory.
-    Memory {
-        /// Physical address.
-        address: u64,
-        /// What to write.
-        value: u8,
-    },
-    /// To an I/O port.
-    Port {
-        /// The port.
-        port: u16,
-        /// What to write.
-        value: u8,
-    },
-    /// To the configuration space of a device on bus 0.
-    Pci {
-        /// Bits 47:32 device, 31:16 function, 15:0 offset.
-        address: u64,
-        /// What to write.
-        value: u8,
-    },
+    /// To this physical address, of this value.
+    Memory(u64, u8),
+    /// To this I/O port, of this value.
+    Port(u16, u8),
 }
 
-/// The reset register, if the machine has one.
+/// The reset register; `None` if the machine has none, or has it in PCI configuration space.
 ///
 /// # Errors
 /// [`AcpiError`] if the table of fixed hardware is missing or broken.
@@ -230,26 +197,24 @@ pub fn reset_register(
 ) -> Result<Option<ResetRegister>, AcpiError> {
     /// `RESET_REG_SUP` of `Flags`.
     const SUPPORTED: u32 = 1 << 10;
-    const REGISTER: usize = 116;
+    const FLAGS: usize = 112;
+    const SPACE: usize = 116;
+    const ADDRESS: usize = 120;
+    const VALUE: usize = 128;
     let table = root.table(memory, Signature::FADT)?;
     let table = table.ok_or(AcpiError::Missing(Signature::FADT))?;
     // Tables of ACPI 1.0 end before these fields.
-    let flags = raw::word(table, 112).unwrap_or_default();
-    let fields = raw::byte(table, REGISTER).zip(raw::quad(table, REGISTER + 4));
-    let Some(((space, address), &value)) = fields.zip(table.get(128)) else {
+    let (Some(flags), Some(&value)) = (raw::word(table, FLAGS), table.get(VALUE)) else {
         return Ok(None);
     };
-    if flags & SUPPORTED == 0 {
-        return Ok(None);
-    }
-    let bad = broken(Signature::FADT, REGISTER);
-    match space {
-        0 => Ok(Some(ResetRegister::Memory { address, value })),
-        1 => {
-            let port = u16::try_from(address).map_err(|_| bad)?;
-            Ok(Some(ResetRegister::Port { port, value }))
+    let address = raw::quad(table, ADDRESS).unwrap_or_default();
+    let broken = AcpiError::BadEntry(Signature::FADT, ADDRESS);
+    match table.get(SPACE).filter(|_| flags & SUPPORTED != 0) {
+        Some(0) => Ok(Some(ResetRegister::Memory(address, value))),
+        Some(1) => {
+            let port = u16::try_from(address).map_err(|_| broken)?;
+            Ok(Some(ResetRegister::Port(port, value)))
         }
-        2 => Ok(Some(ResetRegister::Pci { address, value })),
-        _ => Err(bad),
+        _ => Ok(None),
     }
 }
