@@ -1,0 +1,72 @@
+//! `/init` of the test kernels.
+//!
+//! It mounts what it needs, says when userspace was reached, runs the actions of `init.do=a,b,c`
+//! from the kernel command line one after the other, and powers the machine off. Everything it
+//! prints goes to the kernel's console in lines that begin with `init: `, or between markers
+//! `=== section` and `=== end`.
+
+mod devmem;
+mod end;
+mod hotplug;
+mod kexec;
+mod port;
+mod report;
+mod system;
+
+use std::arch::x86_64::_rdtsc;
+
+/// What this kernel was told.
+struct CommandLine(String);
+
+impl CommandLine {
+    fn read() -> Self {
+        Self(system::text("/proc/cmdline"))
+    }
+
+    /// The value of the last word `key=value`.
+    fn value(&self, key: &str) -> Option<&str> {
+        self.0
+            .split_ascii_whitespace()
+            .filter_map(|word| word.split_once('='))
+            .filter(|(name, _)| *name == key)
+            .map(|(_, value)| value)
+            .next_back()
+    }
+}
+
+fn main() {
+    // SAFETY: RDTSC is always allowed here and touches no memory.
+    let reached = unsafe { _rdtsc() };
+    system::mount_all();
+    system::take_console();
+    println!("init: userspace reached tsc={reached}");
+    if system::text("/sys/hypervisor/type").trim() == "xen" {
+        println!("init: xen dom0");
+    }
+    let line = CommandLine::read();
+    for action in line.value("init.do").unwrap_or("").split(',') {
+        if let Err(why) = run(action, &line) {
+            println!("init: {action}: {why}");
+        }
+    }
+    println!("init: done");
+    end::power_off();
+}
+
+/// Runs one action; some do not return.
+fn run(action: &str, line: &CommandLine) -> Result<(), String> {
+    match action {
+        "" | "poweroff" => Ok(()),
+        "report" => {
+            report::print();
+            Ok(())
+        }
+        "stats" => port::print_stats(),
+        "reboot" | "triple-fault" => end::reboot_once(),
+        "kexec" => kexec::into_second_kernel(&line.0, line.value("init.next").unwrap_or("")),
+        "cpu-hotplug" => hotplug::cycle(1),
+        "devmem" => devmem::attack(line.value("init.reservation")),
+        "shell" => system::shell(),
+        _ => Err("no such action".to_owned()),
+    }
+}

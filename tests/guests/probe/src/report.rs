@@ -1,0 +1,114 @@
+//! What a test has to say: its failure, and the checks that led to it.
+
+use crate::console;
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// What a test returns.
+pub(crate) type Outcome = Result<(), Failure>;
+
+/// Why a test failed: one line.
+pub(crate) struct Failure {
+    text: [u8; 160],
+    length: usize,
+}
+
+impl Failure {
+    pub(crate) fn new(why: fmt::Arguments) -> Self {
+        let mut failure = Self {
+            text: [0; 160],
+            length: 0,
+        };
+        // A line that is too long is cut; that is all that can go wrong.
+        let _ = failure.write_fmt(why);
+        failure
+    }
+}
+
+impl Write for Failure {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for (place, byte) in self.text[self.length..].iter_mut().zip(text.bytes()) {
+            *place = byte;
+            self.length += 1;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match core::str::from_utf8(&self.text[..self.length]) {
+            Ok(text) => f.write_str(text),
+            Err(_) => f.write_str("(reason is not text)"),
+        }
+    }
+}
+
+/// Returns from a test with a [`Failure`].
+macro_rules! fail {
+    ($($text:tt)*) => {
+        return Err($crate::report::Failure::new(format_args!($($text)*)))
+    };
+}
+pub(crate) use fail;
+
+/// Counts checks, prints the failed ones, and keeps the first as the reason.
+pub(crate) struct Checks {
+    done: u32,
+    failed: u32,
+    first: Option<Failure>,
+}
+
+/// Failed checks beyond these are counted and not printed.
+const PRINTED: u32 = 24;
+
+impl Checks {
+    pub(crate) fn new() -> Self {
+        Self {
+            done: 0,
+            failed: 0,
+            first: None,
+        }
+    }
+
+    /// Notes one check; `what` describes it as it should have been and as it was.
+    pub(crate) fn that(&mut self, holds: bool, what: fmt::Arguments) {
+        self.done += 1;
+        if holds {
+            return;
+        }
+        self.failed += 1;
+        if self.failed <= PRINTED {
+            console::line(format_args!("bad: {what}"));
+        }
+        if self.first.is_none() {
+            self.first = Some(Failure::new(what));
+        }
+    }
+
+    pub(crate) fn finish(self) -> Outcome {
+        console::line(format_args!("{} checks, {} failed", self.done, self.failed));
+        match self.first {
+            None => Ok(()),
+            Some(first) => fail!("{} of {} checks: {first}", self.failed, self.done),
+        }
+    }
+}
+
+static CURRENT: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Remembers which test runs, for a failure outside its own control flow.
+pub(crate) fn begin(name: &str) {
+    let index = crate::tests::TESTS
+        .iter()
+        .position(|test| test.name == name);
+    CURRENT.store(index.unwrap_or(usize::MAX), Ordering::Relaxed);
+}
+
+/// The name of the test that runs.
+pub(crate) fn current() -> &'static str {
+    let index = CURRENT.load(Ordering::Relaxed);
+    crate::tests::TESTS
+        .get(index)
+        .map_or("boot", |test| test.name)
+}
