@@ -16,6 +16,7 @@ pub(crate) const MEMORY_MAP: u32 = 6;
 pub(crate) const FRAMEBUFFER: u32 = 8;
 pub(crate) const EFI64: u32 = 12;
 pub(crate) const EFI_MAP: u32 = 17;
+pub(crate) const LOAD_BASE: u32 = 21;
 
 /// E820 type of RAM that its finder may use.
 pub(crate) const RAM: u32 = 1;

@@ -6,8 +6,10 @@ mod boot_params;
 mod bytes;
 mod error;
 mod handoff;
+mod image;
 mod layout;
 mod linux;
+mod multiboot;
 mod plan;
 mod scratch;
 mod screen;
@@ -42,6 +44,6 @@ pub fn plan(
     if linux::is_image(kernel) {
         linux::plan(&mut layout, kernel, scratch)
     } else {
-        Err(LoadError::UnknownImage)
+        multiboot::plan(&mut layout, kernel, scratch)
     }
 }
