@@ -1,9 +1,12 @@
 //! `cargo xtask`: builds the visor and its guests, boots them in emulators, tests and measures.
 
+mod build;
 mod command;
 mod image;
 mod machine;
+mod packages;
 mod paths;
+mod tool;
 
 use std::process::ExitCode;
 

@@ -1,6 +1,8 @@
 //! The commands of `cargo xtask`.
 
+mod build;
 mod run;
+mod setup;
 
 use std::process::ExitCode;
 
@@ -16,6 +18,10 @@ struct Xtask {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Install, fetch and build what the other commands need
+    Setup,
+    /// Build the visor and the guests
+    Build,
     /// Boot a host on the visor and show its serial line
     Run(run::Options),
 }
@@ -23,6 +29,8 @@ enum Command {
 /// Does what the command line asks for.
 pub(crate) fn dispatch() -> Result<ExitCode> {
     match Xtask::parse().command {
+        Command::Setup => setup::setup().map(|()| ExitCode::SUCCESS),
+        Command::Build => build::build().map(|()| ExitCode::SUCCESS),
         Command::Run(options) => run::run(&options),
     }
 }

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::machine::{Image, Payload};
+use crate::tool::run;
 
 const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
 const SYSLINUX: &str = "/usr/lib/syslinux/modules/bios";
@@ -202,16 +203,6 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Runs a tool; what it says is shown only when it fails.
-fn run(command: &mut Command) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start {name}: `cargo xtask setup` installs it"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{name} failed: {}", said.trim());
-    Ok(())
-}
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::process::{self, Finish, Patience};
 use super::serial::Watch;
@@ -16,10 +16,14 @@ use super::{Cpu, End, Loader, Machine, Outcome, Payload, TripleFault};
 use crate::image::iso::{self, Firmware, Protocol};
 
 /// Instructions per emulated second: the emulated clock is nothing but a count of instructions.
-pub(crate) const IPS: u64 = 50_000_000;
+///
+/// A low figure makes every wait for a device cheap; 20 MIPS is still fast enough for a 250 Hz tick.
+pub(crate) const IPS: u64 = 20_000_000;
 
-/// SeaBIOS, because GRUB's multiboot2 loader triple-faults under Bochs' own BIOS.
-const BIOS: &str = "/usr/share/seabios/bios.bin";
+/// For one CPU: GRUB's multiboot2 loader triple-faults under Bochs' own BIOS.
+const SEABIOS: &str = "/usr/share/seabios/bios.bin";
+/// For several CPUs: SeaBIOS does not find the others in Bochs.
+const BOCHS_BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
 const VGA_BIOS: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
 
 /// What every machine has. `sync=none` keeps real time out of the emulated clock; `rfb` with
@@ -50,6 +54,10 @@ pub(super) fn boot(
     dir: &Path,
     watch: &mut dyn Watch,
 ) -> Result<Outcome> {
+    ensure!(
+        machine.cpus == 1 || machine.loader != Loader::Grub2,
+        "in Bochs, GRUB boots multiboot2 on one CPU only"
+    );
     let _ = match machine.loader {
         Loader::Isolinux => iso::isolinux(payload, dir),
         Loader::Grub1 => iso::grub(payload, dir, Protocol::Multiboot1, Firmware::Bios),
@@ -117,7 +125,7 @@ fn config(machine: &Machine) -> String {
     let lines = [
         format!("cpu: model={model}, count={cpus}, ips={IPS}, reset_on_triple_fault={reset}, ignore_bad_msrs=1"),
         format!("memory: guest={memory}, host={memory}"),
-        format!("romimage: file={BIOS}"),
+        format!("romimage: file={}", if cpus == 1 { SEABIOS } else { BOCHS_BIOS }),
         format!("vgaromimage: file={VGA_BIOS}"),
     ];
     for line in lines {

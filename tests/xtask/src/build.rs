@@ -1,0 +1,114 @@
+//! Building what the tests boot: the visor with its loader, and the guests.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::image::cpio::Archive;
+use crate::packages::{self, Need};
+use crate::{paths, tool};
+
+/// Where a freestanding workspace leaves its programs, below its own folder.
+const RELEASE: &str = "target/x86_64-unknown-linux-gnu/release";
+
+/// Builds `visor.elf`; the path of it.
+pub(crate) fn visor() -> Result<PathBuf> {
+    packages::install(&[Need::Build])?;
+    let workspace = paths::root().join("visor");
+    let out = paths::target("visor")?;
+    tool::show(&mut cargo(&workspace, &["-p", "loader"]))?;
+    let fresh = out.join("loader.bin.new");
+    objcopy(&["-O", "binary"], &workspace.join(RELEASE).join("loader"), &fresh)?;
+    let blob = out.join("loader.bin");
+    keep_if_same(&fresh, &blob)?;
+    tool::show(cargo(&workspace, &["-p", "visor"]).env("VISOR_LOADER", &blob))?;
+    let image = out.join("visor.elf");
+    objcopy(&["--strip-all"], &workspace.join(RELEASE).join("visor"), &image)?;
+    Ok(image)
+}
+
+/// The programs that run on the visor in tests.
+#[derive(Clone, Debug)]
+pub(crate) struct Guests {
+    /// The bare-metal probe, a multiboot ELF32.
+    pub(crate) probe: PathBuf,
+    /// An initial RAM file system that holds only `init`.
+    pub(crate) initrd: PathBuf,
+}
+
+/// Builds the guests.
+pub(crate) fn guests() -> Result<Guests> {
+    packages::install(&[Need::Build])?;
+    let workspace = paths::root().join("tests/guests");
+    let out = paths::target("guests")?;
+    tool::show(&mut cargo(&workspace, &["--workspace"]))?;
+    let built = workspace.join(RELEASE);
+    let probe = out.join("probe.elf");
+    // QEMU's multiboot loader takes ELF32 only; the code inside is as it was.
+    objcopy(&["--strip-all", "-O", "elf32-i386"], &built.join("probe"), &probe)?;
+    let initrd = initramfs(&built.join("init"), &[], &out.join("initrd.cpio"))?;
+    Ok(Guests { probe, initrd })
+}
+
+/// Writes an initial RAM file system with `init` and `files` (name, source) to `out`.
+pub(crate) fn initramfs(init: &Path, files: &[(&str, &Path)], out: &Path) -> Result<PathBuf> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("no {}", path.display()));
+    let mut archive = Archive::default();
+    for folder in ["dev", "proc", "sys", "tmp"] {
+        let _ = archive.directory(folder)?;
+    }
+    let _ = archive.device("dev/console", (5, 1))?;
+    let _ = archive.program("init", &read(init)?)?;
+    for (name, source) in files {
+        let _ = archive.program(name, &read(source)?)?;
+    }
+    fs::write(out, archive.finish()?).context("cannot write the initial RAM file system")?;
+    Ok(out.to_path_buf())
+}
+
+fn cargo(workspace: &Path, words: &[&str]) -> Command {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    let _ = command.args(["build", "--quiet", "--release"]).args(words).current_dir(workspace);
+    command
+}
+
+fn objcopy(words: &[&str], from: &Path, to: &Path) -> Result<()> {
+    ensure!(from.exists(), "the build left no {}", from.display());
+    tool::run(Command::new("objcopy").args(words).arg(from).arg(to))
+}
+
+/// Moves `fresh` to `kept` unless it holds the same: what depends on it then stays as it is.
+fn keep_if_same(fresh: &Path, kept: &Path) -> Result<()> {
+    let same = fs::read(kept).is_ok_and(|old| fs::read(fresh).is_ok_and(|new| old == new));
+    if same {
+        fs::remove_file(fresh).context("cannot remove a copy")
+    } else {
+        fs::rename(fresh, kept).context("cannot keep what was built")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_did_not_change_keeps_its_time() {
+        let dir = env::temp_dir().join(format!("xtask-keep-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let (fresh, kept) = (dir.join("fresh"), dir.join("kept"));
+        fs::write(&kept, "same").unwrap();
+        let before = fs::metadata(&kept).unwrap().modified().unwrap();
+        fs::write(&fresh, "same").unwrap();
+        keep_if_same(&fresh, &kept).unwrap();
+        assert_eq!(fs::metadata(&kept).unwrap().modified().unwrap(), before);
+        fs::write(&fresh, "other").unwrap();
+        keep_if_same(&fresh, &kept).unwrap();
+        assert_eq!(fs::read(&kept).unwrap(), b"other");
+        assert!(!fresh.exists());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,285 @@
+//! Debian packages: installed on the system where they are tools, unpacked into the cache where
+//! they are what the tests boot.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{paths, tool};
+
+/// Something that a command does with other people's tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Linking and converting what Rust builds.
+    Build,
+    /// Boot images, and fetching what is on them.
+    Image,
+    /// Emulation with VMX.
+    Bochs,
+    /// Emulation of UEFI, tboot and machines without VMX.
+    Qemu,
+    /// Building the small kernel.
+    Kernel,
+}
+
+impl Need {
+    /// Everything that this harness can do.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Build, Self::Image, Self::Bochs, Self::Qemu, Self::Kernel];
+
+    const fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Build => &["binutils", "gcc", "libc6-dev"],
+            Self::Image => &[
+                "cpio", "grub-common", "grub-efi-amd64-bin", "grub-pc-bin", "isolinux", "mtools",
+                "syslinux-common", "util-linux", "xorriso",
+            ],
+            Self::Bochs => &["bochs", "bochsbios", "seabios"],
+            Self::Qemu => &["ovmf", "qemu-system-x86"],
+            Self::Kernel => &[
+                "bc", "bison", "flex", "libelf-dev", "libssl-dev", "lz4", "make", "xz-utils",
+            ],
+        }
+    }
+}
+
+/// Installs what `needs` lack.
+pub(crate) fn install(needs: &[Need]) -> Result<()> {
+    let wanted: Vec<&str> = needs.iter().flat_map(|need| need.packages()).copied().collect();
+    let missing = missing(&wanted)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("xtask: installing {}", missing.join(" "));
+    refresh_lists(&missing)?;
+    let simulated = tool::output(Command::new("apt-get").args(apt_install("-s", &missing)))
+        .with_context(|| format!("install by hand: {}", missing.join(" ")))?;
+    let removed = removals(&simulated);
+    ensure!(
+        removed.is_empty(),
+        "installing {} would remove {}: decide that by hand",
+        missing.join(" "),
+        removed.join(" ")
+    );
+    let mut command = as_root("apt-get");
+    let _ = command.args(apt_install("-y", &missing));
+    tool::show(&mut command)
+        .with_context(|| format!("install by hand: apt-get install {}", missing.join(" ")))
+}
+
+fn apt_install<'a>(how: &'a str, packages: &[&'a str]) -> Vec<&'a str> {
+    let mut words = vec!["install", how, "-qq", "--no-install-recommends"];
+    words.extend(packages);
+    words
+}
+
+/// A command that runs as root, by sudo where that is needed.
+fn as_root(program: &str) -> Command {
+    let root = tool::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
+    let mut command = Command::new(if root { "env" } else { "sudo" });
+    let _ = command.arg("DEBIAN_FRONTEND=noninteractive").arg(program);
+    command
+}
+
+/// The packages of `wanted` that are not installed.
+fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
+    let format = "${Package} ${db:Status-Status}\n";
+    let mut query = Command::new("dpkg-query");
+    let _ = query.args(["-W", "-f", format]).args(wanted);
+    // The status is 1 when a package is unknown, which is an answer here.
+    let output = query.output().context("cannot start dpkg-query: this needs a Debian system")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(not_installed(wanted, &text))
+}
+
+fn not_installed<'a>(wanted: &[&'a str], statuses: &str) -> Vec<&'a str> {
+    let installed = |name: &str| {
+        let line = format!("{name} installed");
+        statuses.lines().any(|status| status == line)
+    };
+    wanted.iter().copied().filter(|name| !installed(name)).collect()
+}
+
+/// The packages that `apt-get -s` would remove.
+fn removals(simulated: &str) -> Vec<&str> {
+    let removed = simulated.lines().filter_map(|line| line.strip_prefix("Remv "));
+    removed.filter_map(|rest| rest.split_whitespace().next()).collect()
+}
+
+/// Fetches the package lists where they do not know one of `packages`.
+fn refresh_lists(packages: &[&str]) -> Result<()> {
+    if packages.iter().all(|name| candidate(name).is_ok()) {
+        return Ok(());
+    }
+    eprintln!("xtask: fetching package lists");
+    tool::show(as_root("apt-get").args(["update", "-qq"])).context("cannot fetch package lists")
+}
+
+/// The version of `package` that would be installed.
+fn candidate(package: &str) -> Result<String> {
+    let policy = tool::output(Command::new("apt-cache").args(["policy", package]))?;
+    let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    match candidate {
+        Some(version) if version != "(none)" => Ok(version.to_owned()),
+        Some(_) | None => bail!("no package source of this system has {package}"),
+    }
+}
+
+/// The package that the empty package `meta` stands for: its first dependency.
+fn depends(meta: &str) -> Result<String> {
+    refresh_lists(&[meta])?;
+    let text = tool::output(Command::new("apt-cache").args(["depends", meta]))?;
+    let name = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+    name.map(str::to_owned).with_context(|| format!("{meta} depends on nothing"))
+}
+
+/// One thing that the tests boot, unpacked from a package.
+fn unpacked(package: &str) -> Result<PathBuf> {
+    refresh_lists(&[package])?;
+    let version = candidate(package)?.replace(':', "%3a");
+    cached(&format!("{package}_{version}"), |dir| {
+        eprintln!("xtask: fetching {package} {version}");
+        tool::run(Command::new("apt-get").args(["download", "-qq", package]).current_dir(dir))?;
+        let deb = only_file(dir, ".deb")?;
+        tool::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
+        fs::remove_file(&deb).context("cannot remove the package file")
+    })
+}
+
+/// The folder `name` of the cache, filled by `fill` if no earlier run has done so. A folder
+/// appears under its name only when it is complete, and one process at a time fills.
+fn cached(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let base = paths::cache("")?;
+    let done = base.join(name);
+    if done.exists() {
+        return Ok(done);
+    }
+    let lock = File::create(base.join("lock")).context("cannot lock the cache")?;
+    lock.lock().context("cannot lock the cache")?;
+    if !done.exists() {
+        let partial = base.join("partial");
+        paths::emptied(&partial)?;
+        fill(&partial)?;
+        fs::rename(&partial, &done).context("cannot add to the cache")?;
+    }
+    Ok(done)
+}
+
+/// The one file of `dir` whose name begins or ends as asked.
+fn only_file(dir: &Path, part: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    let mut found = entries.filter_map(Result::ok).filter(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with(part) || name.ends_with(part)
+    });
+    match (found.next(), found.next()) {
+        (Some(entry), None) => Ok(entry.path()),
+        (_, _) => bail!("{} holds no single file {part}", dir.display()),
+    }
+}
+
+/// The distribution's own kernel, a bzImage.
+pub(crate) fn stock_kernel() -> Result<PathBuf> {
+    let package = depends("linux-image-amd64")?;
+    only_file(&unpacked(&package)?.join("boot"), "vmlinuz-")
+}
+
+/// The distribution's own Xen, a multiboot ELF, expanded: not every loader does that itself.
+pub(crate) fn xen() -> Result<PathBuf> {
+    let boot = unpacked("xen-hypervisor-4.17-amd64")?.join("boot");
+    expanded(&only_file(&boot, ".gz")?, "xen")
+}
+
+/// The distribution's own tboot, a multiboot ELF, expanded.
+pub(crate) fn tboot() -> Result<PathBuf> {
+    let boot = unpacked("tboot")?.join("boot");
+    expanded(&boot.join("tboot.gz"), "tboot")
+}
+
+fn expanded(compressed: &Path, name: &str) -> Result<PathBuf> {
+    let plain = compressed.with_file_name(name);
+    if !plain.exists() {
+        // Under another name first: another process may be doing the same.
+        let own = compressed.with_file_name(format!("{name}.{}", std::process::id()));
+        let out = File::create(&own).context("cannot write to the cache")?;
+        tool::show(Command::new("gzip").arg("-dc").arg(compressed).stdout(out))?;
+        fs::rename(&own, &plain).context("cannot add to the cache")?;
+    }
+    Ok(plain)
+}
+
+/// The small kernel, a bzImage, built from the distribution's kernel source.
+pub(crate) fn small_kernel() -> Result<PathBuf> {
+    let source = "linux-source-6.1";
+    refresh_lists(&[source])?;
+    let version = candidate(source)?;
+    let config = paths::root().join("tests/kernels/small.config");
+    let text = fs::read(&config).with_context(|| format!("cannot read {}", config.display()))?;
+    let name = format!("linux-small_{}", key(&[version.as_bytes(), &text]));
+    let dir = cached(&name, |dir| build_kernel(source, &config, dir))?;
+    Ok(dir.join("bzImage"))
+}
+
+/// A short name for content.
+fn key(parts: &[&[u8]]) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(Sha256::digest(part));
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn build_kernel(source: &str, config: &Path, dir: &Path) -> Result<()> {
+    install(&[Need::Build, Need::Kernel])?;
+    eprintln!("xtask: fetching {source}");
+    tool::run(Command::new("apt-get").args(["download", "-qq", source]).current_dir(dir))?;
+    let deb = only_file(dir, ".deb")?;
+    tool::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
+    let archive = dir.join(format!("usr/src/{source}.tar.xz"));
+    tool::run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(dir))?;
+    let tree = dir.join(source);
+    let mut configure = Command::new("make");
+    let _ = configure.args(["-s", "allnoconfig"]).env("KCONFIG_ALLCONFIG", config);
+    tool::run(configure.current_dir(&tree))?;
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    eprintln!("xtask: building the small kernel, once: 12 minutes of processor time, {jobs} jobs");
+    let mut make = Command::new("nice");
+    let _ = make.args(["make", "-s", &format!("-j{jobs}"), "bzImage"]).current_dir(&tree);
+    tool::run(&mut make)?;
+    let image = tree.join("arch/x86/boot/bzImage");
+    let _ = fs::copy(image, dir.join("bzImage")).context("cannot keep the small kernel")?;
+    for leftover in [tree, dir.join("usr")] {
+        fs::remove_dir_all(leftover).context("cannot remove the kernel's source")?;
+    }
+    fs::remove_file(deb).context("cannot remove the kernel's source package")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_counts_as_installed_only_in_that_state() {
+        let statuses = "bochs installed\nqemu-system-x86 config-files\n";
+        let wanted = ["bochs", "qemu-system-x86", "xorriso"];
+        assert_eq!(not_installed(&wanted, statuses), ["qemu-system-x86", "xorriso"]);
+    }
+
+    #[test]
+    fn a_removal_is_found_in_a_simulated_installation() {
+        let text = "Inst ovmf (1 Debian)\nRemv qemu-utils [1:9.0]\nConf ovmf\n";
+        assert_eq!(removals(text), ["qemu-utils"]);
+    }
+
+    #[test]
+    fn the_cache_key_depends_on_every_part_and_on_where_parts_end() {
+        assert_eq!(key(&[b"6.1", b"A=y"]), key(&[b"6.1", b"A=y"]));
+        assert_ne!(key(&[b"6.1", b"A=y"]), key(&[b"6.1A", b"=y"]));
+        assert_ne!(key(&[b"6.1", b"A=y"]), key(&[b"6.2", b"A=y"]));
+        assert_eq!(key(&[]).len(), 16);
+    }
+}
