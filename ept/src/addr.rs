@@ -48,6 +48,9 @@ pub struct Span {
 }
 
 impl Span {
+    /// The span of no bytes, at address 0.
+    pub const EMPTY: Self = Self { start: 0, end: 0 };
+
     /// The span `start..end`, if it is not inverted and ends within 52 bits.
     #[must_use]
     pub const fn new(start: u64, end: u64) -> Option<Self> {
@@ -114,7 +117,11 @@ impl Span {
     pub fn intersect(self, other: Self) -> Self {
         let start = self.start.max(other.start);
         let end = self.end.min(other.end);
-        if start < end { Self { start, end } } else { Self::default() }
+        if start < end {
+            Self { start, end }
+        } else {
+            Self::default()
+        }
     }
 
     /// The largest span of whole `granule`s within; `granule` is a power of two.
@@ -122,12 +129,19 @@ impl Span {
     pub fn shrink_to(self, granule: u64) -> Self {
         let start = self.start.next_multiple_of(granule);
         let end = self.end - self.end % granule;
-        if start < end { Self { start, end } } else { Self::default() }
+        if start < end {
+            Self { start, end }
+        } else {
+            Self::default()
+        }
     }
 
     /// The smallest span of whole `granule`s around; `granule` is a power of two of at most 1 GiB.
     #[must_use]
     pub fn grow_to(self, granule: u64) -> Self {
-        Self { start: self.start - self.start % granule, end: self.end.next_multiple_of(granule) }
+        Self {
+            start: self.start - self.start % granule,
+            end: self.end.next_multiple_of(granule),
+        }
     }
 }

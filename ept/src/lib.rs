@@ -1,5 +1,13 @@
 #![no_std]
-//! Who owns each page frame of the machine, and the page tables that follow from it.
+#![doc = include_str!("../README.md")]
+
+#[cfg(test)]
+extern crate std;
 
 pub mod addr;
+pub mod entry;
+pub mod ept01;
+pub mod frames;
 pub mod list;
+pub mod mtrr;
+pub mod reserve;

@@ -15,7 +15,10 @@ impl<T: Copy, const N: usize> List<T, N> {
     /// An empty list; `filler` occupies the unused places and is never shown.
     #[must_use]
     pub const fn new(filler: T) -> Self {
-        Self { items: [filler; N], len: 0 }
+        Self {
+            items: [filler; N],
+            len: 0,
+        }
     }
 
     /// Appends `item`.
@@ -47,3 +50,11 @@ impl<T, const N: usize> core::ops::DerefMut for List<T, N> {
         self.items.get_mut(..self.len).unwrap_or_default()
     }
 }
+
+impl<T: PartialEq, const N: usize> PartialEq for List<T, N> {
+    fn eq(&self, other: &Self) -> bool {
+        self.items.get(..self.len) == other.items.get(..other.len)
+    }
+}
+
+impl<T: Eq, const N: usize> Eq for List<T, N> {}

@@ -1,0 +1,319 @@
+//! EPT01, the host's page tables: the identity map of everything that is not withheld from it, as a
+//! projection of the frame table, the MTRRs and a list of denied device memory.
+//!
+//! The tables hold no policy. What an address translates to is decided by [`Rules`] alone, once for
+//! building and for every later change, and nothing is ever written that the rules do not say.
+
+use core::fmt;
+
+use crate::addr::{Frame, PAGE, Span};
+use crate::entry::{self, Entry, Leaf, Level, Place, Rights};
+use crate::frames::{FrameTable, Owner};
+use crate::mtrr::{Mtrrs, Types};
+
+/// Memory for tables, which only the visor can reach. The processor may walk them meanwhile.
+pub trait TableMem {
+    /// A zeroed frame that has no other use.
+    fn allocate(&mut self) -> Option<Frame>;
+    /// Entry `index` of `table`.
+    fn read(&self, table: Frame, index: usize) -> u64;
+    /// Sets entry `index` of `table` in a single store of 8 bytes.
+    fn write(&mut self, table: Frame, index: usize, raw: u64);
+}
+
+/// What processors remember of translations.
+pub trait Tlb {
+    /// Makes every processor forget what it remembers of `span` (INVEPT).
+    fn flush(&mut self, span: Span);
+}
+
+/// There was no memory for a table. What could not be translated as it should be is absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exhausted;
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EPT01: the reservation has no room for more tables")
+    }
+}
+
+/// One past the last address that EPT01 translates on a processor with `width` physical-address
+/// bits.
+///
+/// Four levels name 48 bits, so what wider processors could name beyond is absent. That costs the
+/// widest machine 2 MiB of tables, against 32 MiB for what five levels could name.
+#[must_use]
+pub const fn end(width: u8) -> u64 {
+    if width < 48 { 1 << width } else { TOP }
+}
+
+/// Upper bound of the frames that tables up to `end` take.
+#[must_use]
+pub const fn tables_needed(end: u64) -> u64 {
+    /// Places where rights or memory types may change: both ends of the reservation, of eight
+    /// denied spans, of the fixed ranges, and of twenty variable ranges; processors have ten, and
+    /// the host may move each, which leaves the tables of the old place behind.
+    const EDGES: u64 = 2 * (1 + 8 + 1 + 20);
+    // An edge cuts up one huge page and one large one.
+    1 + end.div_ceil(Level::Pml4.bytes()) + 2 * EDGES
+}
+
+/// One past the last address that four levels of tables name.
+const TOP: u64 = 1 << 48;
+
+/// What EPT01 is the projection of.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'r> {
+    /// Who owns which RAM.
+    pub frames: &'r FrameTable<'r>,
+    /// The memory types that the host has asked for.
+    pub mtrrs: &'r Mtrrs,
+    /// Device memory that the host must not reach.
+    pub denied: &'r [Span],
+}
+
+/// What rules say about the addresses that an entry translates.
+enum Want {
+    /// The same for all of them.
+    Same(Entry),
+    /// Not the same, so the next level has to tell.
+    Split,
+}
+
+impl Rules<'_> {
+    /// What the host may do with what `owner` has; `None`: not RAM.
+    const fn rights(owner: Option<Owner>) -> Option<Rights> {
+        match owner {
+            Some(Owner::Visor) => None,
+            Some(Owner::Host) | None => Some(Rights::All),
+        }
+    }
+
+    fn want(&self, block: Span, level: Level) -> Want {
+        if matches!(level, Level::Pml4) {
+            return Want::Split;
+        }
+        for denied in self.denied.iter().map(|span| span.grow_to(PAGE)) {
+            if denied.covers(block) {
+                return Want::Same(Entry::Absent);
+            }
+            if denied.overlaps(block) {
+                return Want::Split;
+            }
+        }
+        let Types::One(memory_type) = self.mtrrs.type_of(block) else {
+            return Want::Split;
+        };
+        match self.frames.uniform(block, Self::rights) {
+            None => Want::Split,
+            Some(None) => Want::Same(Entry::Absent),
+            Some(Some(rights)) => {
+                let frame = Frame::containing(block.start());
+                Want::Same(Entry::Leaf(Leaf {
+                    frame,
+                    rights,
+                    memory_type,
+                }))
+            }
+        }
+    }
+}
+
+/// The obligation to flush `span`: until then processors may use translations that the tables no
+/// longer have.
+#[derive(Debug)]
+#[must_use = "the old translations stay in use until they are flushed"]
+pub struct Stale {
+    flush: Span,
+    fill: Span,
+}
+
+impl Stale {
+    /// What must be flushed; empty if no translation has changed.
+    #[must_use]
+    pub const fn span(&self) -> Span {
+        self.flush
+    }
+
+    /// Fulfils the obligation.
+    pub fn flush(self, tlb: &mut impl Tlb) -> Flushed {
+        if !self.flush.is_empty() {
+            tlb.flush(self.flush);
+        }
+        Flushed { fill: self.fill }
+    }
+
+    /// Adds `block`, whose translation has just changed.
+    fn add(&mut self, block: Span) {
+        self.flush = if self.flush.is_empty() {
+            block
+        } else {
+            hull(self.flush, block)
+        };
+        self.fill = hull(self.fill, block);
+    }
+}
+
+/// Leave to fill in what [`Ept01::revise`] has taken out.
+#[derive(Debug)]
+#[must_use = "pages that were taken out to be split are absent until they are filled in"]
+pub struct Flushed {
+    fill: Span,
+}
+
+/// The smallest span around both.
+fn hull(a: Span, b: Span) -> Span {
+    Span::new(a.start().min(b.start()), a.end().max(b.end())).unwrap_or(a)
+}
+
+/// The tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Ept01 {
+    root: Frame,
+    end: u64,
+}
+
+impl Ept01 {
+    /// Builds the tables for addresses below `end` (see [`end`]) in frames of `mem`, with the
+    /// largest leaves that `rules` permit.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when `mem` has no frame left.
+    pub fn build(mem: &mut impl TableMem, rules: &Rules<'_>, end: u64) -> Result<Self, Exhausted> {
+        let end = end.min(TOP);
+        let tables = Self {
+            root: mem.allocate().ok_or(Exhausted)?,
+            end,
+        };
+        fill(mem, rules, tables.top(), tables.all())?;
+        Ok(tables)
+    }
+
+    /// The value of the EPTP field.
+    #[must_use]
+    pub const fn pointer(&self) -> u64 {
+        entry::pointer(self.root)
+    }
+
+    /// All that the tables can translate.
+    #[must_use]
+    pub fn all(&self) -> Span {
+        Span::new(0, self.end).unwrap_or_default()
+    }
+
+    /// First half of following a change of `rules` within `span`: every leaf there that they do not
+    /// confirm becomes absent, or in place what they want. Leaves to be split become absent as a
+    /// whole: a processor that held translations of two sizes for one address might use either
+    /// (SDM vol. 3, 5.10.2.3), so the small ones have to wait for the flush.
+    ///
+    /// Until [`Ept01::complete`], the host's own accesses to such a leaf cause EPT violations; they
+    /// have only to be retried.
+    pub fn revise(&self, mem: &mut impl TableMem, rules: &Rules<'_>, span: Span) -> Stale {
+        let span = span.grow_to(PAGE).intersect(self.all());
+        let mut stale = Stale {
+            flush: Span::EMPTY,
+            fill: span,
+        };
+        take_out(mem, rules, self.top(), &mut stale);
+        stale
+    }
+
+    /// Second half: fills in what is absent, though `rules` say otherwise.
+    ///
+    /// # Errors
+    /// [`Exhausted`] when `mem` has no frame left. What could not be filled in stays absent.
+    pub fn complete(
+        &self,
+        mem: &mut impl TableMem,
+        rules: &Rules<'_>,
+        flushed: Flushed,
+    ) -> Result<(), Exhausted> {
+        fill(mem, rules, self.top(), flushed.fill)
+    }
+
+    /// What `address` translates to, as the processor would find it, and the level of the leaf.
+    #[must_use]
+    pub fn walk(&self, mem: &impl TableMem, address: u64) -> Option<(Leaf, Level)> {
+        let mut place = self.top();
+        if address >= TOP {
+            return None;
+        }
+        loop {
+            let raw = mem.read(place.table, place.level.index(address));
+            match Entry::decode(raw, place.level)? {
+                Entry::Absent => return None,
+                Entry::Leaf(leaf) => return Some((leaf, place.level)),
+                Entry::Table(table) => place = place.below(table, Span::EMPTY)?,
+            }
+        }
+    }
+
+    const fn top(&self) -> Place {
+        Place {
+            table: self.root,
+            level: Level::Pml4,
+            base: 0,
+        }
+    }
+}
+
+/// Fills in what is absent within `span` and should not be. A table is linked while it is still
+/// empty, so whatever happens on the way, what is there is right and the rest is absent.
+fn fill(
+    mem: &mut impl TableMem,
+    rules: &Rules<'_>,
+    place: Place,
+    span: Span,
+) -> Result<(), Exhausted> {
+    for (index, block) in place.blocks(span) {
+        let next = match Entry::decode(mem.read(place.table, index), place.level) {
+            Some(Entry::Table(table)) => Some(table),
+            Some(Entry::Leaf(_)) => None,
+            Some(Entry::Absent) | None => match rules.want(block, place.level) {
+                Want::Same(entry) => {
+                    set(mem, place, index, entry);
+                    None
+                }
+                Want::Split => {
+                    let table = mem.allocate().ok_or(Exhausted)?;
+                    set(mem, place, index, Entry::Table(table));
+                    Some(table)
+                }
+            },
+        };
+        if let Some(below) = next.and_then(|table| place.below(table, block)) {
+            fill(mem, rules, below, span)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes out, or changes in place, what is within `stale.fill` and should not be as it is.
+fn take_out(mem: &mut impl TableMem, rules: &Rules<'_>, place: Place, stale: &mut Stale) {
+    for (index, block) in place.blocks(stale.fill) {
+        let old = Entry::decode(mem.read(place.table, index), place.level);
+        match old {
+            Some(Entry::Absent) => {}
+            Some(Entry::Table(table)) => {
+                if let Some(below) = place.below(table, block) {
+                    take_out(mem, rules, below, stale);
+                }
+            }
+            Some(Entry::Leaf(_)) | None => {
+                let new = match rules.want(block, place.level) {
+                    Want::Same(entry) => entry,
+                    Want::Split => Entry::Absent,
+                };
+                if old != Some(new) {
+                    set(mem, place, index, new);
+                    stale.add(block);
+                }
+            }
+        }
+    }
+}
+
+/// Writes `entry`, or nothing at all should it not exist at that level.
+fn set(mem: &mut impl TableMem, place: Place, index: usize, entry: Entry) {
+    mem.write(place.table, index, entry.encode(place.level).unwrap_or(0));
+}
