@@ -45,6 +45,18 @@ pub(crate) fn init() {
     write(TIMER, MASKED);
 }
 
+/// As [`init`], on a further processor: in the mode that the first one is in.
+pub(crate) fn init_further() {
+    let mode = if IS_X2.load(Ordering::Relaxed) {
+        X2APIC
+    } else {
+        0
+    };
+    cpu::wrmsr(APIC_BASE, cpu::rdmsr(APIC_BASE) | ENABLED | mode);
+    write(SPURIOUS, 0x100 | SPURIOUS_VECTOR);
+    write(TIMER, MASKED);
+}
+
 /// Whether CPUID promises x2APIC mode.
 pub(crate) fn has_x2() -> bool {
     cpu::cpuid(1, 0)[2] & 1 << 21 != 0

@@ -99,6 +99,17 @@ trampoline:
     cld
     mov ax, cs
     mov ds, ax
+    # What INIT left behind, for the probe to judge.
+    mov eax, cr0
+    .byte 0x66, 0xa3                    # mov [trampoline_state], eax
+    .short trampoline_state - trampoline
+    mov eax, cr4
+    .byte 0x66, 0xa3
+    .short trampoline_state + 4 - trampoline
+    mov ecx, 0xc0000080
+    rdmsr
+    .byte 0x66, 0xa3
+    .short trampoline_state + 8 - trampoline
     .byte 0x66, 0x0f, 0x01, 0x16        # lgdt [trampoline_gdt], with a 32-bit base
     .short trampoline_gdt - trampoline
     mov eax, cr0
@@ -110,6 +121,10 @@ trampoline:
 trampoline_gdt:
     .short gdt_end - gdt - 1
     .long gdt
+.balign 4
+.global trampoline_state
+trampoline_state:
+    .long 0, 0, 0
 .global trampoline_end
 trampoline_end:
 

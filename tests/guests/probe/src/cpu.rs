@@ -54,7 +54,6 @@ plain! {
     halt_until_interrupt "sti; hlt";
     pause "pause";
     write_back_caches "wbinvd";
-    clear_task_switched "clts";
     undefined "ud2";
 }
 
@@ -77,8 +76,13 @@ macro_rules! port {
 }
 port! {
     in8 out8 u8, "al";
-    in16 out16 u16, "ax";
     in32 out32 u32, "eax";
+}
+
+/// The one 16-bit register of the probe's is written only.
+pub(crate) fn out16(port: u16, value: u16) {
+    // SAFETY: port I/O touches no memory of the probe's.
+    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nostack, preserves_flags)) };
 }
 
 #[inline(always)]
@@ -176,11 +180,6 @@ pub(crate) fn str() -> u16 {
     // SAFETY: no memory, no flags.
     unsafe { asm!("str {0:x}", out(reg) selector, options(nostack, preserves_flags)) };
     selector
-}
-
-/// Lets other processors see all earlier writes.
-pub(crate) fn fence() {
-    core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
 }
 
 /// Width of a physical address (CPUID 0x8000_0008).

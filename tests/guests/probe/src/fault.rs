@@ -6,10 +6,9 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 pub(crate) const UD: u8 = 6;
-pub(crate) const DF: u8 = 8;
 pub(crate) const GP: u8 = 13;
 pub(crate) const PF: u8 = 14;
-const NMI: u8 = 2;
+pub(crate) const NMI: u8 = 2;
 /// Leaves a call in ring 3 without a fault.
 const LEAVE_RING3: u8 = 0x81;
 
@@ -228,10 +227,17 @@ pub(crate) fn own_task_descriptor() -> [u64; 2] {
     system_descriptor(9, task as u64, 103)
 }
 
-/// Sets an interrupt stack that [`init`] leaves free: `number` 4 to 7.
+/// Sets interrupt stack `number` of this processor: 4 to 7 are free, 2 is the NMI's.
 pub(crate) fn set_interrupt_stack(number: usize, top: u64) {
-    // SAFETY: this processor's own slot; no gate in use names the stack.
+    // SAFETY: this processor's own slot; the caller keeps the stack usable while a gate names it.
     unsafe { (*PER_CPU[index()].get()).task.ist[number - 1] = top };
+}
+
+/// Top of the interrupt stack `number` in use on this processor.
+pub(crate) fn interrupt_stack(number: usize) -> u64 {
+    let task = task();
+    let stacks = task.ist;
+    stacks[number - 1]
 }
 
 /// Sets a gate of the table that all processors share.
@@ -276,9 +282,13 @@ pub(crate) fn catch<T: Copy>(call: impl FnOnce() -> T) -> Result<T, Fault> {
 
 /// As [`catch`], in ring 3.
 pub(crate) fn catch_ring3<T: Copy>(call: impl FnOnce() -> T) -> Result<T, Fault> {
+    guarded(call, Runner::Ring3(spare_stack() - 8))
+}
+
+/// Top of a stack that only [`catch_ring3`] uses, or the test that asks for it.
+pub(crate) fn spare_stack() -> u64 {
     // SAFETY: only the address is taken.
-    let stack = unsafe { (&raw const (*PER_CPU[index()].get()).ring3_stack) as u64 };
-    guarded(call, Runner::Ring3(stack + STACK as u64 - 8))
+    unsafe { (&raw const (*PER_CPU[index()].get()).ring3_stack) as u64 + STACK as u64 }
 }
 
 enum Runner {
@@ -315,16 +325,22 @@ fn guarded<F: FnOnce() -> T, T: Copy>(call: F, runner: Runner) -> Result<T, Faul
     }
 }
 
-/// How often each vector arrived, on all processors together.
-static ARRIVED: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
+/// How often each vector arrived, by processor.
+static ARRIVED: [[AtomicU64; 256]; MAX_CPUS] =
+    [const { [const { AtomicU64::new(0) }; 256] }; MAX_CPUS];
 /// Where the last interrupt or NMI arrived.
 static LAST_RIP: AtomicU64 = AtomicU64::new(0);
 /// Called in the NMI handler, for tests of nesting.
 static NMI_HOOK: AtomicUsize = AtomicUsize::new(0);
 
-/// How often `vector` arrived so far.
+/// How often `vector` arrived at this processor so far.
 pub(crate) fn arrived(vector: u8) -> u64 {
-    ARRIVED[usize::from(vector)].load(Ordering::SeqCst)
+    arrived_at(index(), vector)
+}
+
+/// How often `vector` arrived at processor `cpu` so far.
+pub(crate) fn arrived_at(cpu: usize, vector: u8) -> u64 {
+    ARRIVED[cpu][usize::from(vector)].load(Ordering::SeqCst)
 }
 
 /// The instruction that the last interrupt or NMI would have returned to.
@@ -340,7 +356,7 @@ pub(crate) fn set_nmi_hook(hook: Option<fn()>) {
 #[unsafe(no_mangle)]
 extern "C" fn isr_dispatch(frame: &mut Frame) {
     let vector = frame.vector as u8;
-    let _ = ARRIVED[usize::from(vector)].fetch_add(1, Ordering::SeqCst);
+    let _ = ARRIVED[index()][usize::from(vector)].fetch_add(1, Ordering::SeqCst);
     match vector {
         NMI => on_nmi(frame),
         LEAVE_RING3 => recover(frame),

@@ -3,12 +3,11 @@
 
 use crate::cpu;
 use crate::fault::Local;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) const PRESENT: u64 = 1;
-pub(crate) const WRITE: u64 = 2;
-pub(crate) const USER: u64 = 4;
-pub(crate) const LARGE: u64 = 1 << 7;
-const ALL: u64 = PRESENT | WRITE | USER;
+/// Present, writable, open to ring 3.
+const ALL: u64 = 7;
+const LARGE: u64 = 1 << 7;
 
 pub(crate) const PAGE: u64 = 4096;
 pub(crate) const MIB2: u64 = 2 << 20;
@@ -23,6 +22,26 @@ static PT: Table = Local::new([0; 512]);
 
 unsafe extern "C" {
     static mut pml4: [u64; 512];
+}
+
+/// A range that the functions below map as not present.
+static HIDDEN: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Hides `base..end` from the window: what a visor would refuse by #GP then raises #PF.
+pub(crate) fn hide(base: u64, end: u64) {
+    HIDDEN[0].store(base, Ordering::Relaxed);
+    HIDDEN[1].store(end, Ordering::Relaxed);
+}
+
+/// An entry for `physical`, which need not be aligned, of the given size.
+fn entry(physical: u64, size: u64, bits: u64) -> u64 {
+    let [base, end] = [0, 1].map(|index| HIDDEN[index].load(Ordering::Relaxed));
+    let present = if (base..end).contains(&physical) {
+        0
+    } else {
+        bits
+    };
+    (physical & !(size - 1)) | present
 }
 
 fn store(table: &Table, index: usize, entry: u64) {
@@ -52,7 +71,7 @@ pub(crate) fn pml4_address(index: usize) -> u64 {
 
 /// Maps one 4 KiB page in `slot` (0 to 511); the result is its address.
 pub(crate) fn page(slot: usize, physical: u64) -> u64 {
-    page_entry(slot, (physical & !(PAGE - 1)) | ALL)
+    page_entry(slot, entry(physical, PAGE, ALL))
 }
 
 /// As [`page`], by the raw entry.
@@ -65,7 +84,7 @@ pub(crate) fn page_entry(slot: usize, entry: u64) -> u64 {
 
 /// Maps one 2 MiB page in `slot` (1 to 511).
 pub(crate) fn large(slot: usize, physical: u64) -> u64 {
-    directory_entry(slot, (physical & !(MIB2 - 1)) | ALL | LARGE)
+    directory_entry(slot, entry(physical, MIB2, ALL | LARGE))
 }
 
 /// Sets the raw page-directory entry of `slot` (1 to 511).
@@ -78,7 +97,7 @@ pub(crate) fn directory_entry(slot: usize, entry: u64) -> u64 {
 
 /// Maps one 1 GiB page in `slot` (1 to 511), or sets the raw entry by [`pointer_entry`].
 pub(crate) fn huge(slot: usize, physical: u64) -> u64 {
-    pointer_entry(slot, (physical & !(GIB - 1)) | ALL | LARGE)
+    pointer_entry(slot, entry(physical, GIB, ALL | LARGE))
 }
 
 /// Sets the raw page-directory-pointer entry of `slot` (1 to 511).
@@ -89,9 +108,9 @@ pub(crate) fn pointer_entry(slot: usize, entry: u64) -> u64 {
     address
 }
 
-/// The physical address of the page table behind [`page`]'s slots, which a test may have walked.
+/// The entry of a 4 KiB page, or of a table, at `physical`.
 pub(crate) fn table_entry(physical: u64) -> u64 {
-    (physical & !(PAGE - 1)) | ALL
+    entry(physical, PAGE, ALL)
 }
 
 /// Whether 1 GiB pages exist (CPUID 0x8000_0001 EDX bit 26).

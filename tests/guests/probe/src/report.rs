@@ -7,16 +7,16 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 /// What a test returns.
 pub(crate) type Outcome = Result<(), Failure>;
 
-/// Why a test failed: one line.
+/// Why a test failed: one line, cut to what fits (the line that a failed check printed is whole).
 pub(crate) struct Failure {
-    text: [u8; 160],
+    text: [u8; 112],
     length: usize,
 }
 
 impl Failure {
     pub(crate) fn new(why: fmt::Arguments) -> Self {
         let mut failure = Self {
-            text: [0; 160],
+            text: [0; 112],
             length: 0,
         };
         // A line that is too long is cut; that is all that can go wrong.
@@ -72,6 +72,10 @@ impl Checks {
     }
 
     /// Notes one check; `what` describes it as it should have been and as it was.
+    #[expect(
+        clippy::fn_params_excessive_bools,
+        reason = "the condition of an assertion"
+    )]
     pub(crate) fn that(&mut self, holds: bool, what: fmt::Arguments) {
         self.done += 1;
         if holds {

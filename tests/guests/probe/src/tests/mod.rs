@@ -1,9 +1,21 @@
 //! The tests, by the words that the command line may name.
 
+mod apic_base;
 mod cpuid;
+mod cr;
 mod exits;
+mod interrupts;
+mod load;
 mod memory;
+mod msr;
+mod mtrr;
+mod nmi;
+mod registers;
+mod reset;
+mod smp;
 mod stats;
+mod vmx;
+mod xsetbv;
 
 use crate::info::Info;
 use crate::report::Outcome;
@@ -22,28 +34,36 @@ pub(crate) struct Test {
     pub(crate) run: fn(&Machine, &Arguments) -> Outcome,
 }
 
+impl Test {
+    const fn new(
+        name: &'static str,
+        usage: &'static str,
+        run: fn(&Machine, &Arguments) -> Outcome,
+    ) -> Self {
+        Self { name, usage, run }
+    }
+}
+
 /// Every test.
 pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "cpuid",
-        usage: "",
-        run: cpuid::run,
-    },
-    Test {
-        name: "exits",
-        usage: "[count]",
-        run: exits::run,
-    },
-    Test {
-        name: "memory",
-        usage: "[base=ADDRESS end=ADDRESS]",
-        run: memory::run,
-    },
-    Test {
-        name: "stats",
-        usage: "",
-        run: stats::run,
-    },
+    Test::new("apic-base", "[base=ADDRESS]", apic_base::run),
+    Test::new("cpuid", "", cpuid::run),
+    Test::new("cr", "", cr::run),
+    Test::new("exits", "[count]", exits::run),
+    Test::new("interrupts", "[count]", interrupts::run),
+    Test::new("memory", "[base=ADDRESS end=ADDRESS] [paged]", memory::run),
+    Test::new("msr", "", msr::run),
+    Test::new("mtrr", "", mtrr::run),
+    Test::new("nmi", "[count] [cpus=N]", nmi::run),
+    Test::new("registers", "", registers::run),
+    Test::new("reset-92", "", reset::fast),
+    Test::new("reset-cf9", "", reset::chipset),
+    Test::new("reset-kbd", "", reset::keyboard),
+    Test::new("smp", "[N] [x2apic]", smp::run),
+    Test::new("stats", "", stats::run),
+    Test::new("triple-fault", "", reset::triple_fault),
+    Test::new("vmx-instructions", "", vmx::run),
+    Test::new("xsetbv", "", xsetbv::run),
 ];
 
 /// The words after a test's name, up to the next name.

@@ -1,7 +1,7 @@
 //! Plain accesses: every page, the edges, and every page size and alias.
 
 use super::{Reservation, Shown, execute, is_refusal, read, write};
-use crate::fault::{GP, PF};
+use crate::fault::{GP, PF, catch_ring3};
 use crate::info::Info;
 use crate::paging::{self, GIB, MIB2, PAGE};
 use crate::report::Checks;
@@ -9,7 +9,10 @@ use crate::{console, cpu};
 
 const PATTERN: u64 = 0x5a5a_1234_a5a5_c3c3;
 const RETURN: u64 = 0xc3;
+/// Of a page fault's error code.
 const RESERVED_BIT: u64 = 1 << 3;
+/// Of a page-table entry.
+const PRESENT: u64 = 1;
 
 /// Reads, writes and executes each page through a 4 KiB mapping.
 pub(super) fn every_page(checks: &mut Checks, reservation: Reservation) {
@@ -129,6 +132,24 @@ fn runs_into(checks: &mut Checks, address: u64) {
     let _ = write(address - 5, kept.unwrap_or(0));
 }
 
+/// From ring 3, through pages that are open to it.
+pub(super) fn from_ring3(checks: &mut Checks, reservation: Reservation) {
+    for physical in reservation.samples() {
+        let address = paging::page(3, physical);
+        let load = || {
+            // SAFETY: one load; a fault is caught.
+            unsafe { (address as *const u64).read_volatile() }
+        };
+        let store = || {
+            // SAFETY: one store to memory that is the visor's, or that no one uses.
+            unsafe { (address as *mut u64).write_volatile(RETURN) };
+            0
+        };
+        note(checks, "ring 3", "read", physical, catch_ring3(load));
+        note(checks, "ring 3", "write", physical, catch_ring3(store));
+    }
+}
+
 /// Through 2 MiB pages of the probe's own.
 pub(super) fn large_pages(checks: &mut Checks, reservation: Reservation) {
     for physical in reservation.samples() {
@@ -151,7 +172,7 @@ pub(super) fn huge_pages(checks: &mut Checks, reservation: Reservation) {
 /// Physical address bits that the processor does not have are reserved, not ignored.
 pub(super) fn beyond_physical(checks: &mut Checks, reservation: Reservation) {
     for bit in cpu::physical_bits()..52 {
-        let entry = paging::table_entry(reservation.base) | 1 << bit;
+        let entry = reservation.base | 1 << bit | PRESENT;
         let result = read(paging::page_entry(0, entry));
         let reserved = result
             .err()
