@@ -6,6 +6,7 @@ mod image;
 mod machine;
 mod packages;
 mod paths;
+mod suite;
 mod tool;
 
 use std::process::ExitCode;

@@ -3,6 +3,7 @@
 mod build;
 mod run;
 mod setup;
+mod test;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,8 @@ enum Command {
     Setup,
     /// Build the visor and the guests
     Build,
+    /// Run the tests, each a boot in an emulator
+    Test(test::Options),
     /// Boot a host on the visor and show its serial line
     Run(run::Options),
 }
@@ -31,6 +34,7 @@ pub(crate) fn dispatch() -> Result<ExitCode> {
     match Xtask::parse().command {
         Command::Setup => setup::setup().map(|()| ExitCode::SUCCESS),
         Command::Build => build::build().map(|()| ExitCode::SUCCESS),
+        Command::Test(options) => test::test(options),
         Command::Run(options) => run::run(&options),
     }
 }

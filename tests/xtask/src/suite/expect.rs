@@ -1,0 +1,149 @@
+//! What a test expects on the serial line.
+
+use crate::machine::{Lines, Step, Watch};
+
+/// Whether `line` has the shape of `pattern`, in which `*` stands for any text, or none.
+pub(crate) fn matches(pattern: &str, line: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else {
+        return pattern == line;
+    };
+    let Some(mut line) = line.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        // The earliest place leaves the most for what follows.
+        match line.split_once(part) {
+            Some((_, after)) => line = after,
+            None => return false,
+        }
+    }
+    line.ends_with(last)
+}
+
+/// What happens once every expected line was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// The run ends: the verdict is known.
+    Stop,
+    /// The machine goes on to its own end.
+    GoOn,
+}
+
+/// Expected lines, in order, and lines that must not come.
+#[derive(Debug)]
+pub(crate) struct Script<'a> {
+    expected: &'a [String],
+    forbidden: &'a [String],
+    then: Then,
+    lines: Lines,
+    offence: Option<String>,
+}
+
+impl<'a> Script<'a> {
+    /// A script at its start.
+    pub(crate) fn new(expected: &'a [String], forbidden: &'a [String], then: Then) -> Self {
+        Self {
+            expected,
+            forbidden,
+            then,
+            lines: Lines::default(),
+            offence: None,
+        }
+    }
+
+    /// What is wrong once the run is over, if anything.
+    pub(crate) fn verdict(&mut self) -> Result<(), String> {
+        // A machine that powers off may leave its last line without an end.
+        let rest = self.lines.take();
+        self.line(&rest);
+        match (&self.offence, self.expected.first()) {
+            (Some(line), _) => Err(format!("forbidden line: {line}")),
+            (None, Some(missing)) => Err(format!("missing line: {missing}")),
+            (None, None) => Ok(()),
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        if let Some((next, later)) = self.expected.split_first()
+            && matches(next, line)
+        {
+            self.expected = later;
+        } else if self.forbidden.iter().any(|pattern| matches(pattern, line)) {
+            self.offence = self.offence.take().or_else(|| Some(line.to_owned()));
+        }
+    }
+}
+
+impl Watch for Script<'_> {
+    fn bytes(&mut self, bytes: &[u8]) -> Step {
+        for line in self.lines.push(bytes) {
+            self.line(&line);
+        }
+        let complete = self.expected.is_empty() && self.then == Then::Stop;
+        if complete || self.offence.is_some() {
+            Step::Stop
+        } else {
+            Step::Continue
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned(lines: &[&str]) -> Vec<String> {
+        lines.iter().map(|line| (*line).to_owned()).collect()
+    }
+
+    fn verdict(expected: &[&str], serial: &str) -> Result<(), String> {
+        let (expected, forbidden) = (owned(expected), owned(&["*panic*"]));
+        let mut script = Script::new(&expected, &forbidden, Then::GoOn);
+        let _ = script.bytes(serial.as_bytes());
+        script.verdict()
+    }
+
+    #[test]
+    fn a_star_stands_for_any_text_and_nothing_else_does() {
+        assert!(matches("a*c", "abc") && matches("a*c", "ac"));
+        assert!(matches("*b*", "abc") && matches("*", ""));
+        assert!(matches("a*b*c", "a-b-b-c"));
+        assert!(!matches("a*c", "acd") && !matches("abc", "abcd") && !matches("", "a"));
+        assert!(!matches("ab*b", "ab"));
+    }
+
+    #[test]
+    fn expected_lines_must_come_in_order() {
+        assert_eq!(verdict(&["one", "two"], "one\nnoise\ntwo\n"), Ok(()));
+        let missing = Err("missing line: two".to_owned());
+        assert_eq!(verdict(&["one", "two"], "two\none\n"), missing);
+    }
+
+    #[test]
+    fn the_last_line_needs_no_line_end() {
+        assert_eq!(verdict(&["one"], "one"), Ok(()));
+    }
+
+    #[test]
+    fn a_forbidden_line_fails_even_when_everything_expected_came() {
+        let offence = Err("forbidden line: Kernel panic!".to_owned());
+        assert_eq!(verdict(&["one"], "one\nKernel panic!\nmore panic\n"), offence);
+    }
+
+    #[test]
+    fn an_expected_line_is_not_forbidden() {
+        assert_eq!(verdict(&["a panic"], "a panic\n"), Ok(()));
+    }
+
+    #[test]
+    fn a_complete_script_stops_the_run_only_if_asked_to() {
+        let expected = owned(&["one"]);
+        let mut script = Script::new(&expected, &[], Then::Stop);
+        assert_eq!(script.bytes(b"on"), Step::Continue);
+        assert_eq!(script.bytes(b"e\n"), Step::Stop);
+        let mut script = Script::new(&expected, &[], Then::GoOn);
+        assert_eq!(script.bytes(b"one\n"), Step::Continue);
+    }
+}

@@ -1,0 +1,177 @@
+//! What tests boot, made or fetched when the first of them asks.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::Result;
+
+use crate::build::{self, Guests};
+use crate::machine::{Image, Payload};
+use crate::packages;
+
+/// What every Linux host is told, bare or not: a serial console, nothing that waits, nothing that
+/// differs between runs.
+const LINUX: &str = "console=ttyS0,115200 quiet panic=-1 mitigations=off tsc=reliable \
+                     random.trust_cpu=on no_timer_check nokaslr libata.force=disable";
+
+/// What every Xen is told; see Xen's `docs/misc/xen-command-line.pandoc`.
+const XEN: &str = "com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all noreboot vga=none \
+                   no-real-mode edd=off cpuidle=0 mce=0 spec-ctrl=no xpti=no watchdog=0 \
+                   sched=credit bootscrub=0 apicv=0 dom0_mem=256M,max:256M";
+
+/// What Linux is told as dom0. The TSC runs at the emulated rate of instructions.
+const DOM0: &str = "console=hvc0 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init \
+                    swiotlb=1024 tsc_early_khz=20000 libata.force=disable";
+
+/// A host, with what its command line has beyond the usual.
+#[derive(Clone, Debug)]
+pub(crate) enum Host {
+    /// The small kernel and `init`.
+    Small(String),
+    /// The distribution's kernel and `init`.
+    Stock(String),
+    /// The distribution's Xen with the small kernel and `init` as dom0.
+    Xen { xen: String, dom0: String },
+    /// The distribution's Xen with the distribution's kernel and `init` as dom0.
+    StockXen { xen: String, dom0: String },
+    /// The bare-metal probe.
+    Probe(String),
+    /// These files, the kernel first.
+    Files(Vec<Image>),
+}
+
+/// What runs on a machine: a host, on the visor with these words or on the bare machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Stack {
+    pub(crate) visor: Option<String>,
+    pub(crate) host: Host,
+}
+
+impl Stack {
+    /// `host` on the visor.
+    pub(crate) fn on_visor(host: Host) -> Self {
+        let visor = Some(String::new());
+        Self { visor, host }
+    }
+
+    /// `host` on the bare machine.
+    pub(crate) const fn bare(host: Host) -> Self {
+        Self { visor: None, host }
+    }
+}
+
+/// Something that is made once.
+struct Once<T>(Mutex<Option<T>>);
+
+impl<T: Clone> Once<T> {
+    const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// The thing, made by `make` at the first call; other threads wait for it meanwhile.
+    fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = slot.as_ref() {
+            return Ok(made.clone());
+        }
+        let made = make()?;
+        *slot = Some(made.clone());
+        Ok(made)
+    }
+}
+
+/// Everything that can be booted.
+pub(crate) struct Kit {
+    visor: Once<PathBuf>,
+    guests: Once<Guests>,
+    small: Once<PathBuf>,
+    stock: Once<PathBuf>,
+    xen: Once<PathBuf>,
+}
+
+impl fmt::Debug for Kit {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Kit").finish_non_exhaustive()
+    }
+}
+
+impl Kit {
+    /// A kit in which nothing is made yet.
+    pub(crate) const fn new() -> Self {
+        Self {
+            visor: Once::new(),
+            guests: Once::new(),
+            small: Once::new(),
+            stock: Once::new(),
+            xen: Once::new(),
+        }
+    }
+
+    /// The visor's image.
+    pub(crate) fn visor(&self) -> Result<PathBuf> {
+        self.visor.get(build::visor)
+    }
+
+    /// The guest programs.
+    pub(crate) fn guests(&self) -> Result<Guests> {
+        self.guests.get(build::guests)
+    }
+
+    /// The small kernel, a bzImage.
+    pub(crate) fn small(&self) -> Result<PathBuf> {
+        self.small.get(packages::small_kernel)
+    }
+
+    /// The distribution's kernel, a bzImage.
+    pub(crate) fn stock(&self) -> Result<PathBuf> {
+        self.stock.get(packages::stock_kernel)
+    }
+
+    /// The distribution's Xen, a multiboot ELF.
+    pub(crate) fn xen(&self) -> Result<PathBuf> {
+        self.xen.get(packages::xen)
+    }
+
+    /// The files of `host`, its kernel first.
+    pub(crate) fn images(&self, host: &Host) -> Result<Vec<Image>> {
+        let linux = |file, words: &str| Image::new(file, format!("{LINUX} {words}"));
+        let dom0 = |file, words: &str| Image::new(file, format!("{DOM0} {words}"));
+        let xen = |words: &str| anyhow::Ok(Image::new(self.xen()?, format!("{XEN} {words}")));
+        let initrd = || anyhow::Ok(Image::new(self.guests()?.initrd, ""));
+        Ok(match host {
+            Host::Small(words) => vec![linux(self.small()?, words), initrd()?],
+            Host::Stock(words) => vec![linux(self.stock()?, words), initrd()?],
+            Host::Xen { xen: words, dom0: more } => {
+                vec![xen(words)?, dom0(self.small()?, more), initrd()?]
+            }
+            Host::StockXen { xen: words, dom0: more } => {
+                vec![xen(words)?, dom0(self.stock()?, more), initrd()?]
+            }
+            Host::Probe(words) => vec![Image::new(self.guests()?.probe, words)],
+            Host::Files(images) => images.clone(),
+        })
+    }
+
+    /// What the boot loader gets for `stack`.
+    pub(crate) fn payload(&self, stack: &Stack) -> Result<Payload> {
+        let images = self.images(&stack.host)?;
+        if let Some(words) = &stack.visor {
+            let kernel = Image::new(self.visor()?, words);
+            let modules = images;
+            return Ok(Payload::Multiboot { kernel, modules });
+        }
+        let mut images = images.into_iter();
+        let kernel = images.next().unwrap_or_else(|| Image::new("", ""));
+        Ok(match stack.host {
+            Host::Small(_) | Host::Stock(_) => {
+                let initrd = images.next().map(|image| image.file);
+                Payload::Linux { kernel, initrd }
+            }
+            Host::Xen { .. } | Host::StockXen { .. } | Host::Probe(_) | Host::Files(_) => {
+                let modules = images.collect();
+                Payload::Multiboot { kernel, modules }
+            }
+        })
+    }
+}

@@ -1,0 +1,217 @@
+//! The tests: each a boot, or several, with exact expectations on the serial line.
+
+mod boot;
+mod expect;
+mod kit;
+mod schedule;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::machine::{self, End, Machine, Outcome, Payload, Runner, Watch};
+pub(crate) use expect::{Script, Then};
+pub(crate) use kit::{Host, Kit, Stack};
+pub(crate) use schedule::{Images, Plan, run, select};
+
+/// Lines that no test wants to see unless it expects them.
+const FORBIDDEN: [&str; 5] = [
+    "visor: [error] *",
+    "visor: halted",
+    "*Kernel panic*",
+    "*panicked at*",
+    "probe: FAIL *",
+];
+
+/// The body of a test: what it does, with the folder and the kit that it gets.
+type Body = Box<dyn Fn(&Rig<'_>) -> Result<()> + Send + Sync>;
+
+/// A test under its name.
+pub(crate) struct Test {
+    pub(crate) name: &'static str,
+    /// Processor seconds that it takes, roughly: the dear ones start first.
+    pub(crate) cost: u32,
+    body: Body,
+}
+
+impl fmt::Debug for Test {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Test").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Test {
+    /// A test that is more than one boot: `body` boots what it likes on the rig.
+    pub(crate) fn new(
+        name: &'static str,
+        cost: u32,
+        body: impl Fn(&Rig<'_>) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let body = Box::new(body);
+        Self { name, cost, body }
+    }
+}
+
+/// Every test there is, in the order in which they are listed.
+pub(crate) fn tests() -> Vec<Test> {
+    boot::tests()
+}
+
+/// One boot with what is expected of it. Made by [`Boot::of`] and refined by its methods.
+#[derive(Clone, Debug)]
+pub(crate) struct Boot {
+    stack: Stack,
+    machine: Machine,
+    expected: Vec<String>,
+    forbidden: Vec<String>,
+    end: Option<End>,
+}
+
+impl Boot {
+    /// A boot of `stack` on the default machine that must not end in an error.
+    pub(crate) fn of(stack: Stack) -> Self {
+        Self {
+            stack,
+            machine: Machine::default(),
+            expected: Vec::new(),
+            forbidden: FORBIDDEN.map(str::to_owned).to_vec(),
+            end: None,
+        }
+    }
+
+    /// With this command line for the visor.
+    pub(crate) fn visor_words(mut self, words: &str) -> Self {
+        self.stack.visor = Some(words.to_owned());
+        self
+    }
+
+    /// On another machine: `change` edits the default one.
+    pub(crate) fn on(mut self, change: impl FnOnce(&mut Machine)) -> Self {
+        change(&mut self.machine);
+        self
+    }
+
+    /// These lines must come, in this order; `*` stands for any text.
+    pub(crate) fn expect(mut self, lines: &[&str]) -> Self {
+        self.expected.extend(lines.iter().map(|line| (*line).to_owned()));
+        self
+    }
+
+    /// A line of this shape must not come.
+    pub(crate) fn never(mut self, line: &str) -> Self {
+        self.forbidden.push(line.to_owned());
+        self
+    }
+
+    /// The run must end this way by itself; without this it is stopped after the last expectation.
+    pub(crate) fn ends(mut self, end: End) -> Self {
+        self.end = Some(end);
+        self
+    }
+
+    /// The visor must refuse with this cause, in one line, and halt.
+    pub(crate) fn refuses(self, cause: &str) -> Self {
+        let line = format!("visor: [error] {cause}");
+        self.expect(&[&line, "visor: halted"]).never("visor: [error]*")
+    }
+
+    /// This boot as a test.
+    pub(crate) fn test(self, name: &'static str, cost: u32) -> Test {
+        Test::new(name, cost, move |rig| rig.check("", &self).map(drop))
+    }
+}
+
+/// Where a test runs: its folder, the kit, and the processor time that it has taken.
+#[derive(Debug)]
+pub(crate) struct Rig<'a> {
+    pub(crate) kit: &'a Kit,
+    pub(crate) dir: PathBuf,
+    spent_ms: AtomicU64,
+}
+
+impl<'a> Rig<'a> {
+    /// A rig whose runs are kept below `dir`.
+    pub(crate) fn new(kit: &'a Kit, dir: &Path) -> Self {
+        Self {
+            kit,
+            dir: dir.to_path_buf(),
+            spent_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// Boots once and checks what is expected; `label` tells several boots of one test apart.
+    /// What the machine sent to its serial line.
+    pub(crate) fn check(&self, label: &str, boot: &Boot) -> Result<String> {
+        let payload = self.kit.payload(&boot.stack)?;
+        let then = if boot.end.is_some() { Then::GoOn } else { Then::Stop };
+        let mut script = Script::new(&boot.expected, &boot.forbidden, then);
+        let outcome = self.boot(label, &boot.machine, &payload, &mut script)?;
+        if outcome.end == End::WallClock {
+            bail!("{}: nothing is known about the guest", outcome.end);
+        }
+        if let Err(wrong) = script.verdict() {
+            bail!("{wrong} (the run ended: {})", outcome.end);
+        }
+        let wanted = boot.end.as_ref().unwrap_or(&End::Stopped);
+        // A machine that ends by itself right after its last line may win against the harness.
+        let raced = boot.end.is_none() && outcome.end == End::PowerOff;
+        if outcome.end != *wanted && !raced {
+            bail!("the run ended: {}, expected: {wanted}", outcome.end);
+        }
+        let bytes = fs::read(&outcome.serial).context("cannot read the serial log")?;
+        Ok(String::from_utf8_lossy(&bytes).replace('\r', ""))
+    }
+
+    /// Boots once, for `watch` to judge.
+    pub(crate) fn boot(
+        &self,
+        label: &str,
+        machine: &Machine,
+        payload: &Payload,
+        watch: &mut dyn Watch,
+    ) -> Result<Outcome> {
+        if machine.runner == Runner::QemuKvm && !machine::kvm_nests() {
+            return Err(Skipped("no nested VMX here".to_owned()).into());
+        }
+        let outcome = machine::boot(machine, payload, &self.dir.join(label), watch)?;
+        let spent = u64::try_from(outcome.cpu.as_millis()).unwrap_or(u64::MAX);
+        let _ = self.spent_ms.fetch_add(spent, Ordering::Relaxed);
+        Ok(outcome)
+    }
+
+    /// The processor time of all runs so far.
+    pub(crate) fn spent(&self) -> Duration {
+        Duration::from_millis(self.spent_ms.load(Ordering::Relaxed))
+    }
+}
+
+/// The "error" of a test that this machine cannot run.
+#[derive(Debug)]
+pub(crate) struct Skipped(pub(crate) String);
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_test_has_a_name_of_its_own_below_a_group() {
+        let mut names: Vec<&str> = super::tests().iter().map(|test| test.name).collect();
+        assert!(names.iter().all(|name| name.contains('/')));
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
