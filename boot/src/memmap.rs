@@ -118,12 +118,11 @@ impl MemoryMap {
 
     /// Every region, by address; neighbours differ in kind or do not touch.
     pub fn regions(&self) -> impl Iterator<Item = Region> + Clone {
-        self.0
-            .array_windows()
-            .filter_map(|&[Step(start, kind), Step(end, _)]| {
-                let span = Span::new(start, end)?;
-                (kind != Kind::HOLE).then_some(Region { span, kind })
-            })
+        let pairs = self.0.array_windows().take_while(|pair| pair[0] != UNUSED);
+        pairs.filter_map(|&[Step(start, kind), Step(end, _)]| {
+            let span = Span::new(start, end)?;
+            (kind != Kind::HOLE).then_some(Region { span, kind })
+        })
     }
 
     /// The whole page frames of RAM, by address, in spans that do not touch.

@@ -140,6 +140,7 @@ pub struct McfgRegion {
 impl McfgRegion {
     fn parse(entry: &[u8]) -> Option<Self> {
         const BUS: u64 = 1 << 20;
+        let entry = entry.first_chunk::<16>()?;
         let segment = u16::from_le_bytes(raw::array(entry, 8)?);
         let [first_bus, last_bus] = raw::array(entry, 10)?;
         // The address is that of bus 0, even where bus 0 is not mapped.

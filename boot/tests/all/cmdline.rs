@@ -1,0 +1,156 @@
+use boot::cmdline::{CmdlineError, LogLevel, OnPanic, Options, Serial, WORDS, cook, parse};
+use proptest::prelude::*;
+
+#[test]
+fn an_empty_line_gives_the_defaults() {
+    let serial = Serial::Port {
+        port: 0x3f8,
+        baud: 115_200,
+    };
+    let options = parse(b"   ").expect("nothing is wrong");
+    assert_eq!(options, Options::default());
+    assert_eq!(options.serial, serial);
+    assert_eq!(options.log, LogLevel::Info);
+}
+
+#[test]
+fn every_word_does_what_it_says() {
+    let options = parse(b"log=debug serial=0x2f8,9600  cpus=3 panic=reset").expect("a good line");
+    let serial = Serial::Port {
+        port: 0x2f8,
+        baud: 9600,
+    };
+    let expected = Options {
+        log: LogLevel::Debug,
+        serial,
+        cpus: Some(3),
+        panic: OnPanic::Reset,
+    };
+    assert_eq!(options, expected);
+}
+
+#[test]
+fn every_documented_value_is_taken() {
+    for word in WORDS {
+        for value in word.values.split('|') {
+            let value = value
+                .replace("0xPORT[,BAUD]", "0x3e8,57600")
+                .replace('N', "2");
+            let line = format!("{}={value}", word.name);
+            assert!(parse(line.as_bytes()).is_ok(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_four_usual_ports_have_names() {
+    for (name, expected) in [
+        ("com1", 0x3f8),
+        ("com2", 0x2f8),
+        ("com3", 0x3e8),
+        ("com4", 0x2e8),
+    ] {
+        let line = format!("serial={name}");
+        let options = parse(line.as_bytes()).expect("a good line");
+        let Serial::Port { port, .. } = options.serial else {
+            panic!("{name} is a port");
+        };
+        assert_eq!(port, expected);
+    }
+}
+
+#[test]
+fn an_unknown_word_is_refused_by_name() {
+    assert_eq!(
+        parse(b"log=info iommu=off"),
+        Err(CmdlineError::UnknownWord("iommu=off"))
+    );
+    let message = parse(b"foo").map_err(|error| error.to_string());
+    assert_eq!(
+        message,
+        Err("command line: unknown word \"foo\"".to_owned())
+    );
+}
+
+#[test]
+fn a_repeated_word_is_refused() {
+    assert_eq!(
+        parse(b"cpus=1 cpus=1"),
+        Err(CmdlineError::Repeated("cpus=1"))
+    );
+}
+
+#[test]
+fn a_bad_value_is_refused() {
+    for word in [
+        "log",
+        "log=",
+        "log=Info",
+        "cpus=0",
+        "cpus=-1",
+        "cpus=+1",
+        "cpus=4294967296",
+        "cpus=1x",
+        "panic=stop",
+        "serial=com5",
+        "serial=3f8",
+        "serial=0x",
+        "serial=0x+3f8",
+        "serial=0xfff9",
+        "serial=0x10000",
+        "serial=com1,0",
+        "serial=com1,7000",
+        "serial=com1,",
+        "serial=com1,230400",
+        "serial=off,9600",
+        "serial=com1,9600,8n1",
+    ] {
+        assert_eq!(parse(word.as_bytes()), Err(CmdlineError::BadValue(word)));
+    }
+}
+
+#[test]
+fn control_characters_and_other_alphabets_are_refused() {
+    assert_eq!(
+        parse(b"log=info\tcpus=1"),
+        Err(CmdlineError::NotText(b'\t'))
+    );
+    assert_eq!(parse(b"log=\x1b[31m"), Err(CmdlineError::NotText(0x1b)));
+    assert_eq!(parse("log=é".as_bytes()), Err(CmdlineError::NotText(0xc3)));
+}
+
+#[test]
+fn a_long_word_makes_a_short_message() {
+    let line = "x".repeat(5000);
+    let error = parse(line.as_bytes()).expect_err("an unknown word");
+    assert!(error.to_string().len() < 80);
+}
+
+#[test]
+fn grub_2_leaves_the_image_name_out() {
+    assert_eq!(cook(b" log=info", b"GRUB 2.06"), b"log=info");
+    assert_eq!(cook(b"/visor.elf  log=info", b"GNU GRUB 0.97"), b"log=info");
+    assert_eq!(cook(b"visor.elf log=info", b"qemu"), b"log=info");
+    assert_eq!(cook(b"visor.elf", b"mboot.c32"), b"");
+    assert_eq!(cook(b"visor.elf a b", b""), b"a b");
+    assert_eq!(cook(b"", b"qemu"), b"");
+}
+
+proptest! {
+    #[test]
+    fn every_line_of_known_words_is_taken(
+        log in "(log=(off|error|warn|info|debug))?",
+        serial in "(serial=(off|com[1-4]|0x[0-9a-e][0-9a-f]{0,3}(,(9600|115200|300))?))?",
+        cpus in "(cpus=[1-9][0-9]{0,7})?",
+    ) {
+        let line = format!("{serial}  {log} {cpus}");
+        prop_assert!(parse(line.as_bytes()).is_ok(), "{}", line);
+    }
+
+    #[test]
+    fn no_line_makes_the_parser_panic(line in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Err(error) = parse(cook(&line, b"")) {
+            prop_assert!(error.to_string().starts_with("command line: "));
+        }
+    }
+}
