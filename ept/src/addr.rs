@@ -145,3 +145,68 @@ impl Span {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn span() -> impl Strategy<Value = Span> {
+        let place = prop_oneof![0..8 * PAGE, 0..=PHYSICAL_END];
+        (place.clone(), place).prop_map(|(a, b)| Span::new(a.min(b), a.max(b)).unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn spans_share_exactly_the_bytes_that_lie_in_both(
+            a in span(), b in span(), near in 0..8 * PAGE, far in any::<u64>(),
+        ) {
+            let both = a.intersect(b);
+            for byte in [near, far, a.start(), b.start()] {
+                prop_assert_eq!(both.contains(byte), a.contains(byte) && b.contains(byte));
+            }
+            prop_assert_eq!(a.overlaps(b), !both.is_empty());
+            if !b.is_empty() {
+                prop_assert_eq!(a.covers(b), both == b);
+            }
+        }
+
+        #[test]
+        fn rounding_moves_each_end_by_less_than_a_granule(a in span(), bits in 12..=30_u32) {
+            let granule = 1 << bits;
+            let grown = a.grow_to(granule);
+            prop_assert!(grown.covers(a));
+            prop_assert!(a.start() - grown.start() < granule);
+            prop_assert!(grown.end() - a.end() < granule);
+            let shrunk = a.shrink_to(granule);
+            prop_assert!(shrunk.is_empty() || a.covers(shrunk));
+            prop_assert!(!shrunk.is_empty() || a.len() < 2 * granule);
+            for end in [grown.start(), grown.end(), shrunk.start(), shrunk.end()] {
+                prop_assert_eq!(end % granule, 0);
+            }
+        }
+
+        #[test]
+        fn a_span_is_made_only_in_order_and_within_52_bits(start in any::<u64>(), end in any::<u64>()) {
+            let (start, end) = (start >> 11, end >> 11);
+            prop_assert_eq!(Span::new(start, end).is_some(), start <= end && end <= PHYSICAL_END);
+        }
+    }
+
+    #[test]
+    fn a_span_that_wraps_around_is_refused() {
+        assert_eq!(Span::sized(u64::MAX, 2), None);
+        assert_eq!(Span::sized(PHYSICAL_END, 1), None);
+        assert_eq!(Span::sized(PAGE, PAGE), Span::new(PAGE, 2 * PAGE));
+    }
+
+    #[test]
+    fn a_frame_is_aligned_and_within_52_bits() {
+        assert_eq!(Frame::at(PAGE + 1), None);
+        assert_eq!(Frame::at(PHYSICAL_END), None);
+        let last = PHYSICAL_END - PAGE;
+        assert_eq!(Frame::at(last).map(Frame::base), Some(last));
+        assert_eq!(Frame::containing(u64::MAX).base(), last);
+        assert_eq!(Frame::containing(PAGE + 5).base(), PAGE);
+    }
+}

@@ -200,3 +200,151 @@ impl Place {
             .filter(move |(_, block)| block.overlaps(span))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::PHYSICAL_END;
+    use proptest::prelude::*;
+    use std::vec;
+
+    const LEVELS: [Level; 4] = [Level::Pml4, Level::Pdpt, Level::Pd, Level::Pt];
+
+    fn any_entry() -> impl Strategy<Value = Entry> {
+        let frame = (
+            0..PHYSICAL_END,
+            proptest::sample::select(vec![PAGE, LARGE, HUGE]),
+        )
+            .prop_map(|(base, align)| Frame::containing(base & !(align - 1)));
+        let leaf = (
+            frame.clone(),
+            proptest::sample::select(Rights::EVERY.to_vec()),
+            proptest::sample::select(MemoryType::ALL.to_vec()),
+        );
+        prop_oneof![
+            Just(Entry::Absent),
+            frame.prop_map(Entry::Table),
+            leaf.prop_map(|(frame, rights, memory_type)| {
+                Entry::Leaf(Leaf {
+                    frame,
+                    rights,
+                    memory_type,
+                })
+            }),
+        ]
+    }
+
+    fn may_exist(entry: Entry, level: Level) -> bool {
+        match entry {
+            Entry::Absent => true,
+            Entry::Table(_) => level != Level::Pt,
+            Entry::Leaf(leaf) => level != Level::Pml4 && leaf.frame.base() % level.bytes() == 0,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_entry_survives_the_hardware_format(entry in any_entry()) {
+            for level in LEVELS {
+                let raw = entry.encode(level);
+                prop_assert_eq!(raw.is_some(), may_exist(entry, level));
+                if let Some(raw) = raw {
+                    prop_assert_eq!(Entry::decode(raw, level), Some(entry));
+                }
+            }
+        }
+
+        #[test]
+        fn an_entry_with_any_bit_changed_is_another_or_none(entry in any_entry(), bit in 0..64_u32) {
+            for level in LEVELS {
+                if let Some(raw) = entry.encode(level) {
+                    let changed = raw ^ (1_u64 << bit);
+                    let decoded = Entry::decode(changed, level);
+                    prop_assert_ne!(decoded, Some(entry));
+                    prop_assert!(decoded.is_none_or(|e| e.encode(level) == Some(changed)));
+                    // Bits 8 to 11 and 52 to 63 are flags that nobody sets.
+                    prop_assert!(decoded.is_none() || !matches!(bit, 8..12 | 52..64));
+                }
+            }
+        }
+
+        #[test]
+        fn what_decodes_encodes_to_the_same_bits(raw in any::<u64>(), low in 0..0x200_u64) {
+            for raw in [raw, raw & FRAME & !(HUGE - 1) | low] {
+                for level in LEVELS {
+                    if let Some(entry) = Entry::decode(raw, level) {
+                        prop_assert_eq!(entry.encode(level), Some(raw));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_bits_are_those_of_the_manual() {
+        let frame = Frame::containing(0x12_4000_0000);
+        let leaf = |rights, memory_type| {
+            Entry::Leaf(Leaf {
+                frame,
+                rights,
+                memory_type,
+            })
+        };
+        for (entry, level, raw) in [
+            (Entry::Table(frame), Level::Pml4, 0x12_4000_0007),
+            (Entry::Table(frame), Level::Pd, 0x12_4000_0007),
+            (
+                leaf(Rights::All, MemoryType::Wb),
+                Level::Pdpt,
+                0x12_4000_00b7,
+            ),
+            (
+                leaf(Rights::Read, MemoryType::Uc),
+                Level::Pd,
+                0x12_4000_0081,
+            ),
+            (
+                leaf(Rights::ReadWrite, MemoryType::Wc),
+                Level::Pt,
+                0x12_4000_000b,
+            ),
+            (
+                leaf(Rights::ReadExecute, MemoryType::Wp),
+                Level::Pt,
+                0x12_4000_002d,
+            ),
+        ] {
+            assert_eq!(entry.encode(level), Some(raw), "{entry:?}");
+        }
+        assert_eq!(pointer(frame), 0x12_4000_001e);
+    }
+
+    #[test]
+    fn the_index_is_that_of_the_block_that_holds_the_address() {
+        let address = 3 << 39 | 5 << 30 | 7 << 21 | 9 << 12 | 11;
+        assert_eq!(LEVELS.map(|level| level.index(address)), [3, 5, 7, 9]);
+    }
+
+    #[test]
+    fn a_table_visits_the_blocks_that_share_a_byte_with_the_span() {
+        let table = Frame::containing(0);
+        let place = Place {
+            table,
+            level: Level::Pd,
+            base: HUGE,
+        };
+        let visited = |start, end| {
+            let span = Span::new(start, end).unwrap();
+            place
+                .blocks(span)
+                .map(|(index, _)| index)
+                .collect::<vec::Vec<_>>()
+        };
+        assert_eq!(visited(HUGE + LARGE - 1, HUGE + 2 * LARGE + 1), [0, 1, 2]);
+        assert_eq!(visited(HUGE + LARGE, HUGE + 2 * LARGE), [1]);
+        assert_eq!(visited(0, HUGE + 1), [0]);
+        assert_eq!(visited(2 * HUGE - 1, 4 * HUGE), [511]);
+        assert!(visited(0, HUGE).is_empty() && visited(2 * HUGE, 3 * HUGE).is_empty());
+        assert!(visited(HUGE + 5, HUGE + 5).is_empty());
+    }
+}

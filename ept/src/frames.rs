@@ -227,3 +227,42 @@ fn index(bytes: u64) -> usize {
     // A table of more entries than a slice can have was refused when it was made.
     usize::try_from(bytes / PAGE).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn nothing_takes_a_frame_from_the_visor() {
+        assert_eq!(Owner::Visor.after(Event::Claim), None);
+        assert_eq!(Owner::Host.after(Event::Claim), Some(Owner::Visor));
+    }
+
+    #[test]
+    fn an_owner_survives_its_entry() {
+        for owner in [Owner::Visor, Owner::Host] {
+            assert_eq!(Owner::decode(owner.encode()), owner);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_entry_that_names_nobody_is_the_visors(entry in any::<u64>()) {
+            for entry in [entry, entry % 8] {
+                prop_assert_eq!(Owner::decode(entry) == Owner::Host, entry == Owner::Host.encode());
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_entry_is_neither_the_hosts_nor_claimed_again() {
+        let ram = [Span::sized(0, 2 * PAGE).unwrap()];
+        let mut storage = [0; 2];
+        let mut table = FrameTable::new(&ram, &mut storage).unwrap();
+        table.entries[1] = 0;
+        assert_eq!(table.owner(Frame::containing(PAGE)), Some(Owner::Visor));
+        let refusal = Refusal::Owned(ram[0], Owner::Visor);
+        assert_eq!(table.apply(ram[0], Event::Claim), Err(refusal));
+    }
+}

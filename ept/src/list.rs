@@ -58,3 +58,32 @@ impl<T: PartialEq, const N: usize> PartialEq for List<T, N> {
 }
 
 impl<T: Eq, const N: usize> Eq for List<T, N> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_shows_what_was_pushed_and_never_its_filler() {
+        let mut list = List::<u8, 2>::new(9);
+        assert!(list.is_empty());
+        assert_eq!(list.push(1), Ok(()));
+        assert_eq!(*list, [1]);
+        assert_eq!(list.push(2), Ok(()));
+        assert_eq!(list.push(3), Err(Full));
+        list[0] = 7;
+        assert_eq!(*list, [7, 2]);
+        list.clear();
+        assert!(list.is_empty());
+    }
+
+    #[test]
+    fn lists_are_equal_when_they_show_the_same() {
+        let (mut one, mut other) = (List::<u8, 2>::new(9), List::<u8, 2>::new(8));
+        assert_eq!(one, other);
+        one.push(1).unwrap();
+        assert_ne!(one, other);
+        other.push(1).unwrap();
+        assert_eq!(one, other);
+    }
+}
