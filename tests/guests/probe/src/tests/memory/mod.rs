@@ -10,6 +10,7 @@
 mod forms;
 mod pages;
 mod structures;
+mod unpaged;
 
 use super::stats::Direct;
 use super::{Arguments, Machine};
@@ -57,6 +58,10 @@ pub(super) fn run(machine: &Machine, arguments: &Arguments) -> Outcome {
     forms::every_form(&mut checks, reservation);
     structures::page_walks(&mut checks, reservation);
     structures::descriptor_tables(&mut checks, reservation);
+    unpaged::malformed_pointers(&mut checks);
+    if REFUSAL.load(Ordering::Relaxed) == GP {
+        unpaged::without_paging(&mut checks, reservation);
+    }
     checks.finish()
 }
 
