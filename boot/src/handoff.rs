@@ -8,7 +8,7 @@ use ept::addr::{LARGE, PAGE, Span};
 use crate::efi::EfiMap;
 use crate::mbi::{BootInfo, FirmwareMap};
 use crate::mbi2::{self, ALIGN, HEADER};
-use crate::memmap::MemoryMap;
+use crate::memmap::{Kind, MemoryMap, Region};
 
 /// Tags that the host gets as the visor got them: BIOS boot device, VBE, framebuffer, APM, EFI
 /// system table, SMBIOS, both ACPI root pointers, network.
@@ -39,8 +39,11 @@ pub fn write(
     reservation: Span,
     out: &mut [u8],
 ) -> Result<usize, HandoffError> {
-    let mut ram = map.ram();
-    if ram.any(|span| span.overlaps(reservation)) {
+    let ours = |region: &Region| region.span.overlaps(reservation);
+    if map
+        .regions()
+        .any(|region| region.kind == Kind::RAM && ours(&region))
+    {
         return Err(HandoffError::NotCarved);
     }
     let mut writer = Writer { out, len: 0 };

@@ -161,6 +161,24 @@ fn a_root_that_points_nowhere_is_refused() {
 }
 
 #[test]
+fn a_root_of_another_name_is_refused() {
+    let at = u32::try_from(XSDT).expect("low");
+    let found = Root::find(&machine(&[]), Some(&pointer(at, None))).err();
+    assert_eq!(
+        found,
+        Some(AcpiError::Unreadable(Signature(*b"RSDT"), XSDT))
+    );
+}
+
+#[test]
+fn without_an_extended_bios_data_area_address_zero_is_not_looked_at() {
+    let mut low = vec![0; 0x500];
+    low[0x10..0x24].copy_from_slice(&pointer(RSDT, None));
+    let found = Root::find(&Fake::with(0, low), None).err();
+    assert_eq!(found, Some(AcpiError::NoPointer));
+}
+
+#[test]
 fn enabled_processors_are_listed_in_order() {
     let entries = [
         local_apic(0, 1),

@@ -87,6 +87,21 @@ fn descriptors_have_a_size_that_divides_the_map() {
 }
 
 #[test]
+fn the_size_of_a_descriptor_is_a_multiple_of_eight() {
+    assert_eq!(
+        EfiMap::parse(&[0; 88], 44).err(),
+        Some(MapError::BadEntrySize(44))
+    );
+}
+
+#[test]
+fn what_firmware_did_not_map_stays_unmapped_when_it_is_split() {
+    let expected = descriptors(&[(7, 0, 1, WB), (0, 0x1000, 1, WB), (7, 0x2000, 2, WB)]);
+    let bytes = descriptors(&[(7, 0, 4, WB)]);
+    assert_eq!(carved(&bytes, span(0x1000, 0x2000)), expected);
+}
+
+#[test]
 fn boot_services_memory_is_told_apart() {
     let bytes = descriptors(&[(3, 0, 1, WB), (7, 0x1000, 1, WB), (4, 0x2000, 2, WB)]);
     let map = EfiMap::parse(&bytes, 48).expect("a good map");

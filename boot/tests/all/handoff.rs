@@ -99,6 +99,16 @@ fn the_size_of_low_and_high_memory_ends_at_the_reservation() {
 }
 
 #[test]
+fn low_memory_is_at_most_640_kib() {
+    let all = Tags::default()
+        .module(0x40_0000, 0x50_0000, "")
+        .map(&[(0, 256 * MIB, 1)]);
+    let memory = Fake::with(AT.into(), all.finish());
+    let out = written(&info(&memory, MAGIC2), span(200 * MIB, 208 * MIB));
+    assert_eq!(body(&out, 4), Some(crate::fake::words(&[640, 199 * 1024])));
+}
+
+#[test]
 fn what_the_host_may_need_is_copied_and_nothing_else() {
     let mut all = good();
     for kind in [5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 19, 20, 21, 77] {
@@ -137,7 +147,7 @@ fn the_efi_map_is_carved_like_the_other() {
 
 #[test]
 fn the_framebuffer_of_a_multiboot1_loader_is_passed_on() {
-    let screen = |kind: u32| {
+    let screen = |kind: u32, flags: u32| {
         let info = Info1::default()
             .map(0x2_0000, &[(0, 256 * MIB, 1)])
             .modules(0x3_0000, &[(0x40_0000, 0x50_0000, 0)])
@@ -148,7 +158,7 @@ fn the_framebuffer_of_a_multiboot1_loader_is_passed_on() {
             .field(108, 0x1008_0020 | kind << 8)
             .field(112, 0x0800_0808);
         let mut flagged = info;
-        flagged.flags |= 1 << 12;
+        flagged.flags |= flags;
         let memory = flagged.finish(AT);
         let out = written(&self::info(&memory, MAGIC1), span(200 * MIB, 208 * MIB));
         body(&out, 8)
@@ -156,11 +166,13 @@ fn the_framebuffer_of_a_multiboot1_loader_is_passed_on() {
     let mut common = crate::fake::words(&[0xfd00_0000, 0, 4096, 1024, 768]);
     common.extend([0x20, 1, 0, 0]);
     let direct = [&common[..], &[0x08, 0x10, 0x08, 0x08, 0x00, 0x08]].concat();
-    assert_eq!(screen(1), Some(direct));
+    const SET: u32 = 1 << 12;
+    assert_eq!(screen(1, SET), Some(direct));
+    assert_eq!(screen(1, 0), None);
     common[21] = 2;
-    assert_eq!(screen(2), Some(common));
-    assert_eq!(screen(0), None);
-    assert_eq!(screen(3), None);
+    assert_eq!(screen(2, SET), Some(common));
+    assert_eq!(screen(0, SET), None);
+    assert_eq!(screen(3, SET), None);
 }
 
 #[test]
@@ -168,7 +180,11 @@ fn a_map_that_still_lists_the_reservation_is_refused() {
     let memory = Fake::with(AT.into(), good().finish());
     let info = info(&memory, MAGIC2);
     let map = map_of(&info, span(200 * MIB, 208 * MIB));
-    for wrong in [span(198 * MIB, 208 * MIB), span(200 * MIB, 208 * MIB + 1)] {
+    for wrong in [
+        span(198 * MIB, 208 * MIB),
+        span(200 * MIB, 208 * MIB + 1),
+        span(7, 8),
+    ] {
         let result = write(&info, &map, wrong, &mut [0; 4096]);
         assert_eq!(result, Err(HandoffError::NotCarved));
     }

@@ -101,6 +101,18 @@ fn a_structure_that_is_elsewhere_is_refused() {
 }
 
 #[test]
+fn a_misaligned_structure_is_refused() {
+    let address = AT + 4;
+    let memory = Fake::with(address.into(), good().finish());
+    let entry = Entry {
+        magic: MAGIC2,
+        address,
+    };
+    let error = { BootInfo::EMPTY }.read(&memory, entry, span(0, 0));
+    assert_eq!(error, Err(MbiError::BadStructure(address)));
+}
+
+#[test]
 fn a_structure_cut_anywhere_is_refused() {
     let bytes = good().finish();
     for len in (0..bytes.len()).step_by(4) {
