@@ -7,6 +7,7 @@ mod machine;
 mod packages;
 mod paths;
 mod suite;
+mod tcb;
 mod tool;
 
 use std::process::ExitCode;

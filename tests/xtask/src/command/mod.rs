@@ -3,6 +3,7 @@
 mod build;
 mod run;
 mod setup;
+mod tcb;
 mod test;
 
 use std::process::ExitCode;
@@ -25,6 +26,8 @@ enum Command {
     Build,
     /// Run the tests, each a boot in an emulator
     Test(test::Options),
+    /// Measure the trusted computing base against its budget
+    Tcb(tcb::Options),
     /// Boot a host on the visor and show its serial line
     Run(run::Options),
 }
@@ -35,6 +38,7 @@ pub(crate) fn dispatch() -> Result<ExitCode> {
         Command::Setup => setup::setup().map(|()| ExitCode::SUCCESS),
         Command::Build => build::build().map(|()| ExitCode::SUCCESS),
         Command::Test(options) => test::test(options),
+        Command::Tcb(options) => tcb::tcb(&options),
         Command::Run(options) => run::run(&options),
     }
 }

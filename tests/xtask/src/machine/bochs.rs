@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::process::{self, Finish, Patience};
+use super::process::{self, Channels, Finish, Patience};
 use super::serial::Watch;
 use super::{Cpu, End, Loader, Machine, Outcome, Payload, TripleFault};
 use crate::image::iso::{self, Firmware, Protocol};
@@ -77,8 +77,12 @@ pub(super) fn boot(
         wall: net.saturating_mul(WALL_PER_SECOND),
     };
     let mut command = command(ticks)?;
-    let (finish, cpu) =
-        process::follow(command.current_dir(dir), &log, &serial, patience, watch)?;
+    let channels = Channels {
+        input: "",
+        log: &log,
+        serial: &serial,
+    };
+    let (finish, cpu) = process::follow(command.current_dir(dir), channels, patience, watch)?;
     let end = match finish {
         Finish::Stopped => End::Stopped,
         Finish::Cpu | Finish::Wall => End::WallClock,

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -58,19 +59,29 @@ impl Drop for Guarded {
     }
 }
 
-/// Runs `command` with its output in `log`, until it ends, `watch` stops it or patience ends.
-/// The processor time that it took comes with the reason.
+/// What goes into an emulator and what comes out of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Channels<'a> {
+    /// Its standard input, which stays open behind this.
+    pub(crate) input: &'static str,
+    /// The file for its standard output and error.
+    pub(crate) log: &'a Path,
+    /// The file in which its serial line grows.
+    pub(crate) serial: &'a Path,
+}
+
+/// Runs `command` until it ends, `watch` stops it or patience ends. The processor time that it
+/// took comes with the reason.
 pub(crate) fn follow(
     command: &mut Command,
-    log: &Path,
-    serial: &Path,
+    channels: Channels<'_>,
     patience: Patience,
     watch: &mut dyn Watch,
 ) -> Result<(Finish, Duration)> {
-    let output = File::create(log).context("cannot make the emulator's log")?;
+    let output = File::create(channels.log).context("cannot make the emulator's log")?;
     let name = command.get_program().to_string_lossy().into_owned();
     let _ = command
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stderr(output.try_clone().context("cannot share the log")?)
         .stdout(output);
     let child = command
@@ -78,7 +89,11 @@ pub(crate) fn follow(
         .with_context(|| format!("cannot start {name}: `cargo xtask setup` installs it"))?;
     let mut child = Guarded(child);
     let start = Instant::now();
-    let mut tail = Tail::new(serial);
+    if let Some(input) = &mut child.0.stdin {
+        // An emulator that has ended already says why in its log.
+        let _ = input.write_all(channels.input.as_bytes());
+    }
+    let mut tail = Tail::new(channels.serial);
     let mut cpu = Duration::ZERO;
     loop {
         cpu = cpu_time(child.0.id()).unwrap_or(cpu);
@@ -141,7 +156,13 @@ mod tests {
         let _ = command.args(["-c", script]).current_dir(&dir);
         let serial = dir.join("serial");
         let mut watch = Until(b"enough");
-        let done = follow(&mut command, &dir.join("log"), &serial, patience, &mut watch);
+        let log = dir.join("log");
+        let channels = Channels {
+            input: "word\n",
+            log: &log,
+            serial: &serial,
+        };
+        let done = follow(&mut command, channels, patience, &mut watch);
         std::fs::remove_dir_all(&dir).unwrap();
         done.unwrap().0
     }
@@ -162,6 +183,13 @@ mod tests {
             shell("printf enough > serial; exec sleep 60", LONG),
             Finish::Stopped
         );
+    }
+
+    #[test]
+    fn a_process_reads_its_input_and_finds_no_end_of_it() {
+        assert_eq!(shell("read w && test $w = word && exit 4", LONG), Finish::Exited(Some(4)));
+        let wall = Patience { wall: Duration::from_millis(100), ..LONG };
+        assert_eq!(shell("read w; read x", wall), Finish::Wall);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::process::{self, Finish, Patience};
+use super::process::{self, Channels, Finish, Patience};
 use super::serial::Watch;
 use super::{End, Image, Loader, Machine, Outcome, Payload, Runner, TripleFault};
 use crate::image::iso::{self, Firmware, Protocol};
@@ -50,7 +50,6 @@ pub(super) fn boot(
     let mut command = process::bound_to_this("qemu-system-x86_64".as_ref());
     let _ = command.args(hardware(machine)).current_dir(dir);
     load(&mut command, machine.loader, payload, dir)?;
-    fs::write(dir.join("qmp.in"), GREETING).context("cannot write to the run's folder")?;
     let (serial, log) = (dir.join("serial.log"), dir.join("qemu.out"));
     let limit = Duration::from_secs(machine.seconds).saturating_mul(machine.cpus);
     // QEMU's clock is the real one unless it counts instructions, which several CPUs cannot do.
@@ -59,14 +58,19 @@ pub(super) fn boot(
         cpu: limit,
         wall: limit.saturating_add(Duration::from_secs(20)).saturating_mul(10),
     };
-    let (finish, cpu) = process::follow(&mut command, &log, &serial, patience, watch)?;
+    let channels = Channels {
+        input: GREETING,
+        log: &log,
+        serial: &serial,
+    };
+    let (finish, cpu) = process::follow(&mut command, channels, patience, watch)?;
     let end = match finish {
         Finish::Stopped => End::Stopped,
         Finish::Cpu => End::Deadline,
         Finish::Wall => End::WallClock,
         Finish::Exited(status) => {
             let read = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
-            end(status, &read("qmp.out"), &read("resets.log"), &read("qemu.out"))
+            end(status, &read("qemu.out"), &read("resets.log"))
         }
     };
     Ok(Outcome {
@@ -91,7 +95,7 @@ fn hardware(machine: &Machine) -> Vec<String> {
         "-accel {accelerator} -cpu {cpu} -m {} -smp {} -display none -net none -boot d \
          -serial file:serial.log -action reboot={reboot} -d cpu_reset -D resets.log \
          -device isa-debug-exit,iobase=0xf4,iosize=4 \
-         -chardev file,id=qmp,path=qmp.out,input-path=qmp.in -mon chardev=qmp,mode=control",
+         -qmp stdio",
         machine.memory_mib, machine.cpus
     );
     words.split_whitespace().map(str::to_owned).collect()
@@ -159,13 +163,13 @@ fn under_tboot(payload: &Payload) -> Result<Payload> {
     })
 }
 
-/// Why QEMU ended: from its status, its events, its log of CPU resets, and its own words.
-fn end(status: Option<i32>, events: &str, resets: &str, words: &str) -> End {
-    let last = || words.lines().last().unwrap_or("no word").to_owned();
+/// Why QEMU ended: from its status, what it printed (events, and errors), and its log of CPU resets.
+fn end(status: Option<i32>, output: &str, resets: &str) -> End {
+    let last = || output.lines().last().unwrap_or("no word").to_owned();
     match status {
-        Some(0) if events.contains("\"guest-shutdown\"") => End::PowerOff,
+        Some(0) if output.contains("\"guest-shutdown\"") => End::PowerOff,
         Some(0) if resets.contains("Triple fault") => End::TripleFault,
-        Some(0) if events.contains("\"guest-reset\"") => End::Emulator("guest reset".to_owned()),
+        Some(0) if output.contains("\"guest-reset\"") => End::Emulator("guest reset".to_owned()),
         // The guest's power switch of machines without ACPI: see `isa-debug-exit`.
         Some(status) if status > ERROR && status & 1 == 1 => End::PowerOff,
         Some(_) | None => End::Emulator(last()),
@@ -186,12 +190,12 @@ mod tests {
     fn the_reason_for_an_end_takes_events_and_resets_together() {
         let off = "{\"event\": \"SHUTDOWN\", \"data\": {\"reason\": \"guest-shutdown\"}}";
         let reset = "{\"event\": \"SHUTDOWN\", \"data\": {\"reason\": \"guest-reset\"}}";
-        assert_eq!(end(Some(0), off, "", ""), End::PowerOff);
-        assert_eq!(end(Some(0), reset, "Triple fault\n", ""), End::TripleFault);
-        assert_eq!(end(Some(0), reset, "", ""), End::Emulator("guest reset".to_owned()));
-        assert_eq!(end(Some(33), "", "", ""), End::PowerOff);
-        assert_eq!(end(Some(1), "", "", "a\nno file"), End::Emulator("no file".to_owned()));
-        assert_eq!(end(None, off, "", "killed"), End::Emulator("killed".to_owned()));
+        assert_eq!(end(Some(0), off, ""), End::PowerOff);
+        assert_eq!(end(Some(0), reset, "Triple fault\n"), End::TripleFault);
+        assert_eq!(end(Some(0), reset, ""), End::Emulator("guest reset".to_owned()));
+        assert_eq!(end(Some(33), "", ""), End::PowerOff);
+        assert_eq!(end(Some(1), "a\nno file", ""), End::Emulator("no file".to_owned()));
+        assert_eq!(end(None, "killed", ""), End::Emulator("killed".to_owned()));
     }
 
     #[test]

@@ -26,7 +26,22 @@ fn bare() -> Vec<Test> {
             .on(|machine| machine.cpus = 2)
             .expect(&["init: userspace reached*", "init: done"])
             .ends(End::PowerOff)
-            .test("boot/bare-linux-2-cpus", 15),
+            .test("boot/bare-linux-2-cpus", 8),
+        Boot::of(Stack::bare(Host::Stock(String::new())))
+            .on(|machine| machine.seconds = 200)
+            .expect(&["init: userspace reached*", "init: done"])
+            .ends(End::PowerOff)
+            .test("boot/bare-stock-linux", 60),
+        Boot::of(Stack::bare(Host::Xen {
+            xen: String::new(),
+            dom0: String::new(),
+        }))
+        .expect(&["*HVM: VMX enabled*", "*init: xen dom0", "*init: done"])
+        .ends(End::PowerOff)
+        .test("boot/bare-xen", 10),
+        Boot::of(Stack::bare(Host::Probe("cpuid".to_owned())))
+            .expect(&["probe: *"])
+            .test("boot/bare-probe", 1),
         Boot::of(Stack::bare(small("")))
             .on(|machine| {
                 machine.runner = Runner::QemuTcg;

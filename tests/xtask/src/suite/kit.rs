@@ -11,9 +11,9 @@ use crate::machine::{Image, Payload};
 use crate::packages;
 
 /// What every Linux host is told, bare or not: a serial console, nothing that waits, nothing that
-/// differs between runs.
+/// differs between runs. `idle=halt`, because Bochs loses wake-ups from MWAIT.
 const LINUX: &str = "console=ttyS0,115200 quiet panic=-1 mitigations=off tsc=reliable \
-                     random.trust_cpu=on no_timer_check nokaslr libata.force=disable";
+                     random.trust_cpu=on no_timer_check nokaslr idle=halt libata.force=disable";
 
 /// What every Xen is told; see Xen's `docs/misc/xen-command-line.pandoc`.
 const XEN: &str = "com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all noreboot vga=none \
