@@ -20,7 +20,7 @@ const CODE64: u16 = 0x10;
 const DATA: u16 = 0x18;
 
 /// What an instruction raised.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) vector: u8,
     pub(crate) error: u64,
@@ -28,6 +28,12 @@ pub(crate) struct Fault {
     pub(crate) address: u64,
     /// RCX and RDI, for string instructions.
     pub(crate) string: [u64; 2],
+}
+
+impl core::fmt::Debug for Fault {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "vector {} error {:#x}", self.vector, self.error)
+    }
 }
 
 /// The interrupted state, as `isr_common` pushes it.
