@@ -1,5 +1,6 @@
 //! `cargo xtask`: builds the visor and its guests, boots them in emulators, tests and measures.
 
+mod bench;
 mod build;
 mod command;
 mod image;

@@ -1,6 +1,8 @@
 //! The commands of `cargo xtask`.
 
+mod bench;
 mod build;
+mod demo;
 mod run;
 mod setup;
 mod tcb;
@@ -28,6 +30,10 @@ enum Command {
     Test(test::Options),
     /// Measure the trusted computing base against its budget
     Tcb(tcb::Options),
+    /// Measure what the visor costs
+    Bench(bench::Options),
+    /// Watch an unmodified Linux and an unmodified Xen boot on the visor
+    Demo,
     /// Boot a host on the visor and show its serial line
     Run(run::Options),
 }
@@ -39,6 +45,8 @@ pub(crate) fn dispatch() -> Result<ExitCode> {
         Command::Build => build::build().map(|()| ExitCode::SUCCESS),
         Command::Test(options) => test::test(options),
         Command::Tcb(options) => tcb::tcb(&options),
+        Command::Bench(options) => bench::bench(&options).map(|()| ExitCode::SUCCESS),
+        Command::Demo => demo::demo(),
         Command::Run(options) => run::run(&options),
     }
 }

@@ -5,20 +5,25 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use clap::Args;
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
 
 use crate::machine::{
     self, Cpu, End, Image, Lines, Loader, Machine, Payload, Runner, Step, TripleFault, Watch,
 };
+use crate::packages::{self, Need};
 use crate::paths;
+use crate::suite::{Host, Kit};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    /// A host of the test bed, with its usual command line
+    #[arg(long, value_enum, default_value_t = Known::Small, conflicts_with = "host_kernel")]
+    host: Known,
     /// The host: a bzImage or a multiboot ELF
     #[arg(long, value_name = "FILE")]
     host_kernel: Option<PathBuf>,
-    /// The host's command line
+    /// The host's command line; with --host, words added to the usual ones
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     append: String,
     /// The host's initial RAM file system
@@ -44,6 +49,35 @@ pub(crate) struct Options {
     /// Where the image and the logs are kept
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+}
+
+/// The hosts that need no file.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Known {
+    /// The small kernel
+    Small,
+    /// The distribution's kernel
+    Stock,
+    /// The distribution's Xen with the small kernel as dom0
+    Xen,
+    /// The distribution's Xen with the distribution's kernel as dom0
+    StockXen,
+    /// The bare-metal probe
+    Probe,
+}
+
+impl Known {
+    /// The host with `words` for its kernel, dom0's where there is one.
+    fn host(self, words: &str) -> Host {
+        let (words, xen) = (words.to_owned(), String::new());
+        match self {
+            Self::Small => Host::Small(words),
+            Self::Stock => Host::Stock(words),
+            Self::Xen => Host::Xen { xen, dom0: words },
+            Self::StockXen => Host::StockXen { xen, dom0: words },
+            Self::Probe => Host::Probe(words),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -85,8 +119,16 @@ impl MachineOptions {
     }
 }
 
+const fn need(runner: Runner) -> Need {
+    match runner {
+        Runner::Bochs => Need::Bochs,
+        Runner::QemuTcg | Runner::QemuKvm => Need::Qemu,
+    }
+}
+
 /// Boots once; the status is 0 after a power-off or the awaited line, 1 otherwise.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    packages::install(&[Need::Build, Need::Image, need(options.machine.runner)])?;
     let dir = match &options.dir {
         Some(dir) => std::path::absolute(dir).context("cannot find the current folder")?,
         None => paths::target("run")?.join(std::process::id().to_string()),
@@ -109,32 +151,35 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 fn payload(options: &Options) -> Result<Payload> {
-    let host = options.host_kernel.as_ref().map(|file| absolute(file)).transpose()?;
-    let host = host.map(|file| Image::new(file, &options.append));
-    let initrd = options.initrd.as_ref().map(|file| absolute(file)).transpose()?;
-    let mut modules = Vec::new();
+    let kit = Kit::new();
+    let mut images = match &options.host_kernel {
+        Some(file) => vec![Image::new(absolute(file)?, &options.append)],
+        None => kit.images(&options.host.host(&options.append))?,
+    };
+    if let Some(initrd) = &options.initrd {
+        images.truncate(1);
+        images.push(Image::new(absolute(initrd)?, ""));
+    }
     for module in &options.module {
         let (file, words) = module.split_once(' ').unwrap_or((module, ""));
-        modules.push(Image::new(absolute(Path::new(file))?, words));
+        images.push(Image::new(absolute(Path::new(file))?, words));
     }
     if !options.bare {
         let visor = match &options.visor {
             Some(file) => absolute(file)?,
-            None => paths::root().join("target/visor/visor.elf"),
+            None => kit.visor()?,
         };
-        let initrd = initrd.map(|file| Image::new(file, ""));
-        let modules = host.into_iter().chain(initrd).chain(modules).collect();
         let kernel = Image::new(visor, &options.visor_append);
+        let modules = images;
         return Ok(Payload::Multiboot { kernel, modules });
     }
-    let Some(kernel) = host else {
-        bail!("--bare needs --host-kernel");
-    };
+    let mut images = images.into_iter();
+    let kernel = images.next().context("there is no host")?;
     if is_linux(&kernel.file)? {
+        let initrd = images.next().map(|image| image.file);
         return Ok(Payload::Linux { kernel, initrd });
     }
-    let initrd = initrd.map(|file| Image::new(file, ""));
-    let modules = initrd.into_iter().chain(modules).collect();
+    let modules = images.collect();
     Ok(Payload::Multiboot { kernel, modules })
 }
 

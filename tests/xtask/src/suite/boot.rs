@@ -28,10 +28,10 @@ fn bare() -> Vec<Test> {
             .ends(End::PowerOff)
             .test("boot/bare-linux-2-cpus", 8),
         Boot::of(Stack::bare(Host::Stock(String::new())))
-            .on(|machine| machine.seconds = 200)
+            .on(|machine| machine.seconds = 450)
             .expect(&["init: userspace reached*", "init: done"])
             .ends(End::PowerOff)
-            .test("boot/bare-stock-linux", 60),
+            .test("boot/bare-stock-linux", 80),
         Boot::of(Stack::bare(Host::Xen {
             xen: String::new(),
             dom0: String::new(),
