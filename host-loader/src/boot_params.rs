@@ -4,8 +4,8 @@
 //! include/uapi/linux/screen_info.h.
 
 use crate::LoadError;
-use crate::bytes::{put, u32_at, u64_at};
-use crate::handoff::{EFI_MAP, EFI64, FRAMEBUFFER, Handoff, MEMORY_INFO};
+use crate::bytes::{put, u64_at};
+use crate::handoff::{EFI_MAP, EFI64, FRAMEBUFFER, Handoff};
 use crate::linux::HEADER;
 use crate::scratch::{Piece, Scratch};
 use crate::screen::{self, Firmware};
@@ -84,10 +84,7 @@ fn memory(handoff: Handoff<'_>, page: &mut [u8]) {
         count += 1;
     }
     put(page, E820_COUNT, &[count]);
-    let upper = handoff
-        .tag(MEMORY_INFO)
-        .and_then(|tag| u32_at(tag.bytes, 12))
-        .unwrap_or(0);
+    let (_, upper) = handoff.sizes().unwrap_or_default();
     put(page, ALT_MEM_K, &upper.to_le_bytes());
     put(
         page,

@@ -35,6 +35,8 @@ pub enum LoadError {
     NoRoomForKernel(u64, u64),
     /// No free RAM for a module that must be moved: its number and length.
     NoRoomForModule(usize, u64),
+    /// No conventional memory for the service that replaces the BIOS's memory map.
+    NoRoomForMap,
     /// The entry point is outside the image.
     Entry(u64),
     /// The multiboot header asks for features by flags that cannot be met.
@@ -86,6 +88,9 @@ impl fmt::Display for LoadError {
                     f,
                     "module {number}: no free RAM to move its {len:#x} bytes to"
                 )
+            }
+            Self::NoRoomForMap => {
+                f.write_str("no free RAM below 640 KiB for the BIOS's memory map")
             }
             Self::Entry(at) => write!(f, "host kernel: entry point {at:#x} is outside the image"),
             Self::HeaderFlags(flags) => {

@@ -20,6 +20,8 @@ pub(crate) const LOAD_BASE: u32 = 21;
 
 /// E820 type of RAM that its finder may use.
 pub(crate) const RAM: u32 = 1;
+/// E820 type of memory that nobody but its owner may use.
+const RESERVED: u32 = 2;
 /// EFI memory types that hold nothing of the firmware's: loader code and data, conventional.
 const EFI_FREE: [u32; 3] = [1, 2, 7];
 
@@ -28,6 +30,8 @@ const EFI_FREE: [u32; 3] = [1, 2, 7];
 pub struct Handoff<'h> {
     bytes: &'h [u8],
     area: Area,
+    /// RAM that the host is not told of.
+    hidden: Span,
 }
 
 /// One tag: its type, its bytes from the type on, and where they are in the structure.
@@ -56,6 +60,33 @@ pub(crate) struct MapEntry {
 }
 
 impl MapEntry {
+    /// What is left of RAM before `hidden`, what is reserved of it, and what is left after; of other
+    /// memory everything is left before. Empty pieces are pieces too.
+    fn without(self, hidden: Span) -> [Self; 3] {
+        let end = self.base.saturating_add(self.len);
+        let kept = if self.kind == RAM {
+            hidden
+        } else {
+            Span::default()
+        };
+        let (from, to) = if kept.is_empty() {
+            (end, end)
+        } else {
+            let within = |at: u64| at.clamp(self.base, end);
+            (within(kept.start()), within(kept.end()))
+        };
+        let piece = |base, end, kind| Self {
+            base,
+            len: end - base,
+            kind,
+        };
+        [
+            piece(self.base, from, self.kind),
+            piece(from, to, RESERVED),
+            piece(to, end, self.kind),
+        ]
+    }
+
     /// As Linux's `boot_e820_entry`: base, length and type.
     pub(crate) fn e820(&self) -> [u8; 20] {
         let mut entry = [0; 20];
@@ -101,7 +132,11 @@ impl<'h> Handoff<'h> {
         let bytes = total
             .and_then(|total| bytes.get(..total))
             .ok_or(LoadError::Handoff(0))?;
-        let handoff = Self { bytes, area };
+        let handoff = Self {
+            bytes,
+            area,
+            hidden: Span::default(),
+        };
         let mut last = None;
         for tag in handoff.tags() {
             if !is_sound(&tag) {
@@ -179,20 +214,35 @@ impl<'h> Handoff<'h> {
             .filter_map(|tag| module(tag.bytes))
     }
 
+    /// The same handoff, but that its map reserves the RAM in `hidden`.
+    pub(crate) const fn without(self, hidden: Span) -> Self {
+        Self { hidden, ..self }
+    }
+
+    /// KiB of RAM below and above 1 MiB, if the boot loader told.
+    pub(crate) fn sizes(&self) -> Option<(u32, u32)> {
+        let tag = self.tag(MEMORY_INFO)?.bytes;
+        let (low, high) = (u32_at(tag, 8)?, u32_at(tag, 12)?);
+        let end = (!self.hidden.is_empty()).then(|| self.hidden.start() >> 10);
+        let end = end.and_then(|end| u32::try_from(end).ok());
+        Some((low.min(end.unwrap_or(low)), high))
+    }
+
     /// The firmware's memory map, as the host sees it.
     pub(crate) fn map(&self) -> impl Iterator<Item = MapEntry> + use<'h> {
+        let hidden = self.hidden;
         let tag = self
             .tag(MEMORY_MAP)
             .map(|tag| tag.bytes)
             .unwrap_or_default();
-        entries(tag, 8, 16).filter_map(|entry| {
-            let (base, len) = (u64_at(entry, 0)?, u64_at(entry, 8)?);
-            Some(MapEntry {
-                base,
-                len,
-                kind: u32_at(entry, 16)?,
+        entries(tag, 8, 16)
+            .filter_map(|entry| {
+                let (base, len) = (u64_at(entry, 0)?, u64_at(entry, 8)?);
+                let kind = u32_at(entry, 16)?;
+                Some(MapEntry { base, len, kind })
             })
-        })
+            .flat_map(move |entry| entry.without(hidden))
+            .filter(|piece| piece.len > 0)
     }
 
     /// Free RAM below 4 GiB in whole pages, neighbours joined.

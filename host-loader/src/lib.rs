@@ -2,6 +2,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod area;
+mod bios;
 mod boot_params;
 mod bytes;
 mod error;
@@ -16,6 +17,7 @@ mod screen;
 mod search;
 
 pub use area::Area;
+pub use bios::Bios;
 pub use error::LoadError;
 pub use handoff::{Handoff, Module};
 pub use plan::{Entry, Memory, Protocol, Step, Steps};
@@ -29,7 +31,7 @@ pub const MODULES: usize = 33;
 /// Plans the start of the host's kernel: `steps`, which is empty, is filled with what is to be done
 /// to memory before the jump to the returned entry. Nothing but `scratch` is written here.
 ///
-/// `kernel` is the content of the handoff's first module, `scratch` the part of the loader area that
+/// `bios` is only for kernels that may ask the BIOS themselves, as multiboot kernels do. `kernel` is the content of the handoff's first module, `scratch` the part of the loader area that
 /// the kernel's boot tables go to.
 ///
 /// # Errors
@@ -37,6 +39,7 @@ pub const MODULES: usize = 33;
 pub fn plan(
     handoff: Handoff<'_>,
     kernel: &[u8],
+    bios: Bios<'_>,
     scratch: &mut Scratch<'_>,
     steps: &mut Steps,
 ) -> Result<Entry, LoadError> {
@@ -44,6 +47,7 @@ pub fn plan(
     if linux::is_image(kernel) {
         linux::plan(&mut layout, kernel, scratch)
     } else {
+        bios::hide(&mut layout, bios, scratch)?;
         multiboot::plan(&mut layout, kernel, scratch)
     }
 }

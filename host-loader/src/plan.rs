@@ -5,10 +5,10 @@ use core::fmt;
 use ept::addr::Span;
 use ept::list::List;
 
-/// Moves of 33 modules, and 16 segments each copied and zeroed.
-const STEPS: usize = 66;
+/// The BIOS service in 3 pieces, moves of 33 modules, and 16 segments each copied and zeroed.
+const STEPS: usize = 68;
 
-/// Physical memory below 4 GiB, as the loader changes it.
+/// Physical memory below 4 GiB, as the loader changes it. What is copied may lie in the scratch.
 pub trait Memory {
     /// Copies `from` to `to`; the two may overlap, as with `memmove`.
     fn copy(&mut self, from: Span, to: u64);

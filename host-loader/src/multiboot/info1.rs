@@ -2,7 +2,7 @@
 
 use crate::LoadError;
 use crate::bytes::put;
-use crate::handoff::{Handoff, LOADER_NAME, MEMORY_INFO};
+use crate::handoff::{Handoff, LOADER_NAME};
 use crate::layout::Layout;
 use crate::scratch::Scratch;
 
@@ -28,12 +28,10 @@ pub(super) fn write(layout: &Layout<'_, '_>, scratch: &mut Scratch<'_>) -> Resul
     let (map, map_len) = map(handoff, scratch)?;
     let mut flags = HAS_COMMAND_LINE | HAS_MODULES | HAS_MAP;
     let info = scratch.piece(SIZE, 8)?;
-    if let Some(sizes) = handoff
-        .tag(MEMORY_INFO)
-        .and_then(|tag| tag.bytes.get(8..16))
-    {
+    if let Some((lower, upper)) = handoff.sizes() {
         flags |= HAS_MEMORY;
-        put(info.bytes, 4, sizes);
+        put(info.bytes, 4, &lower.to_le_bytes());
+        put(info.bytes, 8, &upper.to_le_bytes());
     }
     if handoff.tag(LOADER_NAME).is_some() {
         flags |= HAS_LOADER_NAME;

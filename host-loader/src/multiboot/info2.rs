@@ -1,14 +1,17 @@
-//! The multiboot2 information for the kernel: the handoff, with the modules where they are by now.
+//! The multiboot2 information for the kernel: the handoff, with the map and the modules as they are
+//! by now.
 
 use crate::LoadError;
 use crate::bytes::put;
-use crate::handoff::{END, LOAD_BASE, MODULE};
+use crate::handoff::{END, LOAD_BASE, MEMORY_INFO, MEMORY_MAP, MODULE};
 use crate::layout::Layout;
 use crate::scratch::Scratch;
 
 const HEADER: usize = 8;
 /// A tag's type and size.
 const PREFIX: usize = 8;
+/// Bytes in a memory map entry.
+const MAP_ENTRY: usize = 24;
 
 /// Writes it; its physical address. `load_base` is where the image of a relocatable kernel went.
 pub(super) fn write(
@@ -16,47 +19,75 @@ pub(super) fn write(
     load_base: Option<u64>,
     scratch: &mut Scratch<'_>,
 ) -> Result<u32, LoadError> {
-    let copied = || {
-        layout
-            .handoff
-            .tags()
-            .filter(|tag| !matches!(tag.kind, END | MODULE))
+    let mut counter = Writer {
+        out: &mut [],
+        at: HEADER,
     };
-    let size_of = |payload: usize| (PREFIX + payload).next_multiple_of(8);
-    let copies: usize = copied()
-        .map(|tag| tag.bytes.len().next_multiple_of(8))
-        .sum();
-    let files: usize = layout
-        .modules()
-        .map(|module| size_of(8 + module.string.len() + 1))
-        .sum();
-    let base = load_base.map_or(0, |_| size_of(4));
-    let total = HEADER + copies + files + base + PREFIX;
+    counter.tags(layout, load_base)?;
+    let total = counter.at;
     let piece = scratch.piece(total, 8)?;
-
     put(piece.bytes, 0, &word(total)?);
-    let mut at = HEADER;
-    for tag in copied() {
-        put(piece.bytes, at, tag.bytes);
-        at += tag.bytes.len().next_multiple_of(8);
+    Writer {
+        out: piece.bytes,
+        at: HEADER,
     }
-    for module in layout.modules() {
-        let payload = 8 + module.string.len() + 1;
-        put(piece.bytes, at, &MODULE.to_le_bytes());
-        put(piece.bytes, at + 4, &word(PREFIX + payload)?);
-        put(piece.bytes, at + 8, &address(module.span.start())?);
-        put(piece.bytes, at + 12, &address(module.span.end())?);
-        put(piece.bytes, at + 16, module.string);
-        at += size_of(payload);
-    }
-    if let Some(base) = load_base {
-        put(piece.bytes, at, &LOAD_BASE.to_le_bytes());
-        put(piece.bytes, at + 4, &word(PREFIX + 4)?);
-        put(piece.bytes, at + 8, &address(base)?);
-        at += size_of(4);
-    }
-    put(piece.bytes, at + 4, &word(PREFIX)?);
+    .tags(layout, load_base)?;
     Ok(piece.at)
+}
+
+/// Appends tags; past the end of `out` it only counts.
+struct Writer<'o> {
+    out: &'o mut [u8],
+    at: usize,
+}
+
+impl Writer<'_> {
+    fn tags(&mut self, layout: &Layout<'_, '_>, load_base: Option<u64>) -> Result<(), LoadError> {
+        let handoff = layout.handoff;
+        for tag in handoff.tags() {
+            match tag.kind {
+                END | MODULE | MEMORY_INFO | MEMORY_MAP => {}
+                _ => self.tag(tag.kind, &[tag.bytes.get(PREFIX..).unwrap_or_default()])?,
+            }
+        }
+        if let Some((lower, upper)) = handoff.sizes() {
+            self.tag(MEMORY_INFO, &[&lower.to_le_bytes(), &upper.to_le_bytes()])?;
+        }
+        self.map(layout)?;
+        for module in layout.modules() {
+            let ends = [address(module.span.start())?, address(module.span.end())?];
+            self.tag(MODULE, &[ends.as_flattened(), module.string, &[0]])?;
+        }
+        if let Some(base) = load_base {
+            self.tag(LOAD_BASE, &[&address(base)?])?;
+        }
+        self.tag(END, &[])
+    }
+
+    fn map(&mut self, layout: &Layout<'_, '_>) -> Result<(), LoadError> {
+        let map = layout.handoff.map();
+        let start = self.at;
+        self.tag(MEMORY_MAP, &[&word(MAP_ENTRY)?, &word(0)?])?;
+        for entry in map {
+            put(self.out, self.at, &entry.e820());
+            self.at += MAP_ENTRY;
+        }
+        put(self.out, start + 4, &word(self.at - start)?);
+        Ok(())
+    }
+
+    fn tag(&mut self, kind: u32, parts: &[&[u8]]) -> Result<(), LoadError> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        put(self.out, self.at, &kind.to_le_bytes());
+        put(self.out, self.at + 4, &word(PREFIX + len)?);
+        let mut at = self.at + PREFIX;
+        for part in parts {
+            put(self.out, at, part);
+            at += part.len();
+        }
+        self.at = at.next_multiple_of(8);
+        Ok(())
+    }
 }
 
 fn word(number: usize) -> Result<[u8; 4], LoadError> {

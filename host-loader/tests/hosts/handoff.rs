@@ -116,8 +116,12 @@ fn what_the_visor_writes_is_what_the_loader_reads() {
     let base = u32::try_from(area.scratch()).unwrap();
     let mut scratch = host_loader::Scratch::new(&mut scratch, base);
     let mut steps = host_loader::Steps::EMPTY;
+    let bios = host_loader::Bios {
+        low_page: &[],
+        service: &[],
+    };
     let kernel = &carved.files[0].bytes;
-    let entry = host_loader::plan(handoff, kernel, &mut scratch, &mut steps).unwrap();
+    let entry = host_loader::plan(handoff, kernel, bios, &mut scratch, &mut steps).unwrap();
     let page = scratch.from(entry.tables).unwrap();
     assert_eq!([word(page, 0x218), word(page, 0x21c)], [0xa0_0000, 500]);
     let line = scratch.from(word(page, 0x228)).unwrap();

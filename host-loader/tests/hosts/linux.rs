@@ -101,6 +101,22 @@ fn an_initrd_off_a_page_boundary_moves_to_one() {
 }
 
 #[test]
+fn an_initrd_ends_in_a_page_that_is_all_ram() {
+    let mut machine = linux().module(5 * MIB, content(5, 5000));
+    machine.map[2] = (MIB, END - MIB - 0x800, 1);
+    let booted = machine.boot().unwrap();
+    assert_eq!(u64::from(word(booted.tables(), 0x218)), END - 0x3000);
+}
+
+#[test]
+fn entries_of_ram_that_touch_are_one_piece() {
+    let mut machine = linux();
+    machine.map[2] = (MIB, 4 * MIB, 1);
+    machine.map.push((5 * MIB, END - 5 * MIB, 1));
+    assert_eq!(machine.boot().unwrap().entry.eip, 0x40_0000);
+}
+
+#[test]
 fn a_second_initrd_is_refused() {
     let machine = linux()
         .module(10 * MIB, content(1, 1))

@@ -5,9 +5,11 @@ pub(crate) mod kernels;
 use std::fmt;
 
 use ept::addr::Span;
-use host_loader::{Area, Entry, Handoff, LoadError, Memory, Scratch, Step, Steps, area};
+use host_loader::{Area, Bios, Entry, Handoff, LoadError, Memory, Scratch, Step, Steps, area};
 
 pub(crate) const MIB: u64 = 1 << 20;
+/// In the place of the real-mode service: its entry is at 16, its code is three bytes.
+pub(crate) const SERVICE: [u8; 19] = *b"\x10\0countoldtablesABC";
 /// Where the loader area is unless a test says otherwise.
 pub(crate) const AREA: u64 = 14 * MIB;
 /// All memory there is.
@@ -53,6 +55,8 @@ pub(crate) struct Machine {
     pub(crate) loader_name: &'static str,
     /// The kernel and then the modules.
     pub(crate) files: Vec<File>,
+    /// Interrupt vectors and BIOS data; none unless a test says otherwise.
+    pub(crate) low_page: Vec<u8>,
     /// Further tags: type and what follows the size.
     pub(crate) tags: Vec<(u32, Vec<u8>)>,
 }
@@ -74,6 +78,7 @@ impl Machine {
                 bytes: kernel,
                 string,
             }],
+            low_page: Vec::new(),
             tags: Vec::new(),
         }
     }
@@ -138,6 +143,10 @@ impl Machine {
         let entry = host_loader::plan(
             handoff,
             kernel,
+            Bios {
+                low_page: &self.low_page,
+                service: &SERVICE,
+            },
             &mut Scratch::new(&mut scratch, base),
             &mut steps,
         )?;
@@ -146,14 +155,15 @@ impl Machine {
             bytes: vec![0xee; size(END)],
             machine: self,
         };
+        memory.bytes[..self.low_page.len()].copy_from_slice(&self.low_page);
+        let at = size(area.scratch());
+        memory.bytes[at..at + scratch.len()].copy_from_slice(&scratch);
         for file in &self.files {
             let at = size(file.at);
             memory.bytes[at..at + file.bytes.len()].copy_from_slice(&file.bytes);
         }
         steps.execute(&mut memory);
-        let mut bytes = memory.bytes;
-        let at = size(area.scratch());
-        bytes[at..at + scratch.len()].copy_from_slice(&scratch);
+        let bytes = memory.bytes;
         Ok(Booted {
             bytes,
             entry,
@@ -171,8 +181,9 @@ impl Machine {
         assert!(pages.all(is_ram), "{span:x?} is not all RAM");
         let area = Area::at(self.area).unwrap().span();
         assert!(!span.overlaps(area), "{span:x?} is in the loader area");
+        let is_bios = [(0x54, 4), (0x413, 2)].contains(&(span.start(), span.len()));
         assert!(
-            span.start() >= 4096,
+            is_bios || span.start() >= 4096,
             "{span:x?} holds the interrupt vectors"
         );
     }
