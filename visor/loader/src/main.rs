@@ -7,12 +7,14 @@
 
 mod physical;
 mod serial;
+mod service;
 mod start;
 
 use core::arch::global_asm;
 use core::fmt;
 
-use host_loader::{Area, Entry, Handoff, LoadError, Scratch, Steps, area};
+use ept::addr::{PAGE, Span};
+use host_loader::{Area, Bios, Entry, Handoff, LoadError, Scratch, Steps, area};
 
 use physical::Physical;
 
@@ -74,10 +76,15 @@ fn load(base: u32, handoff: u32) -> Result<Entry, Fault> {
     let (mut memory, tables) = unsafe { Physical::take(area) };
     let handoff = Handoff::parse(tables.handoff, area)?;
     let kernel = memory.bytes(handoff.kernel()?.span);
+    let low_page = memory.bytes(Span::new(0, PAGE).unwrap_or_default());
+    let bios = Bios {
+        low_page,
+        service: service::code(),
+    };
     let scratch_base = u32::try_from(area.scratch()).map_err(|_| entered)?;
     let mut scratch = Scratch::new(tables.scratch, scratch_base);
     let mut steps = Steps::EMPTY;
-    let entry = host_loader::plan(handoff, kernel, &mut scratch, &mut steps)?;
+    let entry = host_loader::plan(handoff, kernel, bios, &mut scratch, &mut steps)?;
     steps.execute(&mut memory);
     Ok(entry)
 }

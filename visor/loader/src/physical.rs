@@ -62,9 +62,15 @@ impl Physical {
 impl Memory for Physical {
     fn copy(&mut self, from: Span, to: u64) {
         let target = self.admit(Span::sized(to, from.len()).unwrap_or(from));
-        let source = self.admit(from);
+        let scratch = Span::sized(self.0.scratch(), SCRATCH_LEN).unwrap_or_default();
+        let source = if scratch.covers(from) {
+            window(from.start())
+        } else {
+            self.admit(from)
+        };
         // SAFETY:
-        // 1. `admit`: both are mapped and neither is memory of this program's.
+        // 1. `admit`: both are mapped and neither is memory of this program's; or the source is the
+        //    scratch, which nobody writes while a plan is executed.
         // 2. No slice of it is borrowed while `self` is borrowed mutably.
         // 3. `copy` allows the two to overlap.
         unsafe { core::ptr::copy(source, target, index(from.len())) }
