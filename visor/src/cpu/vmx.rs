@@ -1,0 +1,117 @@
+//! VMX instructions, and the current VMCS as `nested_vmx` sees it.
+
+use core::arch::asm;
+
+use ept::addr::Frame;
+use nested_vmx::field::{INSTRUCTION_ERROR, Vmcs};
+
+/// A VMX instruction failed (SDM vol. 3, 32.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum VmxError {
+    /// VMfailInvalid: no current VMCS, or VMX refused.
+    Invalid,
+    /// VMfailValid with this number (SDM vol. 3, 32.4).
+    Valid(u32),
+}
+
+fn outcome(carry: u8, zero: u8) -> Result<(), VmxError> {
+    if carry != 0 {
+        Err(VmxError::Invalid)
+    } else if zero != 0 {
+        Err(VmxError::Valid(Current.read(INSTRUCTION_ERROR)))
+    } else {
+        Ok(())
+    }
+}
+
+/// Enters VMX root operation.
+///
+/// # Safety
+/// `region` is a frame of the visor's that nothing else uses, begins with the VMCS revision, and
+/// CR0, CR4 and IA32_FEATURE_CONTROL allow VMX.
+pub(crate) unsafe fn vmxon(region: Frame) -> Result<(), VmxError> {
+    let address = region.base();
+    let (carry, zero): (u8, u8);
+    // SAFETY: the caller vouches for the region and the registers.
+    unsafe {
+        asm!("vmxon [{}]", "setc {}", "setz {}", in(reg) &raw const address,
+             out(reg_byte) carry, out(reg_byte) zero, options(nostack));
+    }
+    if carry | zero != 0 {
+        Err(VmxError::Invalid)
+    } else {
+        Ok(())
+    }
+}
+
+/// Makes `region` a fresh VMCS and the current one.
+///
+/// # Safety
+/// `region` is a zeroed frame of the visor's that nothing else uses and begins with the VMCS
+/// revision; this processor is in VMX root operation.
+pub(crate) unsafe fn load_fresh(region: Frame) -> Result<(), VmxError> {
+    let address = region.base();
+    let (carry, zero): (u8, u8);
+    // SAFETY: the caller vouches for the region.
+    unsafe {
+        asm!("vmclear [{}]", "setc {}", "setz {}", in(reg) &raw const address,
+             out(reg_byte) carry, out(reg_byte) zero, options(nostack));
+    }
+    outcome(carry, zero)?;
+    let (carry, zero): (u8, u8);
+    // SAFETY: as above.
+    unsafe {
+        asm!("vmptrld [{}]", "setc {}", "setz {}", in(reg) &raw const address,
+             out(reg_byte) carry, out(reg_byte) zero, options(nostack));
+    }
+    outcome(carry, zero)
+}
+
+/// Writes the VMCS in `region` back to memory and leaves VMX operation.
+///
+/// # Safety
+/// `region` is this processor's current VMCS, and nothing enters the host any more.
+pub(crate) unsafe fn leave(region: Frame) {
+    let address = region.base();
+    // SAFETY: the caller vouches for the region.
+    unsafe { asm!("vmclear [{}]", in(reg) &raw const address, options(nostack)) }
+    // SAFETY: the processor is in VMX root operation; an INIT that was blocked is taken now.
+    unsafe { asm!("vmxoff", options(nostack)) }
+}
+
+/// Drops every translation that this processor has cached through any EPT.
+pub(crate) fn invept_all() {
+    let descriptor = [0_u64; 2];
+    // SAFETY: INVEPT of all contexts only empties caches; its support was checked at boot.
+    unsafe {
+        asm!("invept {}, [{}]", in(reg) 2_u64, in(reg) &raw const descriptor, options(nostack));
+    }
+}
+
+/// The current VMCS of this processor.
+#[derive(Debug)]
+pub(crate) struct Current;
+
+impl Vmcs for Current {
+    fn read_raw(&self, encoding: u32) -> u64 {
+        let value: u64;
+        // SAFETY: VMREAD of a field changes no memory; a VMCS is current from `load_fresh` on, and
+        // fields that this processor lacks are not named in `nested_vmx::field`.
+        unsafe {
+            asm!("vmread {}, {}", out(reg) value, in(reg) u64::from(encoding),
+                 options(nostack));
+        }
+        value
+    }
+
+    fn write_raw(&mut self, encoding: u32, value: u64) {
+        let failed: u8;
+        // SAFETY: what the fields make the processor do is checked where they are computed
+        // (`crate::vmcs`, `nested_vmx`); the instruction itself touches no memory of Rust's.
+        unsafe {
+            asm!("vmwrite {}, {}", "setbe {}", in(reg) u64::from(encoding), in(reg) value,
+                 out(reg_byte) failed, options(nostack));
+        }
+        assert!(failed == 0, "VMWRITE of field {encoding:#x} failed");
+    }
+}

@@ -1,0 +1,368 @@
+//! Exits of the host: what each one asks for, by the rules of `nested_vmx`.
+#![expect(
+    unsafe_code,
+    reason = "the host's register file, and instructions done on its behalf"
+)]
+
+use core::sync::atomic::Ordering;
+
+use nested_vmx::control::Primary;
+use nested_vmx::exit::{self, Event, Outcome, Reason};
+use nested_vmx::field::{
+    ENTRY_ERROR_CODE, ENTRY_INTERRUPTION, EXIT_INSTRUCTION_LENGTH, EXIT_QUALIFICATION, EXIT_REASON,
+    GUEST_ACTIVITY, GUEST_CR0, GUEST_CR4, GUEST_DEBUGCTL, GUEST_INTERRUPTIBILITY,
+    GUEST_PENDING_DEBUG, GUEST_PHYSICAL_ADDRESS, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, IDT_VECTORING,
+    PRIMARY_CONTROLS, Segment, Vmcs,
+};
+use nested_vmx::state::{self, Role};
+use nested_vmx::{cpuid, cr, msr};
+
+use crate::cpu::vmx::Current;
+use crate::cpu::{self, high, low};
+use crate::events::{self, Event as Audit};
+use crate::machine::Machine;
+use crate::percpu::PerCpu;
+use crate::{io, reset, smp, stop};
+
+/// The host's general-purpose registers but for RSP, which the VMCS holds, as `exit.s` saves them.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(crate) struct Registers {
+    /// RAX, RCX, RDX, RBX.
+    pub(crate) rax: u64,
+    pub(crate) rcx: u64,
+    pub(crate) rdx: u64,
+    pub(crate) rbx: u64,
+    pub(crate) rbp: u64,
+    pub(crate) rsi: u64,
+    pub(crate) rdi: u64,
+    /// R8 to R15.
+    pub(crate) r: [u64; 8],
+}
+
+impl Registers {
+    /// The register with this number in instruction encodings.
+    fn numbered(&self, number: u8) -> u64 {
+        match number {
+            0 => self.rax,
+            1 => self.rcx,
+            2 => self.rdx,
+            3 => self.rbx,
+            4 => Current.read(GUEST_RSP),
+            5 => self.rbp,
+            6 => self.rsi,
+            7 => self.rdi,
+            high => self.r.get(usize::from(high & 7)).copied().unwrap_or(0),
+        }
+    }
+
+    /// EDX:EAX.
+    fn pair(&self) -> u64 {
+        u64::from(low(self.rdx)) << 32 | u64::from(low(self.rax))
+    }
+
+    fn set_pair(&mut self, value: u64) {
+        self.rax = low(value).into();
+        self.rdx = high(value).into();
+    }
+}
+
+/// How the host goes on after an exit.
+pub(crate) enum Next {
+    /// After the instruction that exited.
+    Step,
+    /// Where it was.
+    Stay,
+    /// With an exception.
+    Raise(Event),
+}
+
+/// #GP(0): the answer to what a real processor would refuse.
+pub(crate) const GP0: Next = Next::Raise(Event::GeneralProtection(0));
+
+/// Called by `exit.s` for every exit.
+pub(crate) extern "C" fn on_exit(registers: &mut Registers) {
+    let began = cpu::tsc();
+    let cpu = PerCpu::current();
+    let raw = Current.read(EXIT_REASON);
+    cpu.count_exit(raw & 0xffff);
+    let reason = Reason::decode(raw);
+    let next = handle(cpu, reason, registers);
+    clear_smi_blocking();
+    match next {
+        Next::Step => step(),
+        Next::Stay => {}
+        Next::Raise(event) => inject(event),
+    }
+    deliver_nmi(cpu);
+    cpu.count_ticks(cpu::tsc().wrapping_sub(began));
+}
+
+/// Called by `exit.s` when an NMI arrived between the last look and the entry.
+pub(crate) extern "C" fn on_late_nmi() {
+    deliver_nmi(PerCpu::current());
+}
+
+fn handle(cpu: &PerCpu, reason: Reason, registers: &mut Registers) -> Next {
+    match reason {
+        Reason::Cpuid => answer_cpuid(registers),
+        Reason::Io => io::handle(cpu, registers),
+        Reason::ReadMsr => read_msr(registers),
+        Reason::WriteMsr => write_msr(cpu, registers),
+        Reason::ControlRegister => control_register(registers),
+        Reason::Xsetbv => xsetbv(registers),
+        // VMX and SMX are hidden: their instructions do not exist.
+        Reason::VmxInstruction | Reason::Getsec => Next::Raise(Event::InvalidOpcode),
+        Reason::Invd => {
+            // INVD would throw away what the visor has in the caches as well.
+            cpu::write_back_caches();
+            Next::Step
+        }
+        Reason::EptViolation => ept_violation(cpu),
+        // Only NMIs exit: the exception bitmap is 0.
+        Reason::ExceptionOrNmi => {
+            stop::check();
+            cpu::unblock_nmis();
+            cpu.nmi_arrived.store(true, Ordering::Relaxed);
+            Next::Stay
+        }
+        Reason::NmiWindow => {
+            set_nmi_window(false);
+            Next::Stay
+        }
+        Reason::Init => init(cpu, registers),
+        Reason::Sipi => start_up(cpu),
+        Reason::TripleFault => triple_fault(cpu),
+        Reason::EntryFailure(reason) => panic!("VM entry failed with basic reason {reason}"),
+        Reason::Other(reason) => panic!("no rule for exits of basic reason {reason}"),
+    }
+}
+
+/// Outside SMM no entry may block SMIs, and no exit should report it. Bochs 2.7 does, for good, once
+/// a processor has waited for SIPI.
+fn clear_smi_blocking() {
+    const BY_SMI: u32 = 1 << 2;
+    let interruptibility = Current.read(GUEST_INTERRUPTIBILITY);
+    if interruptibility & BY_SMI != 0 {
+        Current.write(GUEST_INTERRUPTIBILITY, interruptibility & !BY_SMI);
+    }
+}
+
+/// Goes to the next instruction (SDM vol. 3, 29.2.5: an exit by instruction is fault-like).
+fn step() {
+    let v = &mut Current;
+    let length = u64::from(v.read(EXIT_INSTRUCTION_LENGTH));
+    let mut rip = v.read(GUEST_RIP).wrapping_add(length);
+    if v.read(Segment::Cs.fields().rights) & 1 << 13 == 0 {
+        rip &= 0xffff_ffff;
+    }
+    v.write(GUEST_RIP, rip);
+    let interruptibility = v.read(GUEST_INTERRUPTIBILITY);
+    if interruptibility & 0b11 != 0 {
+        v.write(GUEST_INTERRUPTIBILITY, interruptibility & !0b11);
+    }
+    const TRAP: u64 = 1 << 8;
+    const BRANCH_STEP: u64 = 1 << 1;
+    const SINGLE_STEP: u64 = 1 << 14;
+    if v.read(GUEST_RFLAGS) & TRAP != 0 && v.read(GUEST_DEBUGCTL) & BRANCH_STEP == 0 {
+        let pending = v.read(GUEST_PENDING_DEBUG);
+        v.write(GUEST_PENDING_DEBUG, pending | SINGLE_STEP);
+    }
+}
+
+fn inject(event: Event) {
+    let (mut information, code) = event.encode();
+    // Real mode has no error codes (SDM vol. 3, 28.2.1.3).
+    if Current.read(GUEST_CR0) & cr::CR0_PE == 0 {
+        information &= !(1 << 11);
+    }
+    Current.write(ENTRY_INTERRUPTION, information);
+    Current.write(ENTRY_ERROR_CODE, code);
+}
+
+/// Delivers the host's NMI at the coming entry, or as soon as the host can take it.
+fn deliver_nmi(cpu: &PerCpu) {
+    if cpu.nmi_arrived.load(Ordering::Relaxed)
+        && cpu.nmi_arrived.swap(false, Ordering::Relaxed)
+        && !smp::serve_restart()
+    {
+        cpu.nmi_owed.set(true);
+    }
+    if !cpu.nmi_owed.get() {
+        return;
+    }
+    const BLOCKED: u32 = 0b1011;
+    const HALTED: u32 = 1;
+    let v = &mut Current;
+    let injecting = v.read(ENTRY_INTERRUPTION) & 1 << 31 != 0;
+    let blocked = v.read(GUEST_INTERRUPTIBILITY) & BLOCKED != 0;
+    if v.read(GUEST_ACTIVITY) > HALTED {
+        // Waiting for SIPI or shut down: the NMI stays pending, as on the processor.
+    } else if injecting || blocked {
+        set_nmi_window(true);
+    } else {
+        cpu.nmi_owed.set(false);
+        inject(Event::Nmi);
+    }
+}
+
+#[expect(clippy::fn_params_excessive_bools, reason = "the one bit that it sets")]
+fn set_nmi_window(open: bool) {
+    let window = Primary::NMI_WINDOW.bits();
+    let rest = Current.read(PRIMARY_CONTROLS) & !window;
+    Current.write(PRIMARY_CONTROLS, if open { rest | window } else { rest });
+}
+
+fn answer_cpuid(registers: &mut Registers) -> Next {
+    let (leaf, subleaf) = (low(registers.rax), low(registers.rcx));
+    let answer = cpuid::filter(
+        leaf,
+        subleaf,
+        cpu::cpuid(leaf, subleaf),
+        Current.read(GUEST_CR4),
+    );
+    registers.rax = answer.eax.into();
+    registers.rbx = answer.ebx.into();
+    registers.rcx = answer.ecx.into();
+    registers.rdx = answer.edx.into();
+    Next::Step
+}
+
+fn read_msr(registers: &mut Registers) -> Next {
+    let index = low(registers.rcx);
+    match msr::read(index) {
+        msr::Read::Masked { clear, set } => {
+            registers.set_pair(cpu::read_msr(index) & !clear | set);
+            Next::Step
+        }
+        msr::Read::Fault => GP0,
+    }
+}
+
+fn write_msr(cpu: &PerCpu, registers: &Registers) -> Next {
+    let Some(machine) = Machine::get() else {
+        return GP0;
+    };
+    let (index, value) = (low(registers.rcx), registers.pair());
+    let current = if index == msr::APIC_BASE {
+        cpu::read_msr(index)
+    } else {
+        0
+    };
+    let decision = msr::write(index, value, current);
+    match decision {
+        msr::Write::Perform | msr::Write::PerformMtrr => {
+            // SAFETY: the rules only let through registers on which the visor does not depend: the
+            // local APIC's mode, and memory types of the host.
+            if !unsafe { cpu::try_write_msr(index, value) } {
+                return GP0;
+            }
+            if decision == msr::Write::PerformMtrr {
+                machine.tables.follow_mtrrs(cpu.index.get());
+            }
+            Next::Step
+        }
+        msr::Write::Ignore => Next::Step,
+        msr::Write::Fault => {
+            events::record(cpu.index.get(), Audit::RefusedMsr(index));
+            GP0
+        }
+    }
+}
+
+struct HostRam;
+
+impl cr::HostMemory for HostRam {
+    fn read_u64(&self, address: u64) -> Option<u64> {
+        Machine::get()?.tables.read_host(address)
+    }
+}
+
+fn control_register(registers: &Registers) -> Next {
+    match cr::Access::decode(Current.read(EXIT_QUALIFICATION)) {
+        cr::Access::WriteCr0(number) => {
+            match cr::write_cr0(&mut Current, &HostRam, registers.numbered(number)) {
+                Ok(()) => Next::Step,
+                Err(cr::Fault) => GP0,
+            }
+        }
+        // Only a bit of a hidden feature, which the host reads as 0, can differ and exit.
+        cr::Access::WriteCr4 => GP0,
+        cr::Access::Unexpected => panic!("no rule for this control-register access"),
+    }
+}
+
+fn xsetbv(registers: &Registers) -> Next {
+    let supported = cpu::cpuid(0xd, 0);
+    let supported = u64::from(supported.edx) << 32 | u64::from(supported.eax);
+    let value = registers.pair();
+    if !cr::xsetbv_is_valid(low(registers.rcx), value, supported) {
+        return GP0;
+    }
+    // SAFETY: the value was just checked; the instruction exits only where CR4.OSXSAVE can be set,
+    // and then the visor has set its own.
+    unsafe { cpu::write_xcr0(value) }
+    Next::Step
+}
+
+fn ept_violation(cpu: &PerCpu) -> Next {
+    let address = Current.read(GUEST_PHYSICAL_ADDRESS);
+    if Machine::get().is_some_and(|machine| machine.tables.reaches(address)) {
+        // Another processor was changing the tables.
+        return Next::Stay;
+    }
+    let [access, ..] = Current.read(EXIT_QUALIFICATION).to_le_bytes();
+    events::record(cpu.index.get(), Audit::ForbiddenAccess(address, access & 7));
+    match exit::fault_during(Current.read(IDT_VECTORING)) {
+        Outcome::Inject(event) => Next::Raise(event),
+        Outcome::TripleFault => triple_fault(cpu),
+    }
+}
+
+fn init(cpu: &PerCpu, registers: &mut Registers) -> Next {
+    const BOOTSTRAP: u64 = 1 << 8;
+    if let Some(page) = cpu
+        .start_page
+        .get()
+        .filter(|_| Current.read(GUEST_RIP) == 0)
+    {
+        // A processor that waits for SIPI discards INIT. Bochs 2.7 keeps it instead and raises it
+        // at every later entry.
+        smp::leave_to_restart(cpu, page);
+    }
+    events::record(cpu.index.get(), Audit::Init);
+    let bootstrap = cpu::read_msr(msr::APIC_BASE) & BOOTSTRAP != 0;
+    state::init(
+        &mut Current,
+        if bootstrap {
+            Role::Bootstrap
+        } else {
+            Role::Application
+        },
+    );
+    set_nmi_window(false);
+    cpu.nmi_owed.set(false);
+    *registers = Registers::default();
+    registers.rdx = crate::vmcs::signature().into();
+    Next::Stay
+}
+
+fn start_up(cpu: &PerCpu) -> Next {
+    let [vector, ..] = Current.read(EXIT_QUALIFICATION).to_le_bytes();
+    events::record(cpu.index.get(), Audit::StartUp(vector));
+    cpu::unblock_nmis();
+    // A waiting processor cannot take part in a shootdown: it starts with nothing cached.
+    cpu::vmx::invept_all();
+    state::start_up(&mut Current, vector);
+    cpu.start_page.set(Some(vector));
+    Next::Stay
+}
+
+fn triple_fault(cpu: &PerCpu) -> Next {
+    events::record(cpu.index.get(), Audit::TripleFault);
+    log::warn!(
+        "the host triple-faulted on processor {}: reset",
+        cpu.index.get()
+    );
+    reset::machine()
+}

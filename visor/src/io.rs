@@ -1,0 +1,83 @@
+//! Exits for port accesses: PCI configuration and the control port.
+#![expect(unsafe_code, reason = "port accesses done on the host's behalf")]
+
+use nested_vmx::field::{EXIT_QUALIFICATION, Vmcs};
+use nested_vmx::io::{Access, ConfigWrite, Direction, PCI_ADDRESS, Size, Target, config_write};
+use spin::Mutex;
+
+use crate::cpu::vmx::Current;
+use crate::cpu::{self, low};
+use crate::events::{self, Event};
+use crate::host::{GP0, Next, Registers};
+use crate::percpu::PerCpu;
+use crate::status;
+
+/// What the host wrote to the configuration-address register last. The register itself is written
+/// together with each data access, under this lock, so that no processor can change it between
+/// the check and the access.
+static CONFIG_ADDRESS: Mutex<u32> = Mutex::new(0);
+
+/// Does one port access of the host.
+pub(crate) fn handle(cpu: &PerCpu, registers: &mut Registers) -> Next {
+    let Some(access) = Access::decode(Current.read(EXIT_QUALIFICATION)) else {
+        // INS and OUTS: no driver uses them on these ports.
+        return GP0;
+    };
+    let out = low(registers.rax) & access.size.mask();
+    let answer = match access.target() {
+        Target::Control => match access.direction {
+            Direction::Out => {
+                cpu.control.set(out);
+                0
+            }
+            Direction::In => status::answer(cpu),
+        },
+        Target::PciAddress => {
+            let mut address = CONFIG_ADDRESS.lock();
+            if access.direction == Direction::Out {
+                *address = out;
+            }
+            *address
+        }
+        Target::PciData => config_data(cpu, access, out),
+        Target::Machine => pass(access, out),
+    };
+    if access.direction == Direction::In {
+        // A byte or word leaves the rest of RAX; a dword clears its upper half.
+        let kept = match access.size {
+            Size::Byte | Size::Word => registers.rax & !u64::from(access.size.mask()),
+            Size::Dword => 0,
+        };
+        registers.rax = kept | u64::from(answer & access.size.mask());
+    }
+    Next::Step
+}
+
+fn config_data(cpu: &PerCpu, access: Access, out: u32) -> u32 {
+    let address = CONFIG_ADDRESS.lock();
+    if access.direction == Direction::Out {
+        match config_write(*address) {
+            ConfigWrite::Perform => {}
+            ConfigWrite::Drop => return 0,
+            ConfigWrite::Refuse => {
+                events::record(cpu.index.get(), Event::RefusedConfig(*address));
+                return 0;
+            }
+        }
+    }
+    // SAFETY: selecting a configuration register has no effect by itself.
+    unsafe { cpu::port_out(PCI_ADDRESS, Size::Dword, *address) };
+    pass(access, out)
+}
+
+fn pass(access: Access, out: u32) -> u32 {
+    match access.direction {
+        Direction::In => cpu::port_in(access.port, access.size),
+        Direction::Out => {
+            // SAFETY: the host may write any port that has no rule of its own, and the one with a
+            // rule was checked: the host bridge, which could remap memory, is not behind it.
+            unsafe { cpu::port_out(access.port, access.size, out) };
+            0
+        }
+    }
+}

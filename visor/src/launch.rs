@@ -1,0 +1,374 @@
+//! From the boot loader to the host's first instruction.
+#![expect(
+    unsafe_code,
+    reason = "moving the image, adopting memory, entering the host"
+)]
+
+use core::fmt;
+
+use boot::acpi::{Madt, Processors, Root};
+use boot::cmdline::{self, Options};
+use boot::mbi::{self, BootInfo, FirmwareMap};
+use boot::memmap::MemoryMap;
+use boot::{acpi::ApicId, handoff};
+use ept::addr::{Frame, PAGE, Span};
+use ept::list::List;
+use nested_vmx::capability::Controls;
+use nested_vmx::{io, msr, state};
+use spin::{Mutex, MutexGuard};
+
+use crate::cpu::vmx::Current;
+use crate::cpu::{self, cpuid, size};
+use crate::events::{self, Event};
+use crate::host::Registers;
+use crate::machine::Machine;
+use crate::memory::{self, BootMemory, POOL, Pool, bytes_mut};
+use crate::paging::{self, Image};
+use crate::percpu::{self, PerCpu};
+use crate::tables::HostTables;
+use crate::{segments, serial, smp, vmcs};
+
+/// The blob that loads the host's kernel, deprivileged.
+static LOADER: &[u8] = include_bytes!(env!("VISOR_LOADER"));
+/// Where the handoff lies in the loader's area.
+const HANDOFF: u64 = 0x10_0000;
+const HANDOFF_BYTES: u64 = 0x1_0000;
+/// Spans that the reservation, the loader's area and the low pages must avoid.
+type Taken = List<Span, 96>;
+/// Pieces of RAM.
+type Ram = List<Span, 128>;
+
+/// Shows one line and stops this processor; no other runs yet.
+fn refuse(reason: impl fmt::Display) -> ! {
+    log::error!("{reason}");
+    serial::print_regardless(format_args!("visor: halted\n"));
+    cpu::stop()
+}
+
+/// Shows why `result` failed and stops.
+fn or_refuse<T, E: fmt::Display>(result: Result<T, E>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => refuse(error),
+    }
+}
+
+/// What came from the boot loader and the firmware. In the image, as it is too big for a stack.
+struct Found {
+    info: BootInfo<'static>,
+    map: MemoryMap,
+    processors: Processors,
+    ram: Ram,
+    taken: Taken,
+}
+
+static BOOT_MEMORY: BootMemory = BootMemory;
+
+static FOUND: Mutex<Found> = Mutex::new(Found {
+    info: BootInfo::EMPTY,
+    map: MemoryMap::EMPTY,
+    processors: List::new(ApicId(0)),
+    ram: List::new(Span::EMPTY),
+    taken: List::new(Span::EMPTY),
+});
+
+/// Entered by `entry.s` with the boot loader's registers.
+pub(crate) extern "C" fn start(magic: u32, address: u32) -> ! {
+    let defaults = Options::default();
+    serial::start(defaults.serial, defaults.log);
+    let found = MutexGuard::leak(FOUND.lock());
+    let image = Image::this();
+    let options = read_boot_information(found, mbi::Entry { magic, address }, image);
+    or_refuse(vmcs::enable());
+    let capabilities = vmcs::capabilities();
+    let controls = or_refuse(capabilities.host_controls());
+    let plan = Plan::make(found, image, controls);
+    let mut pool = Pool::of(plan.pool);
+    let root = paging::build(&mut pool, image, plan.home, &found.ram)
+        .unwrap_or_else(|| refuse(Refusal::PoolEmpty));
+    // SAFETY: the tables were built for this image and place; the place is free RAM.
+    unsafe { paging::relocate(image, plan.home, root) };
+    // From here on the image that the boot loader loaded is the host's memory.
+    // SAFETY: nothing executes or reads there any more.
+    unsafe { bytes_mut(paging::load_span()) }.fill(0);
+    run(found, &plan, pool, root, options)
+}
+
+/// What stands in the way of running at all.
+#[derive(Clone, Copy, Debug)]
+enum Refusal {
+    NoRoom(u64),
+    NoLoaderArea,
+    PoolEmpty,
+    TooFragmented,
+    BadLoader,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRoom(bytes) => {
+                write!(
+                    f,
+                    "too little memory: no {} MiB of RAM in one piece",
+                    bytes >> 20
+                )
+            }
+            Self::NoLoaderArea => f.write_str("too little memory: no 2 MiB for the host's loader"),
+            Self::PoolEmpty => f.write_str("the reservation was computed too small"),
+            Self::TooFragmented => f.write_str("memory map: too many pieces of RAM"),
+            Self::BadLoader => f.write_str("the built-in host loader is damaged"),
+        }
+    }
+}
+
+fn read_boot_information(found: &mut Found, entry: mbi::Entry, image: Image) -> Options {
+    let loaded = paging::load_span();
+    or_refuse(found.info.read(&BOOT_MEMORY, entry, loaded));
+    let line = cmdline::cook(found.info.cmdline, found.info.loader_name);
+    let options = or_refuse(cmdline::parse(line));
+    serial::start(options.serial, options.log);
+    log::info!(
+        "version {}, image of {} KiB",
+        env!("CARGO_PKG_VERSION"),
+        image.len() >> 10
+    );
+    or_refuse(found.info.map.load(&mut found.map));
+    or_refuse(found.info.check_modules(&found.map));
+    for span in found.map.ram() {
+        or_refuse(found.ram.push(span).map_err(|_| Refusal::TooFragmented));
+    }
+    let boot_services = match found.info.map {
+        FirmwareMap::Efi(map) => Some(map.boot_services()),
+        FirmwareMap::Multiboot1(..) | FirmwareMap::Multiboot2 { .. } => None,
+    };
+    let taken = found.info.taken();
+    for span in taken
+        .iter()
+        .copied()
+        .chain([loaded])
+        .chain(boot_services.into_iter().flatten())
+    {
+        // Boot-services memory beyond the list's capacity is only avoided out of politeness.
+        let _ = found.taken.push(span);
+    }
+    let root = or_refuse(Root::find(&BOOT_MEMORY, found.info.rsdp()));
+    let madt = or_refuse(Madt::find(&BOOT_MEMORY, root));
+    or_refuse(madt.processors(&mut found.processors));
+    options
+}
+
+/// Where everything goes.
+struct Plan {
+    reservation: Span,
+    /// Physical address of the image's copy.
+    home: u64,
+    /// The rest of the reservation.
+    pool: Span,
+    processors: u32,
+    loader_area: Span,
+    low: Span,
+    width: u8,
+    controls: Controls,
+}
+
+impl Plan {
+    fn make(found: &mut Found, image: Image, controls: Controls) -> Self {
+        let [width, ..] = cpuid(0x8000_0008, 0).eax.to_le_bytes();
+        let processors = u32::try_from(found.processors.len().max(1)).unwrap_or(u32::MAX);
+        let need = ept::reserve::Need {
+            image: image.len(),
+            processors,
+            per_processor: percpu::SIZE,
+            ram: &found.ram,
+            width,
+        };
+        let total = ept::reserve::size(&need).total();
+        let reservation = ept::reserve::place(total, &found.ram, &found.taken)
+            .unwrap_or_else(|| refuse(Refusal::NoRoom(total)));
+        or_refuse(found.map.carve(reservation));
+        let _ = found.taken.push(reservation);
+        let loader_area = handoff::loader_area(&found.map, &found.taken)
+            .unwrap_or_else(|| refuse(Refusal::NoLoaderArea));
+        let low = smp::low_pages(&found.ram, &found.taken)
+            .unwrap_or_else(|| refuse(smp::StartError::NoLowMemory));
+        or_refuse(found.map.carve(low));
+        let home = reservation.start();
+        let rest = (home + image.len()).next_multiple_of(PAGE);
+        let pool = Span::new(rest, reservation.end()).unwrap_or_default();
+        log::info!(
+            "{} processors, {} MiB reserved at {:#x}",
+            processors,
+            reservation.len() >> 20,
+            reservation.start()
+        );
+        Self {
+            reservation,
+            home,
+            pool,
+            processors,
+            loader_area,
+            low,
+            width,
+            controls,
+        }
+    }
+}
+
+/// Goes on in the moved image.
+#[expect(
+    clippy::large_stack_frames,
+    reason = "runs once, on the boot stack of 64 KiB"
+)]
+fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options: Options) -> ! {
+    let blob_entry = prepare_loader(found, plan);
+    let tables = HostTables::build(
+        &mut pool,
+        &found.ram,
+        [plan.reservation, plan.low],
+        plan.width,
+    );
+    let tables = tables.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
+    let bitmaps = bitmaps(&mut pool).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
+    let blocks = pool.take(u64::from(plan.processors) * percpu::SIZE);
+    let blocks = blocks.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
+    let machine = Machine {
+        reservation: plan.reservation,
+        blocks: Frame::containing(blocks.start()),
+        processors: plan.processors,
+        capabilities: vmcs::capabilities(),
+        controls: plan.controls,
+        io_bitmap_a: bitmaps[0],
+        io_bitmap_b: bitmaps[1],
+        msr_bitmap: bitmaps[2],
+        tables,
+        on_panic: options.panic,
+    }
+    .establish();
+    log::debug!("{} KiB of the reservation are free", pool.left() >> 10);
+    *POOL.lock() = pool;
+    let cpu = join(machine, 0);
+    if plan.processors > 1 {
+        let first = machine.block(1);
+        smp::STACKS.store(
+            memory::linear(first.base()) + percpu::STACK_TOP,
+            core::sync::atomic::Ordering::Release,
+        );
+    }
+    or_refuse(smp::start(plan.processors, root, plan.low));
+    log::info!(
+        "entering the host: processor {} of {}",
+        cpu.index.get(),
+        plan.processors
+    );
+    events::record(0, Event::HostStarted);
+    state::flat_32_bit(&mut Current, blob_entry);
+    let registers = Registers {
+        rsi: plan.loader_area.start(),
+        rbx: plan.loader_area.start() + HANDOFF,
+        ..Registers::default()
+    };
+    enter(registers)
+}
+
+/// Puts the loader and its handoff into its area; returns its entry point.
+fn prepare_loader(found: &Found, plan: &Plan) -> u32 {
+    /// "VRDL".
+    const MAGIC: u32 = 0x4c44_5256;
+    let word = |index: usize| {
+        LOADER
+            .get(index * 4..)
+            .and_then(<[u8]>::first_chunk)
+            .copied()
+            .map(u32::from_le_bytes)
+    };
+    let (Some(MAGIC), Some(entry), Some(kept)) = (word(0), word(1), word(2)) else {
+        refuse(Refusal::BadLoader)
+    };
+    if u64::from(kept) > HANDOFF || entry >= kept || LOADER.len() > size(kept.into()) {
+        refuse(Refusal::BadLoader)
+    }
+    // SAFETY: the area is RAM of the host's, which does not run yet, free of what the boot loader
+    // left, and mapped.
+    let area = unsafe { bytes_mut(plan.loader_area) };
+    area.fill(0);
+    let Some((blob, handoff_area)) = area.split_at_mut_checked(size(HANDOFF)) else {
+        refuse(Refusal::BadLoader)
+    };
+    if let Some(place) = blob.get_mut(..LOADER.len()) {
+        place.copy_from_slice(LOADER);
+    }
+    let out = handoff_area
+        .get_mut(..size(HANDOFF_BYTES))
+        .unwrap_or_default();
+    let _ = or_refuse(handoff::write(
+        &found.info,
+        &found.map,
+        plan.reservation,
+        out,
+    ));
+    let base =
+        u32::try_from(plan.loader_area.start()).unwrap_or_else(|_| refuse(Refusal::NoLoaderArea));
+    base + entry
+}
+
+/// I/O bitmaps A and B, and the MSR bitmaps.
+fn bitmaps(pool: &mut Pool) -> Option<[Frame; 3]> {
+    let frames = [pool.frame()?, pool.frame()?, pool.frame()?];
+    let page = |frame: Frame| {
+        let span = Span::sized(frame.base(), PAGE)?;
+        // SAFETY: the frame was just taken and has no other user yet.
+        unsafe { bytes_mut(span) }.first_chunk_mut::<4096>()
+    };
+    io::fill_bitmap(page(frames[0])?);
+    msr::fill_bitmap(page(frames[2])?);
+    Some(frames)
+}
+
+/// Makes this processor number `index` of the machine: in VMX root mode, with a VMCS for the host.
+fn join(machine: &'static Machine, index: u32) -> &'static PerCpu {
+    // SAFETY: block `index` is this processor's; its frames were zeroed when they were taken.
+    let cpu = unsafe { PerCpu::adopt(machine.block(index), index, cpu::apic_id()) };
+    let cpu = cpu.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
+    segments::load(cpu);
+    if index > 0 {
+        or_refuse(vmcs::enable());
+        // The policy was decided for the bootstrap processor's capabilities.
+        assert!(
+            vmcs::capabilities() == machine.capabilities,
+            "processors differ in VMX"
+        );
+    }
+    let host_pat = vmcs::pat();
+    or_refuse(vmcs::enter_root(cpu, machine));
+    cpu.running.set(true);
+    vmcs::prepare(cpu, machine, host_pat);
+    cpu
+}
+
+/// Entered by `entry.s` on each application processor, on the exit stack of block `index`.
+pub(crate) extern "C" fn application(index: u32) -> ! {
+    let Some(machine) = Machine::get() else {
+        cpu::stop()
+    };
+    let cpu = join(machine, index);
+    state::init(&mut Current, state::Role::Application);
+    if let Some(page) = cpu.start_page.get() {
+        state::start_up(&mut Current, page);
+    }
+    let registers = Registers {
+        rdx: vmcs::signature().into(),
+        ..Registers::default()
+    };
+    smp::ready();
+    enter(registers)
+}
+
+fn enter(registers: Registers) -> ! {
+    unsafe extern "C" {
+        fn vm_launch(registers: *const Registers) -> !;
+    }
+    // SAFETY: the VMCS is complete; exits use the exit stack from its top, of which nothing is
+    // needed any more once the registers have been loaded from it.
+    unsafe { vm_launch(&raw const registers) }
+}

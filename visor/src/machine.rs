@@ -1,0 +1,58 @@
+//! What all processors share once the machine is set up.
+
+use boot::cmdline::OnPanic;
+use ept::addr::{Frame, Span};
+use nested_vmx::capability::{Controls, RawCapabilities};
+use spin::Once;
+
+use crate::percpu::{self, PerCpu};
+use crate::tables::HostTables;
+
+/// The running visor's view of its machine: set once, before the host runs.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// The visor's memory.
+    pub(crate) reservation: Span,
+    /// Blocks of all processors, one after the other.
+    pub(crate) blocks: Frame,
+    /// Number of processors.
+    pub(crate) processors: u32,
+    /// VMX capabilities, the same on every processor (checked).
+    pub(crate) capabilities: RawCapabilities,
+    /// The host's execution controls.
+    pub(crate) controls: Controls,
+    /// I/O bitmap A.
+    pub(crate) io_bitmap_a: Frame,
+    /// I/O bitmap B: no port exits.
+    pub(crate) io_bitmap_b: Frame,
+    /// MSR bitmaps.
+    pub(crate) msr_bitmap: Frame,
+    /// Frame table and EPT01.
+    pub(crate) tables: HostTables,
+    /// What a panic does in the end.
+    pub(crate) on_panic: OnPanic,
+}
+
+static MACHINE: Once<Machine> = Once::new();
+
+impl Machine {
+    /// Sets up the one machine there is.
+    pub(crate) fn establish(self) -> &'static Self {
+        MACHINE.call_once(|| self)
+    }
+
+    /// The machine, once it is set up.
+    pub(crate) fn get() -> Option<&'static Self> {
+        MACHINE.get()
+    }
+
+    /// Where block `index` lies.
+    pub(crate) fn block(&self, index: u32) -> Frame {
+        Frame::containing(self.blocks.base() + u64::from(index) * percpu::SIZE)
+    }
+
+    /// Every processor's block.
+    pub(crate) fn each(&self) -> impl Iterator<Item = &'static PerCpu> {
+        (0..self.processors).filter_map(|index| PerCpu::at(self.block(index)))
+    }
+}

@@ -1,0 +1,45 @@
+#![no_std]
+#![no_main]
+#![doc = include_str!("../README.md")]
+
+mod apic;
+mod cpu;
+mod events;
+mod host;
+mod io;
+mod launch;
+mod machine;
+mod memory;
+mod paging;
+mod percpu;
+mod reset;
+mod segments;
+mod serial;
+mod smp;
+mod status;
+mod stop;
+mod tables;
+mod vmcs;
+
+use core::arch::global_asm;
+
+global_asm!(
+    include_str!("entry.s"),
+    start = sym launch::start,
+    application = sym launch::application,
+    page_tables = sym smp::PAGE_TABLES,
+    stacks = sym smp::STACKS,
+    arrivals = sym smp::ARRIVALS,
+    expected = sym smp::EXPECTED,
+    stride = const percpu::SIZE,
+);
+global_asm!(
+    include_str!("exit.s"),
+    on_exit = sym host::on_exit,
+    on_late_nmi = sym host::on_late_nmi,
+    on_exception = sym stop::on_exception,
+    entry_failed = sym stop::entry_failed,
+    stopping = sym stop::STOPPING,
+    nmi_arrived = const percpu::NMI_ARRIVED,
+);
+global_asm!(include_str!("library.s"));

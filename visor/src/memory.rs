@@ -1,0 +1,128 @@
+//! The visor's view of physical memory: everything it may touch appears at `DIRECT + address`.
+#![expect(
+    unsafe_code,
+    reason = "physical memory has no owner that the compiler knows"
+)]
+
+use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
+
+use ept::addr::{Frame, PAGE, Span};
+use spin::Mutex;
+
+use crate::cpu::size;
+
+/// Linear address of physical address 0.
+pub(crate) const DIRECT: u64 = 0xffff_8000_0000_0000;
+/// What the boot-time tables map, in bytes.
+pub(crate) const BOOT_MAPPED: u64 = 512 << 30;
+
+/// Where physical `address` appears.
+pub(crate) const fn linear(address: u64) -> u64 {
+    DIRECT + address
+}
+
+/// Memory as the boot loader and the firmware left it. Only lives until the host starts: later
+/// reads go through [`host_u64`].
+#[derive(Debug)]
+pub(crate) struct BootMemory;
+
+impl boot::memory::Memory for BootMemory {
+    fn bytes(&self, span: Span) -> Option<&[u8]> {
+        if span.end() > BOOT_MAPPED || span.is_empty() {
+            return None;
+        }
+        let start = with_exposed_provenance::<u8>(size(linear(span.start())));
+        // SAFETY:
+        // 1. The boot tables map the first 512 GiB; reading memory or device space that a table of
+        //    firmware or boot loader names has no effect on the visor.
+        // 2. No processor but this one runs, and the visor writes nothing but its own memory and
+        //    the loader's area while such a slice lives.
+        Some(unsafe { core::slice::from_raw_parts(start, size(span.len())) })
+    }
+}
+
+/// Mutable bytes of `span`.
+///
+/// # Safety
+/// `span` is mapped, belongs to the visor or to nobody, and no other reference to it lives.
+pub(crate) unsafe fn bytes_mut(span: Span) -> &'static mut [u8] {
+    let start = with_exposed_provenance_mut::<u8>(size(linear(span.start())));
+    // SAFETY: the caller vouches for mapping and uniqueness.
+    unsafe { core::slice::from_raw_parts_mut(start, size(span.len())) }
+}
+
+/// A pointer to what lies in the visor's own `frame` and those that follow it.
+pub(crate) fn pointer<T>(frame: Frame) -> Option<NonNull<T>> {
+    NonNull::new(with_exposed_provenance_mut(size(linear(frame.base()))))
+}
+
+/// Reads the aligned 8 bytes at `address`: the caller has checked that they are the host's RAM.
+pub(crate) fn read_u64(address: u64) -> u64 {
+    let cell = with_exposed_provenance::<u64>(size(linear(address)));
+    // SAFETY: all RAM is mapped and the address is aligned; other processors may write at the same
+    // time, hence volatile: one access, one value.
+    unsafe { cell.read_volatile() }
+}
+
+/// Writes entry `index` of the page table in the visor's `frame`.
+pub(crate) fn write_entry(frame: Frame, index: usize, value: u64) {
+    let table = with_exposed_provenance_mut::<u64>(size(linear(frame.base())));
+    // SAFETY: an index below 512 stays within the frame.
+    let cell = unsafe { table.add(index & 511) };
+    // SAFETY: page tables are the visor's own; the processors that walk them at the same time see
+    // the old or the new value.
+    unsafe { cell.write_volatile(value) }
+}
+
+/// Frames of the reservation that nobody has been given yet.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    rest: Span,
+}
+
+/// The pool of the running visor.
+pub(crate) static POOL: Mutex<Pool> = Mutex::new(Pool::empty());
+
+impl Pool {
+    const fn empty() -> Self {
+        Self { rest: Span::EMPTY }
+    }
+
+    /// A pool of all of `span`.
+    pub(crate) const fn of(span: Span) -> Self {
+        Self { rest: span }
+    }
+
+    /// Bytes not given yet.
+    pub(crate) const fn left(&self) -> u64 {
+        self.rest.len()
+    }
+
+    /// Takes `bytes`, rounded up to whole frames, zeroed.
+    pub(crate) fn take(&mut self, bytes: u64) -> Option<Span> {
+        let len = bytes.checked_next_multiple_of(PAGE)?;
+        let piece = Span::sized(self.rest.start(), len).filter(|p| self.rest.covers(*p))?;
+        self.rest = Span::new(piece.end(), self.rest.end())?;
+        // SAFETY: the piece is the visor's, was never given before and is not given again.
+        unsafe { bytes_mut(piece) }.fill(0);
+        Some(piece)
+    }
+
+    /// Takes one zeroed frame.
+    pub(crate) fn frame(&mut self) -> Option<Frame> {
+        Frame::at(self.take(PAGE)?.start())
+    }
+}
+
+impl ept::ept01::TableMem for Pool {
+    fn allocate(&mut self) -> Option<Frame> {
+        self.frame()
+    }
+    fn read(&self, table: Frame, index: usize) -> u64 {
+        let offset = u64::try_from(index & 511).unwrap_or(0) * 8;
+        read_u64(table.base() + offset)
+    }
+    fn write(&mut self, table: Frame, index: usize, raw: u64) {
+        write_entry(table, index, raw);
+    }
+}

@@ -1,0 +1,187 @@
+//! What belongs to one processor: its stacks, descriptor tables, VMX regions and counters.
+#![expect(
+    unsafe_code,
+    reason = "GS points to the processor's own block, by the visor's setup alone"
+)]
+
+use core::arch::asm;
+use core::cell::Cell;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use ept::addr::{Frame, PAGE};
+use nested_vmx::exit::COUNTED_REASONS;
+use x86_64::structures::tss::TaskStateSegment;
+
+use crate::cpu::size;
+use crate::memory;
+
+const STACK: usize = 32 * 1024;
+const SMALL_STACK: usize = 8 * 1024;
+
+#[repr(C, align(16))]
+struct Stack<const N: usize>([u8; N]);
+
+#[repr(C, align(4096))]
+struct Region([u8; 4096]);
+
+/// One processor's block. Lives in zeroed frames of the reservation and is never freed.
+#[repr(C, align(4096))]
+pub(crate) struct PerCpu {
+    /// Linear address of this block: what `gs:[0]` reads.
+    this: Cell<u64>,
+    /// Set by the NMI handler, in assembly.
+    pub(crate) nmi_arrived: AtomicBool,
+    /// An NMI of the host's that has arrived and is not delivered yet.
+    pub(crate) nmi_owed: Cell<bool>,
+    /// Position among the visor's processors; 0 is the bootstrap processor.
+    pub(crate) index: Cell<u32>,
+    /// APIC id.
+    pub(crate) apic_id: Cell<u32>,
+    /// Set when a VMCS is current.
+    pub(crate) running: Cell<bool>,
+    /// Page at which the last start-up IPI started this processor.
+    pub(crate) start_page: Cell<Option<u8>>,
+    /// What the host wrote to the control port.
+    pub(crate) control: Cell<u32>,
+    /// High half that goes with the counter read last.
+    pub(crate) latched: Cell<u32>,
+    /// Exits by basic reason.
+    pub(crate) exits: [AtomicU64; COUNTED_REASONS],
+    /// TSC ticks between exits and entries.
+    pub(crate) ticks: AtomicU64,
+    /// Null, code, data, and the two halves of the TSS descriptor.
+    pub(crate) gdt: Cell<[u64; 5]>,
+    pub(crate) tss: Cell<TaskStateSegment>,
+    vmxon: Region,
+    vmcs: Region,
+    nmi_stack: Stack<SMALL_STACK>,
+    double_fault_stack: Stack<SMALL_STACK>,
+    machine_check_stack: Stack<SMALL_STACK>,
+    exit_stack: Stack<STACK>,
+}
+
+/// Bytes of one processor's block.
+pub(crate) const SIZE: u64 = {
+    #[expect(clippy::as_conversions, reason = "a constant below 2^64")]
+    let bytes = size_of::<PerCpu>() as u64;
+    assert!(
+        bytes.is_multiple_of(PAGE),
+        "blocks follow each other by whole frames"
+    );
+    bytes
+};
+
+/// Offset of the top of the exit stack from the block.
+#[expect(clippy::as_conversions, reason = "a constant below 2^64")]
+pub(crate) const STACK_TOP: u64 = (offset_of!(PerCpu, exit_stack) + STACK) as u64;
+/// Offset of `nmi_arrived` from GS.
+pub(crate) const NMI_ARRIVED: usize = offset_of!(PerCpu, nmi_arrived);
+const _: () = assert!(offset_of!(PerCpu, this) == 0, "`gs:[0]` reads `this`");
+
+impl core::fmt::Debug for PerCpu {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(
+            f,
+            "processor {} (APIC id {})",
+            self.index.get(),
+            self.apic_id.get()
+        )
+    }
+}
+
+impl PerCpu {
+    /// The block in the frames from `home`, for processor `index`.
+    ///
+    /// # Safety
+    /// The frames are zeroed, mapped, for this block alone, and only this processor uses it (all
+    /// fields that another one reads are atomic).
+    pub(crate) unsafe fn adopt(home: Frame, index: u32, apic_id: u32) -> Option<&'static Self> {
+        let block = memory::pointer::<Self>(home)?;
+        // SAFETY: all-zero bytes are a valid block; the caller vouches for the memory.
+        let block = unsafe { block.as_ref() };
+        block.this.set(memory::linear(home.base()));
+        block.index.set(index);
+        block.apic_id.set(apic_id);
+        Some(block)
+    }
+
+    /// The block in the frames from `home`, adopted before.
+    pub(crate) fn at(home: Frame) -> Option<&'static Self> {
+        let block = memory::pointer::<Self>(home)?;
+        // SAFETY: `crate::machine` only names frames of blocks, zeroed when they were taken; other
+        // processors' fields that are not atomic are not read.
+        Some(unsafe { block.as_ref() })
+    }
+
+    /// The running processor's block.
+    pub(crate) fn current() -> &'static Self {
+        let this: *const Self;
+        // SAFETY: GS base is set before anything calls this, to a block whose first field is its
+        // own address; every VM exit restores it.
+        unsafe {
+            asm!("mov {}, gs:[0]", out(reg) this, options(nostack, readonly, preserves_flags));
+        }
+        // SAFETY: the block lives as long as the visor.
+        unsafe { &*this }
+    }
+
+    /// Linear address of the block: the GS base.
+    pub(crate) fn base(&self) -> u64 {
+        self.this.get()
+    }
+
+    fn offset(&self, offset: usize) -> u64 {
+        self.this.get() + u64::try_from(offset).unwrap_or(0)
+    }
+
+    /// Top of the stack on which exits are handled.
+    pub(crate) fn exit_stack_top(&self) -> u64 {
+        self.this.get() + STACK_TOP
+    }
+
+    /// Tops of the stacks for NMIs, double faults and machine checks: IST 1, 2 and 3.
+    pub(crate) fn interrupt_stack_tops(&self) -> [u64; 3] {
+        [
+            self.offset(offset_of!(Self, nmi_stack) + SMALL_STACK),
+            self.offset(offset_of!(Self, double_fault_stack) + SMALL_STACK),
+            self.offset(offset_of!(Self, machine_check_stack) + SMALL_STACK),
+        ]
+    }
+
+    fn frame(&self, offset: usize) -> Frame {
+        Frame::containing(self.offset(offset) - memory::DIRECT)
+    }
+
+    /// The VMXON region.
+    pub(crate) fn vmxon_region(&self) -> Frame {
+        self.frame(offset_of!(Self, vmxon))
+    }
+
+    /// The VMCS with which this processor runs the host.
+    pub(crate) fn vmcs_region(&self) -> Frame {
+        self.frame(offset_of!(Self, vmcs))
+    }
+
+    /// Whether this processor has entered the host: a VMCS is current.
+    pub(crate) fn running(&self) -> bool {
+        self.running.get()
+    }
+
+    /// Counts one exit.
+    pub(crate) fn count_exit(&self, basic_reason: u32) {
+        let last = COUNTED_REASONS - 1;
+        if let Some(counter) = self.exits.get(size(basic_reason.into()).min(last)) {
+            // Only this processor writes: no locked instruction is needed.
+            counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts time spent in the visor, in TSC ticks.
+    pub(crate) fn count_ticks(&self, ticks: u64) {
+        self.ticks.store(
+            self.ticks.load(Ordering::Relaxed).wrapping_add(ticks),
+            Ordering::Relaxed,
+        );
+    }
+}
