@@ -19,14 +19,23 @@ pub(crate) fn visor() -> Result<PathBuf> {
     packages::install(&[Need::Build])?;
     let workspace = paths::root().join("visor");
     let out = paths::target("visor")?;
-    tool::show(&mut cargo(&workspace, &["-p", "loader"]))?;
+    tool::show(&mut cargo(&workspace, &["-p", "loader"])).context("cannot build the loader")?;
     let fresh = out.join("loader.bin.new");
-    objcopy(&["-O", "binary"], &workspace.join(RELEASE).join("loader"), &fresh)?;
+    objcopy(
+        &["-O", "binary"],
+        &workspace.join(RELEASE).join("loader"),
+        &fresh,
+    )?;
     let blob = out.join("loader.bin");
     keep_if_same(&fresh, &blob)?;
-    tool::show(cargo(&workspace, &["-p", "visor"]).env("VISOR_LOADER", &blob))?;
+    tool::show(cargo(&workspace, &["-p", "visor"]).env("VISOR_LOADER", &blob))
+        .context("cannot build the visor")?;
     let image = out.join("visor.elf");
-    objcopy(&["--strip-all"], &workspace.join(RELEASE).join("visor"), &image)?;
+    objcopy(
+        &["--strip-all"],
+        &workspace.join(RELEASE).join("visor"),
+        &image,
+    )?;
     Ok(image)
 }
 
@@ -44,11 +53,15 @@ pub(crate) fn guests() -> Result<Guests> {
     packages::install(&[Need::Build])?;
     let workspace = paths::root().join("tests/guests");
     let out = paths::target("guests")?;
-    tool::show(&mut cargo(&workspace, &["--workspace"]))?;
+    tool::show(&mut cargo(&workspace, &["--workspace"])).context("cannot build the guests")?;
     let built = workspace.join(RELEASE);
     let probe = out.join("probe.elf");
     // QEMU's multiboot loader takes ELF32 only; the code inside is as it was.
-    objcopy(&["--strip-all", "-O", "elf32-i386"], &built.join("probe"), &probe)?;
+    objcopy(
+        &["--strip-all", "-O", "elf32-i386"],
+        &built.join("probe"),
+        &probe,
+    )?;
     let initrd = initramfs(&built.join("init"), &[], &out.join("initrd.cpio"))?;
     Ok(Guests { probe, initrd })
 }
@@ -72,7 +85,10 @@ pub(crate) fn initramfs(init: &Path, files: &[(&str, &Path)], out: &Path) -> Res
 fn cargo(workspace: &Path, words: &[&str]) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    let _ = command.args(["build", "--quiet", "--release"]).args(words).current_dir(workspace);
+    let _ = command
+        .args(["build", "--quiet", "--release"])
+        .args(words)
+        .current_dir(workspace);
     command
 }
 

@@ -22,17 +22,38 @@ pub(crate) struct Figure {
 
 impl Figure {
     /// A figure that is a count.
-    fn count(bench: &'static str, metric: impl Into<String>, value: u64, unit: &'static str) -> Self {
+    fn count(
+        bench: &'static str,
+        metric: impl Into<String>,
+        value: u64,
+        unit: &'static str,
+    ) -> Self {
         let (metric, value) = (metric.into(), json!(value));
-        Self { bench, metric, value, unit }
+        Self {
+            bench,
+            metric,
+            value,
+            unit,
+        }
     }
 
     /// A figure that is `part` / `whole`, to six decimal places.
-    fn ratio(bench: &'static str, metric: &str, part: u64, whole: u64, unit: &'static str) -> Result<Self> {
+    fn ratio(
+        bench: &'static str,
+        metric: &str,
+        part: u64,
+        whole: u64,
+        unit: &'static str,
+    ) -> Result<Self> {
         let text = decimal(part, whole)?;
         let value = serde_json::from_str(&text)?;
         let metric = metric.to_owned();
-        Ok(Self { bench, metric, value, unit })
+        Ok(Self {
+            bench,
+            metric,
+            value,
+            unit,
+        })
     }
 
     /// The figure as one object of the array that `--json` writes.
@@ -47,7 +68,10 @@ impl Figure {
 
     /// The figure for people.
     pub(crate) fn line(&self) -> String {
-        format!("{}: {} = {} {}", self.bench, self.metric, self.value, self.unit)
+        format!(
+            "{}: {} = {} {}",
+            self.bench, self.metric, self.value, self.unit
+        )
     }
 }
 
@@ -65,12 +89,17 @@ fn decimal(part: u64, whole: u64) -> Result<String> {
 type Bench = (&'static str, fn(&Rig<'_>) -> Result<Vec<Figure>>);
 
 /// Every bench there is.
-pub(crate) const BENCHES: [Bench; 2] =
-    [("host-boot", host_boot::measure), ("reservation", reservation::measure)];
+pub(crate) const BENCHES: [Bench; 2] = [
+    ("host-boot", host_boot::measure),
+    ("reservation", reservation::measure),
+];
 
 /// Runs the benches called `names`, or all.
 pub(crate) fn run(names: &[String]) -> Result<Vec<Figure>> {
-    if let Some(name) = names.iter().find(|name| BENCHES.iter().all(|(known, _)| known != name)) {
+    if let Some(name) = names
+        .iter()
+        .find(|name| BENCHES.iter().all(|(known, _)| known != name))
+    {
         let known = BENCHES.map(|(name, _)| name).join(", ");
         bail!("no bench is called {name}: there are {known}");
     }

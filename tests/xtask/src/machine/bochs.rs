@@ -88,12 +88,7 @@ pub(super) fn boot(
         Finish::Cpu | Finish::Wall => End::WallClock,
         Finish::Exited(_) => end(&fs::read(&log).context("cannot read the emulator's log")?),
     };
-    Ok(Outcome {
-        end,
-        serial,
-        log,
-        cpu,
-    })
+    Ok(Outcome { end, serial, cpu })
 }
 
 /// The command that runs Bochs for `ticks` instructions: `VISOR_BOCHS`, or the one in `PATH`.
@@ -109,14 +104,18 @@ fn command(ticks: u64) -> Result<Command> {
         let _ = command.args(["-rc", "debugger.rc"]);
     } else {
         // Without the debugger, benchmark mode is what ends a run at an emulated time.
-        let _ = command.arg("-benchmark").arg((ticks / 1_000_000).to_string());
+        let _ = command
+            .arg("-benchmark")
+            .arg((ticks / 1_000_000).to_string());
     }
     Ok(command)
 }
 
 /// Whether `bochs --help` offers the option for debugger commands.
 fn has_debugger(help: &[u8]) -> bool {
-    String::from_utf8_lossy(help).lines().any(|line| line.trim_start().starts_with("-rc "))
+    String::from_utf8_lossy(help)
+        .lines()
+        .any(|line| line.trim_start().starts_with("-rc "))
 }
 
 fn config(machine: &Machine) -> String {
@@ -127,9 +126,14 @@ fn config(machine: &Machine) -> String {
     };
     let (model, cpus, memory) = (model(machine.cpu), machine.cpus, machine.memory_mib);
     let lines = [
-        format!("cpu: model={model}, count={cpus}, ips={IPS}, reset_on_triple_fault={reset}, ignore_bad_msrs=1"),
+        format!(
+            "cpu: model={model}, count={cpus}, ips={IPS}, reset_on_triple_fault={reset}, ignore_bad_msrs=1"
+        ),
         format!("memory: guest={memory}, host={memory}"),
-        format!("romimage: file={}", if cpus == 1 { SEABIOS } else { BOCHS_BIOS }),
+        format!(
+            "romimage: file={}",
+            if cpus == 1 { SEABIOS } else { BOCHS_BIOS }
+        ),
         format!("vgaromimage: file={VGA_BIOS}"),
     ];
     for line in lines {
@@ -152,7 +156,9 @@ const fn model(cpu: Cpu) -> &'static str {
 /// Why Bochs ended, from what it printed: its exit status is 1 whatever happened.
 fn end(output: &[u8]) -> End {
     let text = String::from_utf8_lossy(output);
-    let mut lines = text.lines().skip_while(|line| !line.starts_with("Bochs is exiting with"));
+    let mut lines = text
+        .lines()
+        .skip_while(|line| !line.starts_with("Bochs is exiting with"));
     let reason = lines.nth(1).unwrap_or_default();
     if reason.contains("Shutdown port: shutdown requested") || reason.contains("soft power off") {
         End::PowerOff
@@ -173,20 +179,32 @@ mod tests {
 
     #[test]
     fn the_reason_for_an_end_is_read_from_the_closing_message() {
-        let message = |words: &str| format!("=\nBochs is exiting with the following message:\n{words}\n=\n");
+        let message =
+            |words: &str| format!("=\nBochs is exiting with the following message:\n{words}\n=\n");
         let read = |words: &str| end(message(words).as_bytes());
         assert_eq!(read("[ACPI  ] ACPI control: soft power off"), End::PowerOff);
-        assert_eq!(read("[UNMAP ] Shutdown port: shutdown requested"), End::PowerOff);
+        assert_eq!(
+            read("[UNMAP ] Shutdown port: shutdown requested"),
+            End::PowerOff
+        );
         let triple = "[CPU0  ] exception(): 3rd (13) exception with no resolution";
         assert_eq!(read(triple), End::TripleFault);
-        assert_eq!(read("[MEM0  ] odd"), End::Emulator("[MEM0  ] odd".to_owned()));
+        assert_eq!(
+            read("[MEM0  ] odd"),
+            End::Emulator("[MEM0  ] odd".to_owned())
+        );
         assert_eq!(end(b"(0) Caught time breakpoint\n"), End::Deadline);
-        assert_eq!(end(b"Segmentation fault\n"), End::Emulator("Segmentation fault".to_owned()));
+        assert_eq!(
+            end(b"Segmentation fault\n"),
+            End::Emulator("Segmentation fault".to_owned())
+        );
     }
 
     #[test]
     fn a_build_without_debugger_is_recognised() {
-        assert!(has_debugger(b"Usage\n  -rc filename     execute debugger commands\n"));
+        assert!(has_debugger(
+            b"Usage\n  -rc filename     execute debugger commands\n"
+        ));
         assert!(!has_debugger(b"Usage\n  -r path          restore\n"));
     }
 

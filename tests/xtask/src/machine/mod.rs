@@ -161,8 +161,6 @@ pub(crate) struct Outcome {
     pub(crate) end: End,
     /// The file that holds everything the machine sent to COM1.
     pub(crate) serial: PathBuf,
-    /// The emulator's own log.
-    pub(crate) log: PathBuf,
     /// Processor time that the emulator took.
     pub(crate) cpu: Duration,
 }

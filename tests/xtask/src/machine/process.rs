@@ -187,15 +187,24 @@ mod tests {
 
     #[test]
     fn a_process_reads_its_input_and_finds_no_end_of_it() {
-        assert_eq!(shell("read w && test $w = word && exit 4", LONG), Finish::Exited(Some(4)));
-        let wall = Patience { wall: Duration::from_millis(100), ..LONG };
+        assert_eq!(
+            shell("read w && test $w = word && exit 4", LONG),
+            Finish::Exited(Some(4))
+        );
+        let wall = Patience {
+            wall: Duration::from_millis(100),
+            ..LONG
+        };
         assert_eq!(shell("read w; read x", wall), Finish::Wall);
     }
 
     #[test]
     fn real_time_and_processor_time_run_out_separately() {
         let short = Duration::from_millis(100);
-        let wall = Patience { wall: short, ..LONG };
+        let wall = Patience {
+            wall: short,
+            ..LONG
+        };
         assert_eq!(shell("exec sleep 60", wall), Finish::Wall);
         let cpu = Patience { cpu: short, ..LONG };
         assert_eq!(shell("while :; do :; done", cpu), Finish::Cpu);

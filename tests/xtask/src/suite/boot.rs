@@ -2,53 +2,128 @@
 //!
 //! A test is a [`Boot`] with expectations, under a name and with its cost in processor seconds.
 
+use std::fs;
+
+use anyhow::Context;
+
 use super::{Boot, Host, Stack, Test};
-use crate::machine::{End, Loader, Runner};
+use crate::machine::{Cpu, End, Image, Loader, Machine, Runner};
 
 /// A Linux host that does `actions` and switches the machine off.
 fn small(actions: &str) -> Host {
     Host::Small(format!("init.do={actions}"))
 }
 
+/// Xen and a small dom0 that does `actions` and switches the machine off.
+fn xen(actions: &str) -> Host {
+    Host::Xen {
+        xen: String::new(),
+        dom0: format!("init.do={actions}"),
+    }
+}
+
+/// Until the distribution's kernel has unpacked itself, 235 s pass.
+fn patient(machine: &mut Machine) {
+    machine.seconds = 450;
+}
+
+/// A machine without VMX, started by `loader`.
+fn qemu(loader: Loader) -> impl FnOnce(&mut Machine) {
+    move |machine| {
+        machine.runner = Runner::QemuTcg;
+        machine.loader = loader;
+    }
+}
+
+/// `stack`, a Linux with [`small`] or stock kernel, gets to userspace and switches off.
+fn reaches_userspace(stack: Stack) -> Boot {
+    Boot::of(stack)
+        .expect(&["*init: userspace reached*", "*init: done"])
+        .ends(End::PowerOff)
+}
+
 /// The tests of this group.
 pub(crate) fn tests() -> Vec<Test> {
-    bare()
+    let mut tests = bare();
+    tests.extend(hosts());
+    tests.extend(refusals());
+    tests.extend(loaders());
+    tests
 }
 
 /// The test bed by itself: what fails here fails without the visor.
 fn bare() -> Vec<Test> {
     vec![
-        Boot::of(Stack::bare(small("")))
-            .expect(&["init: userspace reached*", "init: done"])
-            .ends(End::PowerOff)
-            .test("boot/bare-linux", 4),
-        Boot::of(Stack::bare(small("")))
+        reaches_userspace(Stack::bare(small(""))).test("boot/bare-linux", 4),
+        reaches_userspace(Stack::bare(small("")))
             .on(|machine| machine.cpus = 2)
-            .expect(&["init: userspace reached*", "init: done"])
-            .ends(End::PowerOff)
             .test("boot/bare-linux-2-cpus", 8),
-        Boot::of(Stack::bare(Host::Stock(String::new())))
-            .on(|machine| machine.seconds = 450)
-            .expect(&["init: userspace reached*", "init: done"])
-            .ends(End::PowerOff)
-            .test("boot/bare-stock-linux", 80),
-        Boot::of(Stack::bare(Host::Xen {
-            xen: String::new(),
-            dom0: String::new(),
-        }))
-        .expect(&["*HVM: VMX enabled*", "*init: xen dom0", "*init: done"])
-        .ends(End::PowerOff)
-        .test("boot/bare-xen", 10),
-        Boot::of(Stack::bare(Host::Probe("cpuid".to_owned())))
-            .expect(&["probe: *"])
-            .test("boot/bare-probe", 1),
-        Boot::of(Stack::bare(small("")))
-            .on(|machine| {
-                machine.runner = Runner::QemuTcg;
-                machine.loader = Loader::GrubEfi;
-            })
-            .expect(&["init: userspace reached*", "init: done"])
-            .ends(End::PowerOff)
-            .test("boot/bare-linux-uefi", 20),
+        reaches_userspace(Stack::bare(small("")))
+            .on(qemu(Loader::GrubEfi))
+            .test("boot/bare-linux-uefi", 6),
+        reaches_userspace(Stack::bare(xen(""))).test("boot/bare-xen", 9),
+    ]
+}
+
+/// Unmodified hosts on the visor.
+fn hosts() -> Vec<Test> {
+    vec![
+        reaches_userspace(Stack::on_visor(small(""))).test("boot/linux", 5),
+        reaches_userspace(Stack::on_visor(small("")))
+            .on(|machine| machine.cpus = 2)
+            .test("boot/linux-2-cpus", 10),
+        reaches_userspace(Stack::on_visor(Host::Stock(String::new())))
+            .on(patient)
+            .test("boot/stock-linux", 85),
+        reaches_userspace(Stack::on_visor(xen(""))).test("boot/xen", 12),
+        reaches_userspace(Stack::on_visor(small("")))
+            .on(|machine| machine.loader = Loader::Grub2)
+            .test("boot/linux-by-multiboot2", 8),
+    ]
+}
+
+/// Machines and input that the visor cannot work with.
+fn refusals() -> Vec<Test> {
+    let on = |cpu| Boot::of(Stack::on_visor(small(""))).on(move |machine| machine.cpu = cpu);
+    vec![
+        on(Cpu::NoVmx)
+            .refuses("the processor has no VMX")
+            .test("boot/refuses-no-vmx", 1),
+        on(Cpu::NoEpt)
+            .refuses("*EPT*")
+            .test("boot/refuses-no-ept", 1),
+        on(Cpu::NoUnrestricted)
+            .refuses("*unrestricted guest*")
+            .test("boot/refuses-no-unrestricted-guest", 1),
+        Boot::of(Stack::on_visor(small("")))
+            .visor_words("colour=red")
+            .refuses("*unknown word \"colour=red\"*")
+            .test("boot/refuses-unknown-word", 1),
+        Boot::of(Stack::on_visor(Host::Files(Vec::new())))
+            .refuses("*no host kernel: give it as the first module*")
+            .test("boot/refuses-no-host", 1),
+        Test::new("boot/refuses-corrupt-host", 1, |rig| {
+            let file = rig.dir.join("host");
+            fs::write(&file, "no kernel\n".repeat(1_000)).context("cannot write a corrupt host")?;
+            let host = Host::Files(vec![Image::new(file, "")]);
+            let boot = Boot::of(Stack::on_visor(host)).expect(&["loader: [error] host kernel: *"]);
+            rig.check("run", &boot).map(drop)
+        }),
+    ]
+}
+
+/// Boot loaders, up to the refusal that a machine without VMX ends in.
+fn loaders() -> Vec<Test> {
+    let by = |loader| {
+        Boot::of(Stack::on_visor(small("")))
+            .on(qemu(loader))
+            .refuses("the processor has no VMX")
+    };
+    vec![
+        by(Loader::Direct).test("boot/by-qemu", 1),
+        by(Loader::Grub1).test("boot/by-grub-multiboot1", 2),
+        by(Loader::Grub2).test("boot/by-grub-multiboot2", 2),
+        by(Loader::GrubEfi).test("boot/by-grub-uefi", 6),
+        by(Loader::Tboot).test("boot/by-tboot", 2),
     ]
 }

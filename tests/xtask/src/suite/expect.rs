@@ -129,7 +129,10 @@ mod tests {
     #[test]
     fn a_forbidden_line_fails_even_when_everything_expected_came() {
         let offence = Err("forbidden line: Kernel panic!".to_owned());
-        assert_eq!(verdict(&["one"], "one\nKernel panic!\nmore panic\n"), offence);
+        assert_eq!(
+            verdict(&["one"], "one\nKernel panic!\nmore panic\n"),
+            offence
+        );
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::OnceLock;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
 use crate::build::{self, Guests};
 use crate::machine::{Image, Payload};
@@ -61,23 +61,20 @@ impl Stack {
     }
 }
 
-/// Something that is made once.
-struct Once<T>(Mutex<Option<T>>);
+/// Something that is made once, or fails to be made once.
+struct Once<T>(OnceLock<Result<T, String>>);
 
 impl<T: Clone> Once<T> {
     const fn new() -> Self {
-        Self(Mutex::new(None))
+        Self(OnceLock::new())
     }
 
     /// The thing, made by `make` at the first call; other threads wait for it meanwhile.
     fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
-        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(made) = slot.as_ref() {
-            return Ok(made.clone());
-        }
-        let made = make()?;
-        *slot = Some(made.clone());
-        Ok(made)
+        let made = self
+            .0
+            .get_or_init(|| make().map_err(|error| format!("{error:#}")));
+        made.clone().map_err(Error::msg)
     }
 }
 
@@ -142,10 +139,16 @@ impl Kit {
         Ok(match host {
             Host::Small(words) => vec![linux(self.small()?, words), initrd()?],
             Host::Stock(words) => vec![linux(self.stock()?, words), initrd()?],
-            Host::Xen { xen: words, dom0: more } => {
+            Host::Xen {
+                xen: words,
+                dom0: more,
+            } => {
                 vec![xen(words)?, dom0(self.small()?, more), initrd()?]
             }
-            Host::StockXen { xen: words, dom0: more } => {
+            Host::StockXen {
+                xen: words,
+                dom0: more,
+            } => {
                 vec![xen(words)?, dom0(self.stock()?, more), initrd()?]
             }
             Host::Probe(words) => vec![Image::new(self.guests()?.probe, words)],
@@ -173,5 +176,34 @@ impl Kit {
                 Payload::Multiboot { kernel, modules }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_made_is_tried_once() {
+        let once = Once::<u8>::new();
+        let mut tries = 0;
+        for _ in 0..2 {
+            let made = once.get(|| {
+                tries += 1;
+                anyhow::bail!("broken")
+            });
+            assert_eq!(made.unwrap_err().to_string(), "broken");
+        }
+        assert_eq!(tries, 1);
+    }
+
+    #[test]
+    fn the_first_file_of_a_bare_host_is_its_kernel() {
+        let host = Host::Files(vec![Image::new("k", "words"), Image::new("i", "")]);
+        let stack = Stack::bare(host);
+        let Payload::Multiboot { kernel, modules } = Kit::new().payload(&stack).unwrap() else {
+            panic!("files are multiboot");
+        };
+        assert_eq!((kernel.words.as_str(), modules.len()), ("words", 1));
     }
 }

@@ -19,7 +19,8 @@ pub(crate) use kit::{Host, Kit, Stack};
 pub(crate) use schedule::{Images, Plan, run, select};
 
 /// Lines that no test wants to see unless it expects them.
-const FORBIDDEN: [&str; 5] = [
+const FORBIDDEN: [&str; 6] = [
+    "loader: [error] *",
     "visor: [error] *",
     "visor: halted",
     "*Kernel panic*",
@@ -40,7 +41,9 @@ pub(crate) struct Test {
 
 impl fmt::Debug for Test {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Test").field("name", &self.name).finish_non_exhaustive()
+        out.debug_struct("Test")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -63,7 +66,10 @@ pub(crate) fn tests() -> Vec<Test> {
 
 /// One boot with what is expected of it. Made by [`Boot::of`] and refined by its methods.
 #[derive(Clone, Debug)]
-pub(crate) struct Boot {
+pub(crate) struct Boot(Box<Parts>);
+
+#[derive(Clone, Debug)]
+struct Parts {
     stack: Stack,
     machine: Machine,
     expected: Vec<String>,
@@ -74,49 +80,52 @@ pub(crate) struct Boot {
 impl Boot {
     /// A boot of `stack` on the default machine that must not end in an error.
     pub(crate) fn of(stack: Stack) -> Self {
-        Self {
+        Self(Box::new(Parts {
             stack,
             machine: Machine::default(),
             expected: Vec::new(),
             forbidden: FORBIDDEN.map(str::to_owned).to_vec(),
             end: None,
-        }
+        }))
     }
 
     /// With this command line for the visor.
     pub(crate) fn visor_words(mut self, words: &str) -> Self {
-        self.stack.visor = Some(words.to_owned());
+        self.0.stack.visor = Some(words.to_owned());
         self
     }
 
     /// On another machine: `change` edits the default one.
     pub(crate) fn on(mut self, change: impl FnOnce(&mut Machine)) -> Self {
-        change(&mut self.machine);
+        change(&mut self.0.machine);
         self
     }
 
     /// These lines must come, in this order; `*` stands for any text.
     pub(crate) fn expect(mut self, lines: &[&str]) -> Self {
-        self.expected.extend(lines.iter().map(|line| (*line).to_owned()));
+        let lines = lines.iter().map(|line| (*line).to_owned());
+        self.0.expected.extend(lines);
         self
     }
 
     /// A line of this shape must not come.
     pub(crate) fn never(mut self, line: &str) -> Self {
-        self.forbidden.push(line.to_owned());
+        self.0.forbidden.push(line.to_owned());
         self
     }
 
     /// The run must end this way by itself; without this it is stopped after the last expectation.
     pub(crate) fn ends(mut self, end: End) -> Self {
-        self.end = Some(end);
+        self.0.end = Some(end);
         self
     }
 
-    /// The visor must refuse with this cause, in one line, and halt. A second error is forbidden.
+    /// The visor must refuse with this cause, in one line, and halt: no second error, no host.
     pub(crate) fn refuses(self, cause: &str) -> Self {
         let line = format!("visor: [error] {cause}");
         self.expect(&[&line, "visor: halted"])
+            .never("init: *")
+            .never("probe: *")
     }
 
     /// This boot as a test.
@@ -146,19 +155,23 @@ impl<'a> Rig<'a> {
     /// Boots once and checks what is expected; `label` tells several boots of one test apart.
     /// What the machine sent to its serial line.
     pub(crate) fn check(&self, label: &str, boot: &Boot) -> Result<String> {
-        let payload = self.kit.payload(&boot.stack)?;
-        let then = if boot.end.is_some() { Then::GoOn } else { Then::Stop };
-        let mut script = Script::new(&boot.expected, &boot.forbidden, then);
-        let outcome = self.boot(label, &boot.machine, &payload, &mut script)?;
+        let payload = self.kit.payload(&boot.0.stack)?;
+        let then = if boot.0.end.is_some() {
+            Then::GoOn
+        } else {
+            Then::Stop
+        };
+        let mut script = Script::new(&boot.0.expected, &boot.0.forbidden, then);
+        let outcome = self.boot(label, &boot.0.machine, &payload, &mut script)?;
         if outcome.end == End::WallClock {
             bail!("{}: nothing is known about the guest", outcome.end);
         }
         if let Err(wrong) = script.verdict() {
             bail!("{wrong} (the run ended: {})", outcome.end);
         }
-        let wanted = boot.end.as_ref().unwrap_or(&End::Stopped);
+        let wanted = boot.0.end.as_ref().unwrap_or(&End::Stopped);
         // A machine that ends by itself right after its last line may win against the harness.
-        let raced = boot.end.is_none() && outcome.end == End::PowerOff;
+        let raced = boot.0.end.is_none() && outcome.end == End::PowerOff;
         if outcome.end != *wanted && !raced {
             bail!("the run ended: {}, expected: {wanted}", outcome.end);
         }
@@ -203,8 +216,6 @@ impl std::error::Error for Skipped {}
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn every_test_has_a_name_of_its_own_below_a_group() {
         let mut names: Vec<&str> = super::tests().iter().map(|test| test.name).collect();
