@@ -209,7 +209,7 @@ impl Ept01 {
     /// Until [`Ept01::complete`], the host's own accesses to such a leaf cause EPT violations; they
     /// have only to be retried.
     pub fn revise(&self, mem: &mut impl TableMem, rules: &Rules<'_>, span: Span) -> Stale {
-        let span = span.grow_to(PAGE).intersect(self.all());
+        let span = span.intersect(self.all());
         let mut stale = Stale {
             flush: Span::EMPTY,
             fill: span,

@@ -236,10 +236,8 @@ impl Mtrrs {
             }
         }
         let kind = certain.unwrap_or(self.default);
-        // Uncacheable wins over everything, so no partial range can change it; nor does one of
-        // the type that the rest has anyway.
-        let settled = certain == Some(MemoryType::Uc) || possible.iter().all(|p| *p == kind);
-        if settled {
+        // Ranges of the type that the rest has anyway change nothing.
+        if possible.iter().all(|other| *other == kind) {
             Some(kind)
         } else {
             self.halves(block, cuts)

@@ -97,14 +97,15 @@ fn a_pc_gets_the_largest_leaves_that_its_map_permits() {
     let mut storage = storage(&ram);
     let mut frames = FrameTable::new(&ram, &mut storage).unwrap();
     frames.apply(visor, Event::Claim).unwrap();
-    let denied = [span(0xfed4_0000, 0xfed4_5000)];
+    // The last page only in part: there is no smaller leaf to tell its parts apart.
+    let denied = [span(0xfed4_0000, 0xfed4_4801)];
     let rules = Rules {
         frames: &frames,
         mtrrs: &mtrrs,
         denied: &denied,
     };
     let mut mem = Fake::new(100);
-    mem.secret = [probes(visor), probes(denied[0])].concat();
+    mem.secret = [probes(visor), probes(denied[0].grow_to(PAGE))].concat();
     let ept = Ept01::build(&mut mem, &rules, END).unwrap();
     for (address, wanted) in [
         (0, Some((Level::Pt, MemoryType::Wb))),
@@ -121,6 +122,7 @@ fn a_pc_gets_the_largest_leaves_that_its_map_permits() {
         (7 * GIB, Some((Level::Pdpt, MemoryType::Wb))),
         (END - 1, Some((Level::Pdpt, MemoryType::Wb))),
         (END, None),
+        (1 << 48, None),
         (u64::MAX, None),
     ] {
         let found = ept.walk(&mem, address);

@@ -143,6 +143,23 @@ fn a_mask_with_holes_repeats_its_range() {
 }
 
 #[test]
+fn each_of_several_ranges_may_cut_a_span() {
+    // Uncacheable where bit 14 is set; and write back, as everything, where bit 13 is.
+    let mut registers = Registers::plain(6);
+    registers.variable = vec![(0x4000, 0xf_ffff_4800), (0x2006, 0xf_ffff_2800)];
+    assert_eq!(types(&registers, 0, 4 * PAGE), Types::One(MemoryType::Wb));
+    assert_eq!(types(&registers, 0, 8 * PAGE), Types::Mixed);
+}
+
+#[test]
+fn part_of_a_page_has_the_type_of_its_page() {
+    let registers = Registers::plain(6).with_legacy_hole();
+    assert_eq!(types(&registers, 0x9_ffff, 1), Types::One(MemoryType::Wb));
+    assert_eq!(types(&registers, 0xa_0000, 1), Types::One(MemoryType::Uc));
+    assert_eq!(types(&registers, 0x9_ffff, 2), Types::Mixed);
+}
+
+#[test]
 fn many_scattered_ranges_of_the_same_type_are_one_type() {
     let mut registers = Registers::plain(6);
     for bit in 12..20 {
@@ -182,6 +199,7 @@ fn registers_that_mean_the_same_are_equal() {
     let one = Registers::plain(6).with(GIB, GIB, 0);
     let mut other = one.clone();
     other.variable.push((0x1_4000_0001, 0xf_c000_0000));
+    other.variable[0].0 |= 0x7000;
     assert_eq!(one.read(), other.read());
     assert_ne!(one.read(), Registers::plain(6).with(GIB, GIB, 1).read());
 }
@@ -256,12 +274,13 @@ fn what_the_processor_lacks_cannot_be_written() {
 }
 
 #[test]
-fn a_processor_may_have_every_pair_that_fits_or_none() {
+fn a_processor_may_have_every_pair_that_fits_or_no_ranges_at_all() {
     let mut registers = Registers::plain(6);
     registers.cap = 0xff;
     registers.variable = vec![(0, 0xf_c000_0800); 40];
     // Reading beyond the fixed ranges' first index would ask for `no fixed ranges here`.
     assert_eq!(types(&registers, 0, GIB), Types::One(MemoryType::Uc));
     registers.cap = 0;
+    registers.default |= 1 << 10;
     assert_eq!(types(&registers, 0, GIB), Types::One(MemoryType::Wb));
 }

@@ -1,5 +1,7 @@
 //! How much, and where.
 
+use std::collections::BTreeSet;
+
 use ept::addr::{LARGE, PAGE, Span};
 use ept::frames::FrameTable;
 use ept::reserve::{Need, place, size};
@@ -97,6 +99,31 @@ proptest! {
             |spot| ram.iter().any(|r| r.covers(*spot)) && !avoid.iter().any(|a| a.overlaps(*spot)),
         );
         prop_assert_eq!(place(total, &ram, &avoid), highest);
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_visors_own_tables_suffice_wherever_ram_lies(
+        pieces in vec((0..2048_u64, 1..2048_u64), 1..20), image in 1..32 * MIB,
+    ) {
+        let mut end = 0;
+        let ram: Vec<_> = pieces.into_iter().map(|(gap, len)| {
+            let piece = span(end + gap * GIB / 3 / PAGE * PAGE, end + (gap + len) * GIB / 3 / PAGE * PAGE);
+            end = piece.end();
+            piece
+        }).collect();
+        let low = span(0, 4 * GIB);
+        let blocks = |each: u64| {
+            let all = ram.iter().chain([&low]);
+            let set: BTreeSet<_> = all.flat_map(|s| s.start() / each..s.end().div_ceil(each)).collect();
+            u64::try_from(set.len()).unwrap()
+        };
+        // The image may begin at the end of a page table's part.
+        let image_tables = (image + LARGE - PAGE).div_ceil(LARGE) + 2;
+        let tables = 1 + blocks(512 * GIB) + blocks(GIB) + image_tables;
+        let size = size(&Need { image, ..need(&ram, 1, 46) });
+        prop_assert!(size.paging >= tables * PAGE, "{} of {tables}", size.paging / PAGE);
     }
 }
 
