@@ -1,13 +1,18 @@
-//! The BIOS's own memory map, INT 15h: a kernel that asks the BIOS instead of the boot loader (Xen
-//! does, before it looks at multiboot's map) must not be told of the visor's memory either.
+//! Low memory, for kernels that look there instead of at what their boot loader passed.
 //!
-//! A resident service at the top of conventional memory answers instead, from the handoff's map.
-//! The calls: ACPI specification 6.5, section 15.1 (E820h); Ralf Brown's list, INT 15/AX=E801h and
-//! AH=88h; the BIOS data area's word at 413h and the interrupt vectors: IBM PC.
+//! A kernel that asks the BIOS for the memory map, by INT 15h (Xen does, before it looks at
+//! multiboot's), must not be told of the visor's memory either: a resident service at the top of
+//! conventional memory answers instead, from the handoff's map. On an EFI machine there is no BIOS
+//! to ask, but a kernel that is not started as an EFI program still looks for the ACPI root pointer
+//! where a BIOS has it: in the extended BIOS data area.
+//!
+//! The calls: ACPI specification 6.5, section 15.1 (E820h) and 5.2.5.1 (the root pointer); Ralf
+//! Brown's list, INT 15/AX=E801h and AH=88h; the BIOS data area's words and the interrupt vectors:
+//! IBM PC.
 
 use crate::LoadError;
 use crate::bytes::{array, length, put, u16_at, u32_at};
-use crate::handoff::{EFI64, Handoff, RAM};
+use crate::handoff::{ACPI_NEW, ACPI_OLD, EFI64, Handoff, RAM};
 use crate::layout::Layout;
 use crate::plan::Step;
 use crate::scratch::{Piece, Scratch};
@@ -18,6 +23,8 @@ use ept::list::List;
 /// Address of the vector of INT 15h, and of the size of conventional memory in KiB.
 const VECTOR: u64 = 0x15 * 4;
 const CONVENTIONAL: u64 = 0x413;
+/// Address of the segment whose first KiB is searched for the ACPI root pointer.
+const EBDA: u64 = 0x40e;
 /// The service goes nowhere below: interrupt vectors, BIOS data, and what boot sectors use.
 const FLOOR: u64 = 0x1_0000;
 const CONVENTIONAL_MAX: u64 = 640;
@@ -43,20 +50,61 @@ pub struct Bios<'b> {
     pub service: &'b [u8],
 }
 
-/// Adds the steps that install the service, and takes its memory out of the handoff's map. Without
-/// a BIOS nothing is done.
-pub(crate) fn hide(
+/// Adds the steps that make low memory what a kernel without EFI expects, and takes what they occupy
+/// out of the handoff's map: on a BIOS machine the service, on an EFI machine the ACPI root pointer
+/// where a BIOS would have it.
+pub(crate) fn prepare(
     layout: &mut Layout<'_, '_>,
     bios: Bios<'_>,
     scratch: &mut Scratch<'_>,
 ) -> Result<(), LoadError> {
-    let Some((old_vector, conventional)) = found(layout.handoff, bios) else {
+    let handoff = layout.handoff;
+    if handoff.tag(EFI64).is_none() {
+        return found(bios).map_or(Ok(()), |found| replace(layout, bios, found, scratch));
+    }
+    let pointer = handoff.tag(ACPI_NEW).or_else(|| handoff.tag(ACPI_OLD));
+    let Some(pointer) = pointer.and_then(|tag| tag.bytes.get(8..)) else {
         return Ok(());
     };
-    // The service's own memory may split an entry into two.
-    let room = layout.handoff.map().count() + 2;
-    let len = length(bios.service) + u64::try_from(room * 20).unwrap_or(u64::MAX);
-    let within = Span::new(FLOOR, conventional).unwrap_or_default();
+    let place = room(layout, PAGE, CONVENTIONAL_MAX * KIB)?;
+    layout.handoff = handoff.without(place);
+    install(layout, scratch, pointer, place.start())?;
+    install(layout, scratch, &short(place.start() / 16)?, EBDA)?;
+    install(layout, scratch, &short(place.start() / KIB)?, CONVENTIONAL)
+}
+
+/// Puts the service in the place of the BIOS's.
+fn replace(
+    layout: &mut Layout<'_, '_>,
+    bios: Bios<'_>,
+    (old_vector, conventional): (u32, u64),
+    scratch: &mut Scratch<'_>,
+) -> Result<(), LoadError> {
+    // The service's own memory may split an entry into three.
+    let entries = layout.handoff.map().count() + 2;
+    let len = length(bios.service) + u64::try_from(entries * 20).unwrap_or(u64::MAX);
+    let place = room(layout, len, conventional)?;
+    let resident = Span::new(place.start(), conventional).unwrap_or(place);
+    layout.handoff = layout.handoff.without(resident);
+
+    let piece = service(layout.handoff, bios.service, entries, scratch)?;
+    put(piece.bytes, OLD_VECTOR, &old_vector.to_le_bytes());
+    let from = Span::sized(piece.at.into(), length(piece.bytes)).unwrap_or_default();
+    let to = place.start();
+    layout.fill(Step::Copy { from, to })?;
+    let entry = array::<2>(bios.service, 0).unwrap_or_default();
+    install(
+        layout,
+        scratch,
+        [entry, short(to / 16)?].as_flattened(),
+        VECTOR,
+    )?;
+    install(layout, scratch, &short(to / KIB)?, CONVENTIONAL)
+}
+
+/// Whole pages of RAM for `len` bytes, as high as they can be below `end`.
+fn room(layout: &Layout<'_, '_>, len: u64, end: u64) -> Result<Span, LoadError> {
+    let within = Span::new(FLOOR, end).unwrap_or_default();
     let need = Need {
         len: len.next_multiple_of(PAGE),
         align: PAGE,
@@ -66,33 +114,24 @@ pub(crate) fn hide(
     for module in layout.handoff.modules() {
         busy.push(module.span).map_err(|_| LoadError::Modules)?;
     }
-    let place = highest(layout.handoff.ram(), &need, &busy).ok_or(LoadError::NoRoomForMap)?;
-    let resident = Span::new(place.start(), conventional).unwrap_or(place);
-    layout.handoff = layout.handoff.without(resident);
+    highest(layout.handoff.quiet_ram(), &need, &busy)
+        .or_else(|| highest(layout.handoff.ram(), &need, &busy))
+        .ok_or(LoadError::NoRoomForMap)
+}
 
-    let resident_at = place.start();
-    let piece = service(layout.handoff, bios.service, room, scratch)?;
-    put(piece.bytes, OLD_VECTOR, &old_vector.to_le_bytes());
-    let from = Span::sized(piece.at.into(), length(piece.bytes)).unwrap_or_default();
-    layout.fill(Step::Copy {
-        from,
-        to: resident_at,
-    })?;
-
-    let segment = u16::try_from(resident_at / 16).map_err(|_| LoadError::NoRoomForMap)?;
-    let entry = array::<2>(bios.service, 0).unwrap_or_default();
-    let vector = [entry, segment.to_le_bytes()];
-    install(layout, scratch, vector.as_flattened(), VECTOR)?;
-    let kib = u16::try_from(resident_at / KIB).map_err(|_| LoadError::NoRoomForMap)?;
-    install(layout, scratch, &kib.to_le_bytes(), CONVENTIONAL)
+/// A segment, or a number of KiB, below 1 MiB.
+fn short(number: u64) -> Result<[u8; 2], LoadError> {
+    u16::try_from(number)
+        .map(u16::to_le_bytes)
+        .map_err(|_| LoadError::NoRoomForMap)
 }
 
 /// The vector of INT 15h and the end of conventional memory, if there is a BIOS.
-fn found(handoff: Handoff<'_>, bios: Bios<'_>) -> Option<(u32, u64)> {
+fn found(bios: Bios<'_>) -> Option<(u32, u64)> {
     let at = |place| usize::try_from(place).ok();
     let vector = u32_at(bios.low_page, at(VECTOR)?).filter(|&vector| vector != 0)?;
     let kib = u64::from(u16_at(bios.low_page, at(CONVENTIONAL)?)?);
-    let is_bios = kib <= CONVENTIONAL_MAX && kib * KIB > FLOOR && handoff.tag(EFI64).is_none();
+    let is_bios = kib <= CONVENTIONAL_MAX && kib * KIB > FLOOR;
     is_bios.then_some((vector, kib * KIB))
 }
 

@@ -5,10 +5,10 @@
 
 use crate::LoadError;
 use crate::bytes::{put, u64_at};
-use crate::handoff::{EFI_MAP, EFI64, FRAMEBUFFER, Handoff};
+use crate::handoff::{EFI_MAP, EFI64, FRAMEBUFFER, Firmware, Handoff};
 use crate::linux::HEADER;
 use crate::scratch::{Piece, Scratch};
-use crate::screen::{self, Firmware};
+use crate::screen;
 use ept::addr::Span;
 
 /// The end of the room for the setup header.

@@ -15,6 +15,8 @@ pub(crate) const MEMORY_INFO: u32 = 4;
 pub(crate) const MEMORY_MAP: u32 = 6;
 pub(crate) const FRAMEBUFFER: u32 = 8;
 pub(crate) const EFI64: u32 = 12;
+pub(crate) const ACPI_OLD: u32 = 14;
+pub(crate) const ACPI_NEW: u32 = 15;
 pub(crate) const EFI_MAP: u32 = 17;
 pub(crate) const LOAD_BASE: u32 = 21;
 
@@ -49,6 +51,13 @@ pub struct Module<'h> {
     pub span: Span,
     /// Its string, uncooked and without the zero.
     pub string: &'h [u8],
+}
+
+/// What a kernel is told that it was started by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Firmware {
+    Bios,
+    Efi,
 }
 
 /// One entry of the firmware's memory map.

@@ -69,26 +69,18 @@ impl<'h, 's> Layout<'h, 's> {
     /// hold tables that an operating system still reads.
     pub(crate) fn site(&self, site: Site) -> Result<Span, LoadError> {
         let busy = [self.handoff.area().span()];
-        let (preferred, found) = match site {
-            Site::Fixed(span) => (span, None),
-            Site::Preferred(span, need) => {
-                let strict = exact(self.handoff.quiet_ram(), span, &busy)
-                    .or_else(|| lowest(self.handoff.quiet_ram(), &need, &busy));
-                let loose = || lowest(self.handoff.ram(), &need, &busy);
-                (
-                    span,
-                    strict
-                        .or_else(|| exact(self.handoff.ram(), span, &busy))
-                        .or_else(loose),
-                )
+        let (quiet, ram) = (|| self.handoff.quiet_ram(), || self.handoff.ram());
+        let (wanted, found) = match site {
+            Site::Fixed(wanted) => (wanted, exact(ram(), wanted, &busy)),
+            Site::Preferred(wanted, need) => {
+                let found = exact(quiet(), wanted, &busy)
+                    .or_else(|| lowest(quiet(), &need, &busy))
+                    .or_else(|| exact(ram(), wanted, &busy))
+                    .or_else(|| lowest(ram(), &need, &busy));
+                (wanted, found)
             }
         };
-        found
-            .or_else(|| exact(self.handoff.ram(), preferred, &busy))
-            .ok_or(LoadError::NoRoomForKernel(
-                preferred.start(),
-                preferred.len(),
-            ))
+        found.ok_or(LoadError::NoRoomForKernel(wanted.start(), wanted.len()))
     }
 
     /// Moves every file out of `image`, and every module to where the kernel wants modules.

@@ -47,7 +47,7 @@ pub fn plan(
     if linux::is_image(kernel) {
         linux::plan(&mut layout, kernel, scratch)
     } else {
-        bios::hide(&mut layout, bios, scratch)?;
+        bios::prepare(&mut layout, bios, scratch)?;
         multiboot::plan(&mut layout, kernel, scratch)
     }
 }

@@ -4,6 +4,7 @@
 //! specification 2.0, section 3.6.12.
 
 use crate::bytes::{put, u8_at, u32_at, u64_at};
+use crate::handoff::Firmware;
 
 /// `framebuffer_type` of direct colour.
 const DIRECT: u8 = 1;
@@ -11,13 +12,6 @@ const VIDEO_TYPE_VLFB: u8 = 0x23;
 const VIDEO_TYPE_EFI: u8 = 0x70;
 /// `capabilities`: `ext_lfb_base` holds the upper half of the address.
 const BASE_64BIT: u32 = 2;
-
-/// Who set the framebuffer up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Firmware {
-    Bios,
-    Efi,
-}
 
 /// Fills `info`, which is zero, from the framebuffer tag, if the boot loader gave one.
 pub(crate) fn fill(info: &mut [u8], tag: Option<&[u8]>, firmware: Firmware) {

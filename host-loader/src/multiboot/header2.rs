@@ -4,7 +4,7 @@ use super::header1::flat;
 use super::{PAGES, Relocation, Request};
 use crate::LoadError;
 use crate::bytes::{index, u16_at, u32_at};
-use crate::handoff::{FRAMEBUFFER, Handoff, LOAD_BASE, MODULE};
+use crate::handoff::{FRAMEBUFFER, Firmware, Handoff, LOAD_BASE, MODULE};
 use crate::plan::Protocol;
 use ept::addr::Span;
 
@@ -19,6 +19,7 @@ const ENTRY: u16 = 3;
 const CONSOLE: u16 = 4;
 const SCREEN: u16 = 5;
 const ALIGN_MODULES: u16 = 6;
+const EFI_ENTRIES: [u16; 2] = [8, 9];
 const RELOCATABLE: u16 = 10;
 /// Flag of a tag that a loader may ignore.
 const OPTIONAL: u16 = 1;
@@ -70,6 +71,9 @@ fn read(file: &[u8], at: usize, handoff: Handoff<'_>) -> Result<Request, LoadErr
             return Ok(request);
         }
         place = (place + tag.bytes.len()).next_multiple_of(8);
+        if EFI_ENTRIES.contains(&tag.kind) {
+            request.firmware = Firmware::Bios;
+        }
         match apply(&mut request, &tag, at, handoff) {
             Err(_) if tag.is_optional() => {}
             outcome => outcome?,

@@ -3,7 +3,7 @@
 
 use crate::LoadError;
 use crate::bytes::put;
-use crate::handoff::{END, LOAD_BASE, MEMORY_INFO, MEMORY_MAP, MODULE};
+use crate::handoff::{EFI_MAP, EFI64, END, Firmware, LOAD_BASE, MEMORY_INFO, MEMORY_MAP, MODULE};
 use crate::layout::Layout;
 use crate::scratch::Scratch;
 
@@ -13,17 +13,26 @@ const PREFIX: usize = 8;
 /// Bytes in a memory map entry.
 const MAP_ENTRY: usize = 24;
 
-/// Writes it; its physical address. `load_base` is where the image of a relocatable kernel went.
+/// What depends on the kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    /// For a kernel that may not be told of EFI: BIOS.
+    pub(super) firmware: Firmware,
+    /// Where the image of a relocatable kernel went.
+    pub(super) load_base: Option<u64>,
+}
+
+/// Writes it; its physical address.
 pub(super) fn write(
     layout: &Layout<'_, '_>,
-    load_base: Option<u64>,
+    told: Told,
     scratch: &mut Scratch<'_>,
 ) -> Result<u32, LoadError> {
     let mut counter = Writer {
         out: &mut [],
         at: HEADER,
     };
-    counter.tags(layout, load_base)?;
+    counter.tags(layout, told)?;
     let total = counter.at;
     let piece = scratch.piece(total, 8)?;
     put(piece.bytes, 0, &word(total)?);
@@ -31,7 +40,7 @@ pub(super) fn write(
         out: piece.bytes,
         at: HEADER,
     }
-    .tags(layout, load_base)?;
+    .tags(layout, told)?;
     Ok(piece.at)
 }
 
@@ -42,11 +51,12 @@ struct Writer<'o> {
 }
 
 impl Writer<'_> {
-    fn tags(&mut self, layout: &Layout<'_, '_>, load_base: Option<u64>) -> Result<(), LoadError> {
+    fn tags(&mut self, layout: &Layout<'_, '_>, told: Told) -> Result<(), LoadError> {
         let handoff = layout.handoff;
         for tag in handoff.tags() {
             match tag.kind {
                 END | MODULE | MEMORY_INFO | MEMORY_MAP => {}
+                EFI64 | EFI_MAP if told.firmware == Firmware::Bios => {}
                 _ => self.tag(tag.kind, &[tag.bytes.get(PREFIX..).unwrap_or_default()])?,
             }
         }
@@ -58,7 +68,7 @@ impl Writer<'_> {
             let ends = [address(module.span.start())?, address(module.span.end())?];
             self.tag(MODULE, &[ends.as_flattened(), module.string, &[0]])?;
         }
-        if let Some(base) = load_base {
+        if let Some(base) = told.load_base {
             self.tag(LOAD_BASE, &[&address(base)?])?;
         }
         self.tag(END, &[])

@@ -6,13 +6,14 @@ mod info1;
 mod info2;
 
 use crate::area::LOW_END;
-use crate::handoff::Handoff;
+use crate::handoff::{Firmware, Handoff};
 use crate::image::{Flat, Image};
 use crate::layout::{Layout, Manners, Site};
 use crate::plan::{Entry, Protocol};
 use crate::search::Need;
 use crate::{LoadError, Scratch};
 use ept::addr::{PAGE, Span};
+use info2::Told;
 
 /// What a header asks for, in the terms of both protocols.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,9 @@ struct Request {
     flat: Option<Flat>,
     /// The physical entry point, when the header gives it.
     entry: Option<u32>,
+    /// What the kernel may be told of the firmware. One with an EFI entry of its own takes EFI
+    /// information to mean that boot services are there, and they are not.
+    firmware: Firmware,
     /// Where else the image may go.
     relocation: Option<Relocation>,
 }
@@ -43,6 +47,7 @@ impl Request {
             align: 1,
             flat: None,
             entry: None,
+            firmware: Firmware::Efi,
             relocation: None,
         }
     }
@@ -99,8 +104,12 @@ pub(crate) fn plan(
     )?;
     let tables = match request.protocol {
         Protocol::Multiboot2 => {
-            let base = request.relocation.map(|_| target.start());
-            info2::write(layout, base, scratch)?
+            let load_base = request.relocation.map(|_| target.start());
+            let told = Told {
+                firmware: request.firmware,
+                load_base,
+            };
+            info2::write(layout, told, scratch)?
         }
         Protocol::Multiboot1 | Protocol::Linux => info1::write(layout, scratch)?,
     };

@@ -85,7 +85,7 @@ fn without_a_bios_nothing_is_written_to_low_memory() {
     let mut none = bios.clone();
     none.low_page = vec![0; 4096];
     assert_eq!(steps(&none), 1, "no vector");
-    assert_eq!(steps(&bios.tag(12, vec![0; 8])), 1, "EFI");
+    assert_eq!(steps(&bios.tag(12, vec![0; 8])), 1, "EFI without ACPI");
 }
 
 #[test]
@@ -101,4 +101,34 @@ fn a_service_without_room_is_an_error() {
     machine.map[0] = (0, 0x1_0000, 1);
     machine.map[1] = (0x1_0000, MIB - 0x1_0000, 2);
     assert_eq!(machine.boot().unwrap_err(), LoadError::NoRoomForMap);
+}
+
+#[test]
+fn on_an_efi_machine_the_acpi_pointer_is_where_a_bios_has_it() {
+    let machine = machine(&header2(&[]))
+        .tag(12, vec![0; 8])
+        .tag(14, b"RSD PTR old".to_vec());
+    let booted = machine.tag(15, b"RSD PTR new".to_vec()).boot().unwrap();
+    assert_eq!(word(&booted.bytes, 0x40e) & 0xffff, 0x9e00, "segment");
+    assert_eq!(word(&booted.bytes, 0x413) & 0xffff, AT >> 10, "KiB");
+    assert_eq!(booted.at(AT)[..11], *b"RSD PTR new");
+    assert_eq!(word(&booted.bytes, 0x54), 0xf000_f859, "the vector stays");
+}
+
+#[test]
+fn a_kernel_with_an_efi_entry_is_not_told_of_efi() {
+    let kinds = |header: &[u8]| {
+        let machine = machine(header)
+            .tag(12, vec![0; 8])
+            .tag(15, b"RSD PTR ".to_vec());
+        let booted = machine.boot().unwrap();
+        let (mut at, mut kinds) = (8, vec![]);
+        while word(booted.tables(), at) != 0 {
+            kinds.push(word(booted.tables(), at));
+            at += word(booted.tables(), at + 4).next_multiple_of(8);
+        }
+        kinds
+    };
+    assert_eq!(kinds(&header2(&[])), [1, 2, 12, 15, 4, 6]);
+    assert_eq!(kinds(&header2(&[(9, 1, &[0x20_0000])])), [1, 2, 15, 4, 6]);
 }

@@ -181,7 +181,7 @@ impl Machine {
         assert!(pages.all(is_ram), "{span:x?} is not all RAM");
         let area = Area::at(self.area).unwrap().span();
         assert!(!span.overlaps(area), "{span:x?} is in the loader area");
-        let is_bios = [(0x54, 4), (0x413, 2)].contains(&(span.start(), span.len()));
+        let is_bios = [(0x54, 4), (0x40e, 2), (0x413, 2)].contains(&(span.start(), span.len()));
         assert!(
             is_bios || span.start() >= 4096,
             "{span:x?} holds the interrupt vectors"
