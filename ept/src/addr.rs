@@ -3,6 +3,8 @@
 //! Every number that names physical memory is one of these types, so that a guest's number can
 //! never be used as the machine's by accident.
 
+use core::fmt;
+
 /// Bytes in a page frame.
 pub const PAGE: u64 = 4096;
 /// Bytes in a large (2 MiB) page.
@@ -143,6 +145,12 @@ impl Span {
             start: self.start - self.start % granule,
             end: self.end.next_multiple_of(granule),
         }
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}..{:#x}", self.start, self.end)
     }
 }
 

@@ -66,20 +66,17 @@ pub enum Rights {
     Read,
     /// Data reads and writes.
     ReadWrite,
-    /// Data reads and instruction fetches.
-    ReadExecute,
     /// Everything.
     All,
 }
 
 impl Rights {
-    const EVERY: [Self; 4] = [Self::Read, Self::ReadWrite, Self::ReadExecute, Self::All];
+    const EVERY: [Self; 3] = [Self::Read, Self::ReadWrite, Self::All];
 
     const fn bits(self) -> u64 {
         match self {
             Self::Read => 0b001,
             Self::ReadWrite => 0b011,
-            Self::ReadExecute => 0b101,
             Self::All => RWX,
         }
     }
@@ -304,14 +301,9 @@ mod tests {
                 0x12_4000_0081,
             ),
             (
-                leaf(Rights::ReadWrite, MemoryType::Wc),
+                leaf(Rights::ReadWrite, MemoryType::Wp),
                 Level::Pt,
-                0x12_4000_000b,
-            ),
-            (
-                leaf(Rights::ReadExecute, MemoryType::Wp),
-                Level::Pt,
-                0x12_4000_002d,
+                0x12_4000_002b,
             ),
         ] {
             assert_eq!(entry.encode(level), Some(raw), "{entry:?}");

@@ -72,14 +72,6 @@ pub struct Rules<'r> {
     pub denied: &'r [Span],
 }
 
-/// What rules say about the addresses that an entry translates.
-enum Want {
-    /// The same for all of them.
-    Same(Entry),
-    /// Not the same, so the next level has to tell.
-    Split,
-}
-
 impl Rules<'_> {
     /// What the host may do with what `owner` has; `None`: not RAM.
     const fn rights(owner: Option<Owner>) -> Option<Rights> {
@@ -89,81 +81,69 @@ impl Rules<'_> {
         }
     }
 
-    fn want(&self, block: Span, level: Level) -> Want {
+    /// What `block`, which an entry of `level` translates, should be; `None` when not all of it
+    /// should be the same, so that the next level has to tell.
+    fn want(&self, block: Span, level: Level) -> Option<Entry> {
         if matches!(level, Level::Pml4) {
-            return Want::Split;
+            return None;
         }
-        for denied in self.denied.iter().map(|span| span.grow_to(PAGE)) {
-            if denied.covers(block) {
-                return Want::Same(Entry::Absent);
-            }
-            if denied.overlaps(block) {
-                return Want::Split;
-            }
+        let mut denied = self.denied.iter().map(|span| span.grow_to(PAGE));
+        if let Some(denied) = denied.find(|denied| denied.overlaps(block)) {
+            return denied.covers(block).then_some(Entry::Absent);
         }
         let Types::One(memory_type) = self.mtrrs.type_of(block) else {
-            return Want::Split;
+            return None;
         };
-        match self.frames.uniform(block, Self::rights) {
-            None => Want::Split,
-            Some(None) => Want::Same(Entry::Absent),
-            Some(Some(rights)) => {
-                let frame = Frame::containing(block.start());
-                Want::Same(Entry::Leaf(Leaf {
-                    frame,
-                    rights,
-                    memory_type,
-                }))
-            }
-        }
+        let frame = Frame::containing(block.start());
+        let leaf = |rights| {
+            Entry::Leaf(Leaf {
+                frame,
+                rights,
+                memory_type,
+            })
+        };
+        let rights = self.frames.uniform(block, Self::rights)?;
+        Some(rights.map_or(Entry::Absent, leaf))
     }
 }
 
-/// The obligation to flush `span`: until then processors may use translations that the tables no
-/// longer have.
+/// The obligation to flush: until then processors may use translations that the tables no longer
+/// have.
 #[derive(Debug)]
 #[must_use = "the old translations stay in use until they are flushed"]
 pub struct Stale {
-    flush: Span,
-    fill: Span,
+    revised: Span,
+    changed: Span,
 }
 
 impl Stale {
     /// What must be flushed; empty if no translation has changed.
     #[must_use]
     pub const fn span(&self) -> Span {
-        self.flush
+        self.changed
     }
 
     /// Fulfils the obligation.
     pub fn flush(self, tlb: &mut impl Tlb) -> Flushed {
-        if !self.flush.is_empty() {
-            tlb.flush(self.flush);
+        if !self.changed.is_empty() {
+            tlb.flush(self.changed);
         }
-        Flushed { fill: self.fill }
-    }
-
-    /// Adds `block`, whose translation has just changed.
-    fn add(&mut self, block: Span) {
-        self.flush = if self.flush.is_empty() {
-            block
-        } else {
-            hull(self.flush, block)
-        };
-        self.fill = hull(self.fill, block);
+        Flushed(hull(self.revised, self.changed))
     }
 }
 
 /// Leave to fill in what [`Ept01::revise`] has taken out.
 #[derive(Debug)]
 #[must_use = "pages that were taken out to be split are absent until they are filled in"]
-pub struct Flushed {
-    fill: Span,
-}
+pub struct Flushed(Span);
 
-/// The smallest span around both.
+/// The smallest span around both; around one alone if the other is empty.
 fn hull(a: Span, b: Span) -> Span {
-    Span::new(a.start().min(b.start()), a.end().max(b.end())).unwrap_or(a)
+    match (a.is_empty(), b.is_empty()) {
+        (true, _) => b,
+        (_, true) => a,
+        _ => Span::new(a.start().min(b.start()), a.end().max(b.end())).unwrap_or(a),
+    }
 }
 
 /// The tables.
@@ -209,10 +189,10 @@ impl Ept01 {
     /// Until [`Ept01::complete`], the host's own accesses to such a leaf cause EPT violations; they
     /// have only to be retried.
     pub fn revise(&self, mem: &mut impl TableMem, rules: &Rules<'_>, span: Span) -> Stale {
-        let span = span.intersect(self.all());
+        let revised = span.intersect(self.all());
         let mut stale = Stale {
-            flush: Span::EMPTY,
-            fill: span,
+            revised,
+            changed: Span::EMPTY,
         };
         take_out(mem, rules, self.top(), &mut stale);
         stale
@@ -228,7 +208,7 @@ impl Ept01 {
         rules: &Rules<'_>,
         flushed: Flushed,
     ) -> Result<(), Exhausted> {
-        fill(mem, rules, self.top(), flushed.fill)
+        fill(mem, rules, self.top(), flushed.0)
     }
 
     /// What `address` translates to, as the processor would find it, and the level of the leaf.
@@ -266,48 +246,39 @@ fn fill(
     span: Span,
 ) -> Result<(), Exhausted> {
     for (index, block) in place.blocks(span) {
-        let next = match Entry::decode(mem.read(place.table, index), place.level) {
-            Some(Entry::Table(table)) => Some(table),
-            Some(Entry::Leaf(_)) => None,
-            Some(Entry::Absent) | None => match rules.want(block, place.level) {
-                Want::Same(entry) => {
+        let table = match Entry::decode(mem.read(place.table, index), place.level) {
+            Some(Entry::Table(table)) => table,
+            Some(Entry::Leaf(_)) => continue,
+            Some(Entry::Absent) | None => {
+                if let Some(entry) = rules.want(block, place.level) {
                     set(mem, place, index, entry);
-                    None
+                    continue;
                 }
-                Want::Split => {
-                    let table = mem.allocate().ok_or(Exhausted)?;
-                    set(mem, place, index, Entry::Table(table));
-                    Some(table)
-                }
-            },
+                let table = mem.allocate().ok_or(Exhausted)?;
+                set(mem, place, index, Entry::Table(table));
+                table
+            }
         };
-        if let Some(below) = next.and_then(|table| place.below(table, block)) {
+        if let Some(below) = place.below(table, block) {
             fill(mem, rules, below, span)?;
         }
     }
     Ok(())
 }
 
-/// Takes out, or changes in place, what is within `stale.fill` and should not be as it is.
+/// Takes out, or changes in place, what was to be revised and should not be as it is.
 fn take_out(mem: &mut impl TableMem, rules: &Rules<'_>, place: Place, stale: &mut Stale) {
-    for (index, block) in place.blocks(stale.fill) {
+    for (index, block) in place.blocks(stale.revised) {
         let old = Entry::decode(mem.read(place.table, index), place.level);
-        match old {
-            Some(Entry::Absent) => {}
-            Some(Entry::Table(table)) => {
-                if let Some(below) = place.below(table, block) {
-                    take_out(mem, rules, below, stale);
-                }
+        if let Some(Entry::Table(table)) = old {
+            if let Some(below) = place.below(table, block) {
+                take_out(mem, rules, below, stale);
             }
-            Some(Entry::Leaf(_)) | None => {
-                let new = match rules.want(block, place.level) {
-                    Want::Same(entry) => entry,
-                    Want::Split => Entry::Absent,
-                };
-                if old != Some(new) {
-                    set(mem, place, index, new);
-                    stale.add(block);
-                }
+        } else if old != Some(Entry::Absent) {
+            let new = rules.want(block, place.level).unwrap_or(Entry::Absent);
+            if old != Some(new) {
+                set(mem, place, index, new);
+                stale.changed = hull(stale.changed, block);
             }
         }
     }

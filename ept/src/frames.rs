@@ -2,6 +2,7 @@
 //! page tables are projections of it.
 
 use core::fmt;
+use core::ops::Range;
 
 use crate::addr::{Frame, PAGE, Span};
 
@@ -61,14 +62,10 @@ pub enum TableError {
 
 impl fmt::Display for TableError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("frame table: ")?;
         match self {
-            Self::Disorder(span) => write!(
-                f,
-                "frame table: RAM {:#x}..{:#x} is out of order or not whole pages",
-                span.start(),
-                span.end()
-            ),
-            Self::Storage => f.write_str("frame table: its storage does not fit the RAM"),
+            Self::Disorder(span) => write!(f, "RAM {span} is out of order or not whole pages"),
+            Self::Storage => f.write_str("its storage does not fit the RAM"),
         }
     }
 }
@@ -84,12 +81,11 @@ pub enum Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::NotRam(span) | Self::Owned(span, _)) = self;
-        write!(f, "frame table: {:#x}..{:#x} ", span.start(), span.end())?;
+        f.write_str("frame table: ")?;
         match self {
-            Self::NotRam(_) => f.write_str("is not all RAM"),
-            Self::Owned(_, Owner::Visor) => f.write_str("has a frame of the visor's"),
-            Self::Owned(_, Owner::Host) => f.write_str("has a frame of the host's"),
+            Self::NotRam(span) => write!(f, "{span} is not all RAM"),
+            Self::Owned(span, Owner::Visor) => write!(f, "{span} has a frame of the visor's"),
+            Self::Owned(span, Owner::Host) => write!(f, "{span} has a frame of the host's"),
         }
     }
 }
@@ -147,17 +143,14 @@ impl<'a> FrameTable<'a> {
         if covered != span.len() || span.grow_to(PAGE) != span {
             return Err(Refusal::NotRam(span));
         }
-        for entry in self.pieces(span).flat_map(|(_, entries)| entries) {
-            let owner = Owner::decode(*entry);
-            let _ = owner.after(event).ok_or(Refusal::Owned(span, owner))?;
+        for (_, range) in self.pieces(span) {
+            for entry in self.entries.get(range).unwrap_or_default() {
+                let owner = Owner::decode(*entry);
+                let _ = owner.after(event).ok_or(Refusal::Owned(span, owner))?;
+            }
         }
-        let mut rest = &mut *self.entries;
-        for ram in self.ram {
-            let (entries, others) = rest.split_at_mut(index(ram.len()).min(rest.len()));
-            rest = others;
-            let piece = ram.intersect(span);
-            let first = index(piece.start().saturating_sub(ram.start()));
-            for entry in entries.iter_mut().skip(first).take(index(piece.len())) {
+        for (_, range) in self.pieces(span) {
+            for entry in self.entries.get_mut(range).unwrap_or_default() {
                 // Every owner has just been found to take part.
                 *entry = Owner::decode(*entry)
                     .after(event)
@@ -175,49 +168,31 @@ impl<'a> FrameTable<'a> {
         view: impl Fn(Option<Owner>) -> T,
     ) -> Option<T> {
         let span = span.grow_to(PAGE);
-        let mut seen = None;
-        let mut agrees = |owner| {
-            let new = view(owner);
-            match &seen {
-                Some(old) => *old == new,
-                None => {
-                    seen = Some(new);
-                    true
-                }
-            }
-        };
         let mut next = span.start();
-        for (piece, entries) in self.pieces(span) {
-            if piece.start() > next && !agrees(None) {
-                return None;
-            }
-            // Neighbours are mostly equal: only a change is worth a decision.
-            for run in entries.chunk_by(|a, b| a == b) {
-                if !agrees(run.first().copied().map(Owner::decode)) {
-                    return None;
-                }
-            }
-            next = piece.end();
-        }
-        if next < span.end() && !agrees(None) {
-            return None;
-        }
-        seen
+        let end = Span::sized(span.end(), 0)?;
+        let mut views = (self.pieces(span).chain([(end, 0..0)]))
+            .flat_map(|(piece, range)| {
+                let gap = (next < piece.start()).then_some(None);
+                next = piece.end();
+                let entries = self.entries.get(range).unwrap_or_default();
+                // Neighbours are mostly equal: only a change is worth a look.
+                let runs = entries.chunk_by(|a, b| a == b).filter_map(<[u64]>::first);
+                gap.into_iter()
+                    .chain(runs.map(|entry| Some(Owner::decode(*entry))))
+            })
+            .map(view);
+        let first = views.next()?;
+        views.all(|other| other == first).then_some(first)
     }
 
-    /// The pieces of RAM in `span` with their entries, in ascending order.
-    fn pieces(&self, span: Span) -> impl Iterator<Item = (Span, &[u64])> {
+    /// The pieces of RAM in `span` with the indexes of their entries, in ascending order.
+    fn pieces(&self, span: Span) -> impl Iterator<Item = (Span, Range<usize>)> + use<'a> {
         let mut before = 0;
         self.ram.iter().filter_map(move |ram| {
-            let first = before;
-            before += index(ram.len());
             let piece = ram.intersect(span);
-            if piece.is_empty() {
-                return None;
-            }
-            let first = first + index(piece.start() - ram.start());
-            let entries = self.entries.get(first..first + index(piece.len()))?;
-            Some((piece, entries))
+            let first = before + index(piece.start().saturating_sub(ram.start()));
+            before += index(ram.len());
+            (!piece.is_empty()).then(|| (piece, first..first + index(piece.len())))
         })
     }
 }

@@ -112,6 +112,7 @@ struct Range {
 }
 
 /// How much of an aligned block a variable range holds.
+#[derive(PartialEq)]
 enum Share {
     None,
     Part,
@@ -193,13 +194,7 @@ impl Mtrrs {
         let mut start = span.start();
         let mut found = None;
         while start < span.end() {
-            let left = span.end() - start;
-            let fits = 1 << left.ilog2();
-            let size = if start == 0 {
-                fits
-            } else {
-                fits.min(start & start.wrapping_neg())
-            };
+            let size = 1 << (span.end() - start).ilog2().min(start.trailing_zeros());
             let Some(kind) = Span::sized(start, size).and_then(|block| self.block(block)) else {
                 return Types::Mixed;
             };
@@ -220,26 +215,17 @@ impl Mtrrs {
                 self.halves(block, u64::MAX)
             };
         }
-        let mut certain: Option<MemoryType> = None;
-        let mut possible = List::<MemoryType, PAIRS>::new(MemoryType::Uc);
-        let mut cuts = 0;
-        for range in self.variable.iter() {
-            match range.share_of(block) {
-                Share::None => {}
-                Share::All => {
-                    certain = Some(certain.map_or(range.kind(), |kind| kind.with(range.kind())));
-                }
-                Share::Part => {
-                    cuts |= range.mask;
-                    possible.push(range.kind()).ok()?;
-                }
-            }
-        }
+        let ranges = |share| {
+            let all = self.variable.iter();
+            all.filter(move |range| range.share_of(block) == share)
+        };
+        let certain = ranges(Share::All).map(Range::kind).reduce(MemoryType::with);
         let kind = certain.unwrap_or(self.default);
         // Ranges of the type that the rest has anyway change nothing.
-        if possible.iter().all(|other| *other == kind) {
+        if ranges(Share::Part).all(|range| range.kind() == kind) {
             Some(kind)
         } else {
+            let cuts = ranges(Share::Part).fold(0, |cuts, range| cuts | range.mask);
             self.halves(block, cuts)
         }
     }
