@@ -1,7 +1,7 @@
 //! Multiboot hosts.
 
 use crate::machine::kernels::{FIRST, Part, elf, header1, header2};
-use crate::machine::{MIB, Machine, content, size, word};
+use crate::machine::{END, MIB, Machine, content, size, word};
 use host_loader::{LoadError, Protocol};
 
 const BASE: u64 = 0x20_0000;
@@ -137,6 +137,17 @@ fn a_moved_module_is_told_where_it_went() {
     assert_ne!(u64::from(at), BASE + 0x1000);
     assert_eq!(at % 4096, 0);
     assert_eq!(booted.at(at)[..5000], content(5, 5000));
+}
+
+#[test]
+fn a_moved_module_overwrites_no_other() {
+    let top = END - 0x2000;
+    let machine = elf32(&header2(&[])).module(BASE, content(5, 5000));
+    let booted = machine.module(top, content(9, 5000)).boot().unwrap();
+    let first = word(tag(booted.tables(), 3).unwrap(), 8);
+    assert!(u64::from(first) + 5000 <= top);
+    assert_eq!(booted.at(first)[..5000], content(5, 5000));
+    assert_eq!(booted.bytes[size(top)..][..5000], content(9, 5000));
 }
 
 #[test]
