@@ -75,11 +75,16 @@ pub trait HostMemory {
     fn read_u64(&self, address: u64) -> Option<u64>;
 }
 
-/// Does what MOV to CR0 of `value` does (SDM vol. 2, MOV control registers).
+/// CR0 bits that no VM entry or exit changes (SDM vol. 3, 28.3.2.1): the visor sets them in its own
+/// CR0, for the host to have them.
+pub const CR0_CACHE: u64 = CR0_CD | CR0_NW;
+
+/// Does what MOV to CR0 of `value` does (SDM vol. 2, MOV control registers), but for
+/// [`CR0_CACHE`], whose new value it returns.
 ///
 /// # Errors
 /// [`Fault`] for every combination that raises #GP(0) on the processor.
-pub fn write_cr0(vmcs: &mut impl Vmcs, memory: &impl HostMemory, value: u64) -> Result<(), Fault> {
+pub fn write_cr0(vmcs: &mut impl Vmcs, memory: &impl HostMemory, value: u64) -> Result<u64, Fault> {
     let old = vmcs.read(GUEST_CR0);
     let new = value & CR0_DEFINED | CR0_ET;
     let cr4 = vmcs.read(GUEST_CR4);
@@ -114,7 +119,7 @@ pub fn write_cr0(vmcs: &mut impl Vmcs, memory: &impl HostMemory, value: u64) -> 
     vmcs.write(ENTRY_CONTROLS, entry);
     vmcs.write(CR0_SHADOW, new);
     vmcs.write(GUEST_CR0, new | CR0_NE);
-    Ok(())
+    Ok(new & CR0_CACHE)
 }
 
 /// Bits of a present PAE page-directory-pointer-table entry that must be 0: 2:1, 8:5 and 63:52

@@ -68,6 +68,28 @@ impl Reason {
             other => Self::Other(other),
         }
     }
+
+    /// Whether the exit is by an instruction that raises #GP(0) outside ring 0.
+    #[must_use]
+    pub const fn is_privileged_instruction(self) -> bool {
+        match self {
+            Self::Invd | Self::ControlRegister | Self::ReadMsr | Self::WriteMsr | Self::Xsetbv => {
+                true
+            }
+            Self::ExceptionOrNmi
+            | Self::TripleFault
+            | Self::Init
+            | Self::Sipi
+            | Self::NmiWindow
+            | Self::Cpuid
+            | Self::Getsec
+            | Self::VmxInstruction
+            | Self::Io
+            | Self::EptViolation
+            | Self::EntryFailure(_)
+            | Self::Other(_) => false,
+        }
+    }
 }
 
 /// How many basic exit reasons are counted; those above share the last counter.

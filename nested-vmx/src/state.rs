@@ -12,9 +12,9 @@ use crate::field::{
 const ACTIVE: u32 = 0;
 const WAIT_FOR_SIPI: u32 = 3;
 
-/// CR0 after INIT apart from CD and NW, which INIT leaves alone (SDM vol. 3, table 11-1).
+/// CR0 after INIT apart from CD and NW, which INIT leaves alone (SDM vol. 3, table 11-1), as VM
+/// entries do.
 const CR0_AFTER_INIT: u64 = 0x10;
-const CR0_CACHE: u64 = 3 << 29;
 
 /// Access rights: present, DPL 0, accessed (table 26-2).
 const CODE_16: u32 = 0x9b;
@@ -25,15 +25,22 @@ const BUSY_TSS: u32 = 0x8b;
 const CODE_32: u32 = 0xc09b;
 const DATA_32: u32 = 0xc093;
 
-/// Puts the processor into its state after INIT. A bootstrap processor goes on at the reset
-/// vector, any other waits for a start-up IPI (SDM vol. 3, 11.1.4 and table 11-1).
-///
-/// General-purpose registers are not in the VMCS: see [`edx_after_init`].
-pub fn init(vmcs: &mut impl Vmcs, role: Role) {
-    let cache = vmcs.read(GUEST_CR0) & CR0_CACHE;
-    let cr0 = CR0_AFTER_INIT | cache;
-    vmcs.write(GUEST_CR0, cr0 | CR0_NE);
-    vmcs.write(CR0_SHADOW, cr0);
+/// Makes the processor wait for a start-up IPI, as INIT does with every processor but the bootstrap
+/// processor. The rest of what INIT does can wait until then: a host may send the start-up IPI
+/// microseconds later, and one that arrives in VMX root mode is lost.
+pub fn wait_for_sipi(vmcs: &mut impl Vmcs) {
+    vmcs.write(GUEST_PENDING_DEBUG, 0);
+    vmcs.write(GUEST_INTERRUPTIBILITY, 0);
+    vmcs.write(ENTRY_INTERRUPTION, 0);
+    vmcs.write(GUEST_ACTIVITY, WAIT_FOR_SIPI);
+}
+
+/// Puts the processor into its state after INIT, at the reset vector (SDM vol. 3, 11.1.4 and
+/// table 11-1). General-purpose registers are not in the VMCS: all are 0 but for EDX, which is
+/// CPUID.1 EAX.
+pub fn init(vmcs: &mut impl Vmcs) {
+    vmcs.write(GUEST_CR0, CR0_AFTER_INIT | CR0_NE);
+    vmcs.write(CR0_SHADOW, CR0_AFTER_INIT);
     vmcs.write(GUEST_CR3, 0);
     vmcs.write(GUEST_CR4, CR4_VMXE);
     vmcs.write(GUEST_EFER, 0);
@@ -58,42 +65,21 @@ pub fn init(vmcs: &mut impl Vmcs, role: Role) {
         set_segment(vmcs, segment, 0, 0, real_mode_rights(segment));
     }
     set_segment(vmcs, Segment::Cs, 0xf000, 0xffff_0000, CODE_16);
-    let activity = match role {
-        Role::Bootstrap => ACTIVE,
-        Role::Application => WAIT_FOR_SIPI,
-    };
-    vmcs.write(GUEST_ACTIVITY, activity);
-}
-
-/// Which processor an INIT reached (IA32_APIC_BASE bit 8).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The one that runs firmware.
-    Bootstrap,
-    /// Any other.
-    Application,
-}
-
-/// EDX after INIT is the processor's signature, CPUID.1 EAX; all other general-purpose registers
-/// are 0.
-#[must_use]
-pub const fn edx_after_init(signature: u32) -> u32 {
-    signature
+    vmcs.write(GUEST_ACTIVITY, ACTIVE);
 }
 
 /// Starts a waiting processor at the page of `vector`, in real mode (SDM vol. 3, 10.4.4.1).
 pub fn start_up(vmcs: &mut impl Vmcs, vector: u8) {
+    init(vmcs);
     let page = u16::from(vector) << 8;
     set_segment(vmcs, Segment::Cs, page, u64::from(page) << 4, CODE_16);
     vmcs.write(GUEST_RIP, 0);
-    vmcs.write(GUEST_ACTIVITY, ACTIVE);
-    vmcs.write(GUEST_INTERRUPTIBILITY, 0);
 }
 
 /// Puts the processor into flat 32-bit protected mode without paging at `entry`, as a multiboot
 /// loader leaves it (Multiboot 2, 3.3).
 pub fn flat_32_bit(vmcs: &mut impl Vmcs, entry: u32) {
-    init(vmcs, Role::Bootstrap);
+    init(vmcs);
     let cr0 = CR0_AFTER_INIT | 1;
     vmcs.write(GUEST_CR0, cr0 | CR0_NE);
     vmcs.write(CR0_SHADOW, cr0);

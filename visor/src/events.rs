@@ -11,8 +11,6 @@ use spin::Mutex;
 pub(crate) enum Event {
     /// The host started to run.
     HostStarted,
-    /// A processor of the host received INIT.
-    Init,
     /// A processor of the host was started at this page.
     StartUp(u8),
     /// The host touched memory that is not its own: guest-physical address, and bits 2:0 for
@@ -33,11 +31,7 @@ impl Event {
     const fn is_violation(self) -> bool {
         match self {
             Self::ForbiddenAccess(..) | Self::RefusedMsr(_) | Self::RefusedConfig(_) => true,
-            Self::HostStarted
-            | Self::Init
-            | Self::StartUp(_)
-            | Self::MemoryTypes
-            | Self::TripleFault => false,
+            Self::HostStarted | Self::StartUp(_) | Self::MemoryTypes | Self::TripleFault => false,
         }
     }
 }

@@ -14,7 +14,7 @@ use nested_vmx::field::{
     GUEST_PENDING_DEBUG, GUEST_PHYSICAL_ADDRESS, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, IDT_VECTORING,
     PRIMARY_CONTROLS, Segment, Vmcs,
 };
-use nested_vmx::state::{self, Role};
+use nested_vmx::state;
 use nested_vmx::{cpuid, cr, msr};
 
 use crate::cpu::vmx::Current;
@@ -53,6 +53,15 @@ impl Registers {
             6 => self.rsi,
             7 => self.rdi,
             high => self.r.get(usize::from(high & 7)).copied().unwrap_or(0),
+        }
+    }
+
+    /// As INIT leaves them: EDX holds the processor's signature.
+    pub(crate) fn after_init() -> Self {
+        let signature = cpu::cpuid(1, 0).eax;
+        Self {
+            rdx: signature.into(),
+            ..Self::default()
         }
     }
 
@@ -104,6 +113,10 @@ pub(crate) extern "C" fn on_late_nmi() {
 }
 
 fn handle(cpu: &PerCpu, reason: Reason, registers: &mut Registers) -> Next {
+    // The processor checks this before it exits (SDM vol. 3, 27.1.1); Bochs 2.7 not always.
+    if reason.is_privileged_instruction() && privilege_level() != 0 {
+        return GP0;
+    }
     match reason {
         Reason::Cpuid => answer_cpuid(registers),
         Reason::Io => io::handle(cpu, registers),
@@ -131,7 +144,7 @@ fn handle(cpu: &PerCpu, reason: Reason, registers: &mut Registers) -> Next {
             Next::Stay
         }
         Reason::Init => init(cpu, registers),
-        Reason::Sipi => start_up(cpu),
+        Reason::Sipi => start_up(cpu, registers),
         Reason::TripleFault => triple_fault(cpu),
         Reason::EntryFailure(reason) => panic!("VM entry failed with basic reason {reason}"),
         Reason::Other(reason) => panic!("no rule for exits of basic reason {reason}"),
@@ -146,6 +159,11 @@ fn clear_smi_blocking() {
     if interruptibility & BY_SMI != 0 {
         Current.write(GUEST_INTERRUPTIBILITY, interruptibility & !BY_SMI);
     }
+}
+
+/// The host's CPL: the DPL of SS (SDM vol. 3, 26.4.1).
+fn privilege_level() -> u32 {
+    Current.read(Segment::Ss.fields().rights) >> 5 & 3
 }
 
 /// Goes to the next instruction (SDM vol. 3, 29.2.5: an exit by instruction is fault-like).
@@ -282,7 +300,10 @@ fn control_register(registers: &Registers) -> Next {
     match cr::Access::decode(Current.read(EXIT_QUALIFICATION)) {
         cr::Access::WriteCr0(number) => {
             match cr::write_cr0(&mut Current, &HostRam, registers.numbered(number)) {
-                Ok(()) => Next::Step,
+                Ok(cache) => {
+                    cpu::set_cache_control(cache);
+                    Next::Step
+                }
                 Err(cr::Fault) => GP0,
             }
         }
@@ -330,30 +351,26 @@ fn init(cpu: &PerCpu, registers: &mut Registers) -> Next {
         // at every later entry.
         smp::leave_to_restart(cpu, page);
     }
-    events::record(cpu.index.get(), Audit::Init);
-    let bootstrap = cpu::read_msr(msr::APIC_BASE) & BOOTSTRAP != 0;
-    state::init(
-        &mut Current,
-        if bootstrap {
-            Role::Bootstrap
-        } else {
-            Role::Application
-        },
-    );
+    cpu.start_page.set(None);
+    if cpu::read_msr(msr::APIC_BASE) & BOOTSTRAP == 0 {
+        state::wait_for_sipi(&mut Current);
+    } else {
+        state::init(&mut Current);
+        *registers = Registers::after_init();
+    }
     set_nmi_window(false);
     cpu.nmi_owed.set(false);
-    *registers = Registers::default();
-    registers.rdx = crate::vmcs::signature().into();
     Next::Stay
 }
 
-fn start_up(cpu: &PerCpu) -> Next {
+fn start_up(cpu: &PerCpu, registers: &mut Registers) -> Next {
     let [vector, ..] = Current.read(EXIT_QUALIFICATION).to_le_bytes();
     events::record(cpu.index.get(), Audit::StartUp(vector));
     cpu::unblock_nmis();
     // A waiting processor cannot take part in a shootdown: it starts with nothing cached.
     cpu::vmx::invept_all();
     state::start_up(&mut Current, vector);
+    *registers = Registers::after_init();
     cpu.start_page.set(Some(vector));
     Next::Stay
 }

@@ -352,16 +352,15 @@ pub(crate) extern "C" fn application(index: u32) -> ! {
         cpu::stop()
     };
     let cpu = join(machine, index);
-    state::init(&mut Current, state::Role::Application);
-    if let Some(page) = cpu.start_page.get() {
-        state::start_up(&mut Current, page);
+    state::init(&mut Current);
+    match cpu.start_page.get() {
+        None => state::wait_for_sipi(&mut Current),
+        Some(page) => state::start_up(&mut Current, page),
     }
-    let registers = Registers {
-        rdx: vmcs::signature().into(),
-        ..Registers::default()
-    };
     smp::ready();
-    enter(registers)
+    // As reset leaves them.
+    cpu::set_cache_control(nested_vmx::cr::CR0_CACHE);
+    enter(Registers::after_init())
 }
 
 fn enter(registers: Registers) -> ! {

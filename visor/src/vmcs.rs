@@ -11,10 +11,10 @@ use nested_vmx::field::{
     EXIT_MSR_STORE_COUNT, VMCS_LINK_POINTER, Vmcs,
 };
 use nested_vmx::msr::FEATURE_CONTROL;
-use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags};
+use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags};
 
 use crate::cpu::vmx::{self, Current, VmxError};
-use crate::cpu::{self, cpuid, low, read_msr};
+use crate::cpu::{self, cpuid, read_msr};
 use crate::machine::Machine;
 use crate::memory;
 use crate::percpu::PerCpu;
@@ -178,10 +178,6 @@ pub(crate) fn prepare(cpu: &PerCpu, machine: &Machine, host_pat: u64) {
     v.write(f::CR0_MASK, CR0_NE);
     v.write(f::CR4_MASK, CR4_OWNED);
     v.write(f::CR4_SHADOW, 0);
-    v.write(
-        f::GUEST_CR0,
-        Cr0Flags::CACHE_DISABLE.bits() & Cr0::read_raw(),
-    );
     v.write(f::GUEST_PAT, host_pat);
     v.write(f::GUEST_SYSENTER_CS, 0);
     v.write(f::GUEST_SYSENTER_ESP, 0);
@@ -225,9 +221,4 @@ fn root_state(cpu: &PerCpu) {
         f::HOST_RIP,
         u64::try_from((&raw const vm_exit).addr()).unwrap_or(0),
     );
-}
-
-/// The processor's signature, which INIT leaves in EDX.
-pub(crate) fn signature() -> u32 {
-    low(cpuid(1, 0).eax.into())
 }

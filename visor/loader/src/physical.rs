@@ -41,32 +41,31 @@ impl Physical {
 
     /// The bytes of `span`.
     pub(crate) fn bytes(&self, span: Span) -> &[u8] {
-        let start = self.admit(span);
+        let start = self.admit(span.start(), span.len());
         // SAFETY:
         // 1. `admit`: all of it is mapped and none of it is memory of this program's.
         // 2. It changes only by `Memory`'s methods, which borrow `self` mutably.
         unsafe { slice::from_raw_parts(start, index(span.len())) }
     }
 
-    /// Where `span` is seen; stops the loader at a span that it must not touch.
-    fn admit(&self, span: Span) -> *mut u8 {
-        assert!(
-            span.end() <= END && !span.overlaps(self.0.span()),
-            "memory at {:#x} is out of bounds",
-            span.start(),
-        );
-        window(span.start())
+    /// Where the `len` bytes at `at` are seen; stops the loader at what it must not touch.
+    fn admit(&self, at: u64, len: u64) -> *mut u8 {
+        let area = self.0.span();
+        let allowed = |span: Span| span.end() <= END && !span.overlaps(area);
+        let admitted = Span::sized(at, len).is_some_and(allowed);
+        assert!(admitted, "memory at {at:#x} is out of bounds");
+        window(at)
     }
 }
 
 impl Memory for Physical {
     fn copy(&mut self, from: Span, to: u64) {
-        let target = self.admit(Span::sized(to, from.len()).unwrap_or(from));
+        let target = self.admit(to, from.len());
         let scratch = Span::sized(self.0.scratch(), SCRATCH_LEN).unwrap_or_default();
         let source = if scratch.covers(from) {
             window(from.start())
         } else {
-            self.admit(from)
+            self.admit(from.start(), from.len())
         };
         // SAFETY:
         // 1. `admit`: both are mapped and neither is memory of this program's; or the source is the
@@ -77,7 +76,7 @@ impl Memory for Physical {
     }
 
     fn zero(&mut self, span: Span) {
-        let start = self.admit(span);
+        let start = self.admit(span.start(), span.len());
         // SAFETY:
         // 1. `admit`: it is mapped and not memory of this program's.
         // 2. No slice of it is borrowed while `self` is borrowed mutably.

@@ -1,3 +1,5 @@
+# The way in and the way out.
+#
 # The visor enters at `loader_entry` with ESI = the area's base and EBX = the handoff's address,
 # both physical. Symbols are linked for LINK, so `esi + symbol - LINK` is where one is by now.
 #
@@ -9,17 +11,17 @@
 
 .set LINK, 0x40000000
 .section .header, "a"
-    .long 0x4c445256
+    .long 0x4c445256                    # "VRDL"
     .long loader_entry - LINK
-    .long bss_end - LINK
+    .long bss_end - LINK                # bytes to keep
     .long 0
 .section .data.start, "aw"
     .balign 8
 gdt:
     .quad 0
-    .quad 0x00af9b000000ffff
-    .quad 0x00cf9b000000ffff
-    .quad 0x00cf93000000ffff
+    .quad 0x00af9b000000ffff            # 0x08: 64-bit code
+    .quad 0x00cf9b000000ffff            # 0x10: 32-bit code
+    .quad 0x00cf93000000ffff            # 0x18: data
 gdt_pointer:
     .word gdt_pointer - gdt - 1
     .long 0
@@ -29,7 +31,7 @@ saved_cr4: .long 0
 .section .tables, "aw", @nobits
     .balign 4096
 tables: .skip 8 * 4096
-    .skip 65536
+    .skip 65536                         # the stack
 stack_top:
 .section .entry, "ax"
 .code32
@@ -43,6 +45,7 @@ loader_entry:
     sub ecx, edi
     rep stosb
     lea esp, [esi + stack_top - LINK]
+
     lea edi, [esi + tables - LINK]
     lea eax, [edi + 0x1003]
     mov [edi], eax
@@ -73,6 +76,7 @@ loader_entry:
     inc ecx
     cmp ecx, 2048
     jb 2b
+
     lea eax, [esi + gdt - LINK]
     mov [esi + gdt_pointer - LINK + 2], eax
     lgdt [esi + gdt_pointer - LINK]
@@ -109,6 +113,8 @@ loader_entry:
     mov rax, offset {main}
     call rax
     ud2
+
+# (edi: eip, esi: eax, edx: ebx, ecx: esi, r8d: the area's base)
 .global loader_leave
 loader_leave:
     mov ebp, edi

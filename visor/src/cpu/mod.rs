@@ -12,6 +12,7 @@ pub(crate) mod vmx;
 use core::arch::asm;
 
 use nested_vmx::cpuid::Answer;
+use nested_vmx::cr::CR0_CACHE;
 pub(crate) use x86_64::instructions::port::Port;
 
 /// `value` as a size of this 64-bit machine.
@@ -120,6 +121,14 @@ pub(crate) unsafe fn write_xcr0(value: u64) {
         asm!("xsetbv", in("ecx") 0, in("eax") low(value), in("edx") high(value),
              options(nostack, preserves_flags));
     }
+}
+
+/// Sets CR0.CD and CR0.NW, which the host shares with the visor, as in `bits`.
+pub(crate) fn set_cache_control(bits: u64) {
+    use x86_64::registers::control::Cr0;
+    let value = Cr0::read_raw() & !CR0_CACHE | bits & CR0_CACHE;
+    // SAFETY: the two bits only change how caches are used; the host may not set NW without CD.
+    unsafe { Cr0::write_raw(value) };
 }
 
 /// Writes all modified cache lines back to memory and empties the caches.
