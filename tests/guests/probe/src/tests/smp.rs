@@ -1,5 +1,8 @@
-//! `smp [N] [x2apic]`: starts processors 1 to N-1 as Linux does, stops and starts them again, and
-//! sends each of them NMIs.
+//! `smp [N] [once] [x2apic]`: starts processors 1 to N-1 as Linux does, sends each of them NMIs, and
+//! stops and starts them again.
+//!
+//! With `once` they are not started again: in Bochs 2.7 an INIT never reaches a processor in VMX
+//! non-root operation, so that under a visor there it would show Bochs's erratum only.
 
 use super::stats::Direct;
 use super::{Arguments, Machine, load};
@@ -22,13 +25,16 @@ pub(super) fn run(_: &Machine, arguments: &Arguments) -> Outcome {
     }
     for cpu in 1..cpus {
         bring_up(&mut checks, cpu);
-    }
-    for cpu in 1..cpus {
-        restart_busy(&mut checks, cpu);
         ignores_start_up(&mut checks, cpu);
         is_kept_out(&mut checks, cpu);
     }
     nmis_to_all(&mut checks, cpus);
+    if !arguments.has("once") {
+        for cpu in 1..cpus {
+            restart_busy(&mut checks, cpu);
+            waits_after_init(&mut checks, cpu);
+        }
+    }
     checks.finish()
 }
 
@@ -105,6 +111,11 @@ fn ignores_start_up(checks: &mut Checks, cpu: usize) {
         smp::starts(cpu) == before && answers(cpu),
         format_args!("cpu {cpu} ignores a start-up interrupt while it runs"),
     );
+}
+
+/// INIT alone stops a processor.
+fn waits_after_init(checks: &mut Checks, cpu: usize) {
+    let before = smp::starts(cpu);
     smp::stop(cpu);
     time::delay_us(200);
     let quiet = smp::starts(cpu) == before;
