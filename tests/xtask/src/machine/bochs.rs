@@ -149,7 +149,7 @@ const fn model(cpu: Cpu) -> &'static str {
         Cpu::SkylakeX => "corei7_skylake_x",
         Cpu::NoUnrestricted => "corei5_lynnfield_750",
         Cpu::NoEpt => "core2_penryn_t9600",
-        Cpu::NoVmx => "athlon64_venice",
+        Cpu::NoVmx => "phenom_8650_toliman",
     }
 }
 

@@ -1,11 +1,11 @@
 //! Machines in QEMU: by software, for what needs no VMX, or by KVM where VMX really nests.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fs::{self, OpenOptions};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::process::{self, Channels, Finish, Patience};
 use super::serial::Watch;
@@ -15,6 +15,10 @@ use crate::packages;
 
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE.fd";
 const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS.fd";
+
+/// The size from which on a module does not fit below tboot, at 8 MiB: tboot would move it, and
+/// then look for it where it was.
+const ABOVE_TBOOT: u64 = 8 << 20;
 
 /// Asks QEMU for its events, which tell a power-off from a reset.
 const GREETING: &str = "{\"execute\": \"qmp_capabilities\"}\n";
@@ -112,7 +116,7 @@ fn load(command: &mut Command, loader: Loader, payload: &Payload, dir: &Path) ->
         Loader::Isolinux => iso::isolinux(payload, dir)?,
         Loader::Grub1 => iso::grub(payload, dir, Protocol::Multiboot1, bios)?,
         Loader::Grub2 => iso::grub(payload, dir, Protocol::Multiboot2, bios)?,
-        Loader::Tboot => iso::grub(&under_tboot(payload)?, dir, Protocol::Multiboot1, bios)?,
+        Loader::Tboot => iso::grub(&under_tboot(payload, dir)?, dir, Protocol::Multiboot1, bios)?,
         Loader::GrubEfi => {
             let variables = dir.join("variables.fd");
             let _ = fs::copy(OVMF_VARIABLES, variables).context("cannot copy OVMF's variables")?;
@@ -157,15 +161,28 @@ fn module(image: &Image) -> String {
 }
 
 /// tboot, with the payload's kernel as its first module.
-fn under_tboot(payload: &Payload) -> Result<Payload> {
+fn under_tboot(payload: &Payload, dir: &Path) -> Result<Payload> {
     let Payload::Multiboot { kernel, modules } = payload else {
-        anyhow::bail!("tboot starts multiboot payloads only");
+        bail!("tboot starts multiboot payloads only");
     };
-    let tboot: PathBuf = packages::tboot()?;
     let words = "logging=serial serial=115200,8n1,0x3f8";
+    let tboot = Image::new(packages::tboot()?, words);
+    let mut padded = Vec::new();
+    for (at, image) in std::iter::once(kernel).chain(modules).enumerate() {
+        let copy = dir.join(format!("module{at}"));
+        let _ = fs::copy(&image.file, &copy).context("cannot copy a module")?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&copy)
+            .context("cannot open a module")?;
+        let length = file.metadata().context("cannot measure a module")?.len();
+        file.set_len(length.max(ABOVE_TBOOT))
+            .context("cannot extend a module")?;
+        padded.push(Image::new(copy, &image.words));
+    }
     Ok(Payload::Multiboot {
-        kernel: Image::new(tboot, words),
-        modules: std::iter::once(kernel).chain(modules).cloned().collect(),
+        kernel: tboot,
+        modules: padded,
     })
 }
 

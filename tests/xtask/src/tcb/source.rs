@@ -180,7 +180,9 @@ fn item_length(text: &str) -> usize {
         }
         let closed = c == '}' || c == ';';
         if closed && braces == 0 && others == 0 {
-            return at + 1;
+            let (item, after) = text.split_at(at + 1);
+            // `use a::{b, c};` has a block and a semicolon.
+            return item.len() + usize::from(after.starts_with(';'));
         }
     }
     text.len()
