@@ -59,7 +59,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("reset-92", "", reset::fast),
     Test::new("reset-cf9", "", reset::chipset),
     Test::new("reset-kbd", "", reset::keyboard),
-    Test::new("smp", "[N] [once] [x2apic]", smp::run),
+    Test::new("smp", "[N] [busy] [x2apic]", smp::run),
     Test::new("stats", "", stats::run),
     Test::new("triple-fault", "", reset::triple_fault),
     Test::new("vmx-instructions", "", vmx::run),

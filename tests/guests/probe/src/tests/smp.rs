@@ -1,8 +1,6 @@
-//! `smp [N] [once] [x2apic]`: starts processors 1 to N-1 as Linux does, sends each of them NMIs, and
-//! stops and starts them again.
-//!
-//! With `once` they are not started again: in Bochs 2.7 an INIT never reaches a processor in VMX
-//! non-root operation, so that under a visor there it would show Bochs's erratum only.
+//! `smp [N] [busy] [x2apic]`: starts processors 1 to N-1 as Linux does, sends each of them NMIs, and
+//! stops and starts them again; with `busy` in the middle of exits. Bochs 2.7 forgets an INIT that
+//! arrives in VMX root mode, where a processor would hold it back: there, no `busy` under a visor.
 
 use super::stats::Direct;
 use super::{Arguments, Machine, load};
@@ -29,11 +27,14 @@ pub(super) fn run(_: &Machine, arguments: &Arguments) -> Outcome {
         is_kept_out(&mut checks, cpu);
     }
     nmis_to_all(&mut checks, cpus);
-    if !arguments.has("once") {
-        for cpu in 1..cpus {
-            restart_busy(&mut checks, cpu);
-            waits_after_init(&mut checks, cpu);
-        }
+    let work = if arguments.has("busy") {
+        exit_until_stopped
+    } else {
+        spin_until_stopped
+    };
+    for cpu in 1..cpus {
+        restarts(&mut checks, cpu, work);
+        waits_after_init(&mut checks, cpu);
     }
     checks.finish()
 }
@@ -86,12 +87,11 @@ fn spin_until_stopped() {
     }
 }
 
-/// INIT reaches a processor that runs, and it starts afresh. The loop has no exits: Bochs 2.7 forgets
-/// an INIT that arrives in VMX root mode, where a processor would hold it back.
-fn restart_busy(checks: &mut Checks, cpu: usize) {
+/// INIT reaches a processor that runs, and it starts afresh.
+fn restarts(checks: &mut Checks, cpu: usize, work: fn()) {
     for _ in 0..RESTARTS {
         STOP.store(false, Ordering::SeqCst);
-        smp::run(cpu, spin_until_stopped);
+        smp::run(cpu, work);
         time::delay_us(50);
         let before = smp::starts(cpu);
         let arrives = smp::start(cpu).is_some();
