@@ -47,8 +47,6 @@ pub struct Options {
     pub log: LogLevel,
     /// Where it is logged.
     pub serial: Serial,
-    /// Most processors to start; `None` for all.
-    pub cpus: Option<u32>,
     /// What happens when the visor cannot go on.
     pub panic: OnPanic,
 }
@@ -59,7 +57,6 @@ impl Default for Options {
         Self {
             log: LogLevel::Info,
             serial: Serial::Port { port, baud },
-            cpus: None,
             panic: OnPanic::Halt,
         }
     }
@@ -92,11 +89,6 @@ pub const WORDS: &[Word] = &[
         meaning: "Logs to this serial port, 8N1; any port may have a BAUD (default: com1,115200).",
     },
     Word {
-        name: "cpus",
-        values: "N",
-        meaning: "Uses at most N processors, at least one (default: all).",
-    },
-    Word {
         name: "panic",
         values: "halt|reset",
         meaning: "Stops or resets the machine when the visor cannot go on (default: halt).",
@@ -112,7 +104,6 @@ fn apply(options: &mut Options, name: &str, value: &str) -> Option<()> {
         ("log", "info") => options.log = LogLevel::Info,
         ("log", "debug") => options.log = LogLevel::Debug,
         ("serial", _) => options.serial = serial(value)?,
-        ("cpus", _) => options.cpus = Some(decimal(value).filter(|&count| count > 0)?),
         ("panic", "halt") => options.panic = OnPanic::Halt,
         ("panic", "reset") => options.panic = OnPanic::Reset,
         _ => return None,

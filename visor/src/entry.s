@@ -44,11 +44,8 @@ boot_entry:
     cpuid
     bt edx, 29
     jnc refuse
-    mov ebp, offset no_huge_pages
-    bt edx, 26
-    jnc refuse
 
-    # The first 512 GiB by 1 GiB pages, at 0 and at DIRECT; the image's 2 MiB page at HIGH.
+    # The first 4 GiB by 2 MiB pages, at 0 and at DIRECT; the image's 2 MiB page at HIGH.
     mov eax, offset boot_pdpt + 3
     mov dword ptr [boot_pml4], eax
     mov dword ptr [boot_pml4 + 256 * 8], eax
@@ -57,16 +54,16 @@ boot_entry:
     mov eax, offset boot_pd_high + 3
     mov dword ptr [boot_pdpt_high + 510 * 8], eax
     mov dword ptr [boot_pd_high + 8], 0x200083
+    mov dword ptr [boot_pdpt], offset boot_pd + 3
+    mov dword ptr [boot_pdpt + 8], offset boot_pd + 4096 + 3
+    mov dword ptr [boot_pdpt + 16], offset boot_pd + 2 * 4096 + 3
+    mov dword ptr [boot_pdpt + 24], offset boot_pd + 3 * 4096 + 3
+    mov eax, 0x83
     xor ecx, ecx
-3:  mov eax, ecx
-    shl eax, 30
-    or eax, 0x83
-    mov dword ptr [boot_pdpt + ecx * 8], eax
-    mov eax, ecx
-    shr eax, 2
-    mov dword ptr [boot_pdpt + ecx * 8 + 4], eax
+3:  mov dword ptr [boot_pd + ecx * 8], eax
+    add eax, 0x200000
     inc ecx
-    cmp ecx, 512
+    cmp ecx, 4 * 512
     jb 3b
 
     mov eax, offset boot_pml4
@@ -116,8 +113,6 @@ refuse:
 
 no_long_mode:
     .asciz "visor: [error] the processor has no 64-bit mode\r\nvisor: halted\r\n"
-no_huge_pages:
-    .asciz "visor: [error] the processor has no 1 GiB pages\r\nvisor: halted\r\n"
 
     .balign 8
 boot_gdt:
@@ -148,6 +143,7 @@ boot_long:
 boot_pml4:      .skip 4096
 boot_pdpt:      .skip 4096
 boot_pdpt_high: .skip 4096
+boot_pd:        .skip 4 * 4096
 boot_pd_high:   .skip 4096
     .skip 512
 boot_stack_top:

@@ -80,8 +80,10 @@ pub(crate) extern "C" fn start(magic: u32, address: u32) -> ! {
     let image = Image::this();
     let options = read_boot_information(found, mbi::Entry { magic, address }, image);
     or_refuse(vmcs::enable());
-    let capabilities = vmcs::capabilities();
-    let controls = or_refuse(capabilities.host_controls());
+    let controls = or_refuse(vmcs::capabilities().host_controls());
+    if !paging::map_more() {
+        refuse(Refusal::NoHugePages);
+    }
     let plan = Plan::make(found, image, controls);
     let mut pool = Pool::of(plan.pool);
     let root = paging::build(&mut pool, image, plan.home, &found.ram)
@@ -102,6 +104,7 @@ enum Refusal {
     PoolEmpty,
     TooFragmented,
     BadLoader,
+    NoHugePages,
 }
 
 impl fmt::Display for Refusal {
@@ -117,6 +120,7 @@ impl fmt::Display for Refusal {
             Self::NoLoaderArea => f.write_str("too little memory: no 2 MiB for the host's loader"),
             Self::PoolEmpty => f.write_str("the reservation was computed too small"),
             Self::TooFragmented => f.write_str("memory map: too many pieces of RAM"),
+            Self::NoHugePages => f.write_str("the processor has no 1 GiB pages"),
             Self::BadLoader => f.write_str("the built-in host loader is damaged"),
         }
     }
@@ -297,6 +301,10 @@ fn prepare_loader(found: &Found, plan: &Plan) -> u32 {
     };
     if let Some(place) = blob.get_mut(..LOADER.len()) {
         place.copy_from_slice(LOADER);
+    }
+    // The loader speaks on the same serial port: its header's fourth word.
+    if let Some(port) = blob.get_mut(12..16) {
+        port.copy_from_slice(&u32::from(serial::port()).to_le_bytes());
     }
     let out = handoff_area
         .get_mut(..size(HANDOFF_BYTES))

@@ -13,8 +13,9 @@ use crate::cpu::size;
 
 /// Linear address of physical address 0.
 pub(crate) const DIRECT: u64 = 0xffff_8000_0000_0000;
-/// What the boot-time tables map, in bytes.
-pub(crate) const BOOT_MAPPED: u64 = 512 << 30;
+/// What the boot-time tables map from the start, in bytes: everything that boot loaders and firmware
+/// leave for the visor to read.
+const BOOT_MAPPED: u64 = 4 << 30;
 
 /// Where physical `address` appears.
 pub(crate) const fn linear(address: u64) -> u64 {
@@ -28,12 +29,15 @@ pub(crate) struct BootMemory;
 
 impl boot::memory::Memory for BootMemory {
     fn bytes(&self, span: Span) -> Option<&[u8]> {
-        if span.end() > BOOT_MAPPED || span.is_empty() {
+        if span.is_empty() {
+            return Some(&[]);
+        }
+        if span.end() > BOOT_MAPPED {
             return None;
         }
         let start = with_exposed_provenance::<u8>(size(linear(span.start())));
         // SAFETY:
-        // 1. The boot tables map the first 512 GiB; reading memory or device space that a table of
+        // 1. The boot tables map the first 4 GiB; reading memory or device space that a table of
         //    firmware or boot loader names has no effect on the visor.
         // 2. No processor but this one runs, and the visor writes nothing but its own memory and
         //    the loader's area while such a slice lives.

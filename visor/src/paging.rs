@@ -3,12 +3,14 @@
 #![expect(unsafe_code, reason = "page tables and the linker's symbols")]
 
 use ept::addr::{Frame, HUGE, LARGE, Span};
+use x86_64::registers::control::Cr3;
 use x86_64::structures::paging::{
     FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags, PhysFrame,
     Size1GiB, Size2MiB, Size4KiB,
 };
 use x86_64::{PhysAddr, VirtAddr};
 
+use crate::cpu::cpuid;
 use crate::memory::{self, DIRECT, Pool};
 
 unsafe extern "C" {
@@ -126,6 +128,23 @@ where
     let flush = unsafe { mapper.map_to(page, frame, rights, frames) }.ok()?;
     flush.ignore();
     Some(())
+}
+
+/// Extends the boot-time tables from 4 to 512 GiB, so that the reservation can be anywhere in them;
+/// `false` if the processor has no 1 GiB pages.
+pub(crate) fn map_more() -> bool {
+    const HUGE_PAGES: u32 = 1 << 26;
+    const HUGE_LEAF: u64 = 0x83;
+    if cpuid(0x8000_0001, 0).edx & HUGE_PAGES == 0 {
+        return false;
+    }
+    let root = Cr3::read().0.start_address().as_u64();
+    let entry = memory::read_u64(root + 256 * 8);
+    let table = Frame::containing(entry);
+    for (index, address) in (0..512).zip((0..).step_by(1 << 30)).skip(4) {
+        memory::write_entry(table, index, address | HUGE_LEAF);
+    }
+    true
 }
 
 /// Copies the running image to physical `home` and goes on there, under the tables at `root`.

@@ -96,6 +96,11 @@ fn print(text: fmt::Arguments<'_>) {
     }
 }
 
+/// First port of the UART that is logged to; 0 for none.
+pub(crate) fn port() -> u16 {
+    PORT.load(Ordering::Relaxed)
+}
+
 /// Begins to log to `serial`, messages of `level` and above it.
 pub(crate) fn start(serial: Serial, level: LogLevel) {
     static LOG: SerialLog = SerialLog;

@@ -15,7 +15,7 @@ fn an_empty_line_gives_the_defaults() {
 
 #[test]
 fn every_word_does_what_it_says() {
-    let options = parse(b"log=debug serial=0x2f8,9600  cpus=3 panic=reset").expect("a good line");
+    let options = parse(b"log=debug serial=0x2f8,9600   panic=reset").expect("a good line");
     let serial = Serial::Port {
         port: 0x2f8,
         baud: 9600,
@@ -23,7 +23,6 @@ fn every_word_does_what_it_says() {
     let expected = Options {
         log: LogLevel::Debug,
         serial,
-        cpus: Some(3),
         panic: OnPanic::Reset,
     };
     assert_eq!(options, expected);
@@ -75,8 +74,8 @@ fn an_unknown_word_is_refused_by_name() {
 #[test]
 fn a_repeated_word_is_refused() {
     assert_eq!(
-        parse(b"cpus=1 cpus=1"),
-        Err(CmdlineError::Repeated("cpus=1"))
+        parse(b"panic=halt panic=halt"),
+        Err(CmdlineError::Repeated("panic=halt"))
     );
 }
 
@@ -86,11 +85,6 @@ fn a_bad_value_is_refused() {
         "log",
         "log=",
         "log=Info",
-        "cpus=0",
-        "cpus=-1",
-        "cpus=+1",
-        "cpus=4294967296",
-        "cpus=1x",
         "panic=stop",
         "serial=com5",
         "serial=3f8",
@@ -112,7 +106,7 @@ fn a_bad_value_is_refused() {
 #[test]
 fn control_characters_and_other_alphabets_are_refused() {
     assert_eq!(
-        parse(b"log=info\tcpus=1"),
+        parse(b"log=info\tpanic=halt"),
         Err(CmdlineError::NotText(b'\t'))
     );
     assert_eq!(parse(b"log=\x1b[31m"), Err(CmdlineError::NotText(0x1b)));
@@ -141,9 +135,9 @@ proptest! {
     fn every_line_of_known_words_is_taken(
         log in "(log=(off|error|warn|info|debug))?",
         serial in "(serial=(off|com[1-4]|0x[0-9a-e][0-9a-f]{0,3}(,(9600|115200|300))?))?",
-        cpus in "(cpus=[1-9][0-9]{0,7})?",
+        panic in "(panic=(halt|reset))?",
     ) {
-        let line = format!("{serial}  {log} {cpus}");
+        let line = format!("{serial}  {log} {panic}");
         prop_assert!(parse(line.as_bytes()).is_ok(), "{}", line);
     }
 

@@ -201,7 +201,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("acpi/configuration", with(1, &configuration)),
         (
             "cmdline/all",
-            b"log=debug serial=0x2f8,9600 cpus=2 panic=reset".to_vec(),
+            b"log=debug serial=0x2f8,9600 panic=reset".to_vec(),
         ),
         (
             "cmdline/named",

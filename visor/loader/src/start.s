@@ -14,7 +14,9 @@
     .long 0x4c445256                    # "VRDL"
     .long loader_entry - LINK
     .long bss_end - LINK                # bytes to keep
-    .long 0
+    .global serial_port
+serial_port:
+    .long 0x3f8                         # the visor's own, filled in by it; 0: none
 .section .data.start, "aw"
     .balign 8
 gdt:
