@@ -1,13 +1,14 @@
 //! Building what the tests boot: the visor with its loader, and the guests.
 
 use std::env;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::image::cpio::Archive;
+use crate::image::elf32;
 use crate::packages::{self, Need};
 use crate::{paths, tool};
 
@@ -31,11 +32,9 @@ pub(crate) fn visor() -> Result<PathBuf> {
     tool::show(cargo(&workspace, &["-p", "visor"]).env("VISOR_LOADER", &blob))
         .context("cannot build the visor")?;
     let image = out.join("visor.elf");
-    objcopy(
-        &["--strip-all"],
-        &workspace.join(RELEASE).join("visor"),
-        &image,
-    )?;
+    let linked = workspace.join(RELEASE).join("visor");
+    let linked = fs::read(linked).context("the build left no visor")?;
+    fs::write(&image, elf32::convert(&linked)?).context("cannot write visor.elf")?;
     Ok(image)
 }
 
@@ -95,16 +94,6 @@ fn cargo(workspace: &Path, words: &[&str]) -> Command {
 fn objcopy(words: &[&str], from: &Path, to: &Path) -> Result<()> {
     ensure!(from.exists(), "the build left no {}", from.display());
     tool::run(Command::new("objcopy").args(words).arg(from).arg(to))
-}
-
-/// Extends `image` to whole pages: QEMU reads as many of them as the multiboot1 header names, and
-/// stripping has cut the last one short.
-fn fill_last_page(image: &Path) -> Result<()> {
-    let file = OpenOptions::new().write(true).open(image);
-    let file = file.with_context(|| format!("cannot open {}", image.display()))?;
-    let length = file.metadata().context("cannot measure the image")?.len();
-    file.set_len(length.next_multiple_of(4096))
-        .context("cannot extend the image")
 }
 
 /// Moves `fresh` to `kept` unless it holds the same: what depends on it then stays as it is.

@@ -1,4 +1,5 @@
 //! Images that machines boot from.
 
 pub(crate) mod cpio;
+pub(crate) mod elf32;
 pub(crate) mod iso;
