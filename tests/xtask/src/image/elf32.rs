@@ -36,7 +36,7 @@ pub(crate) fn convert(elf: &[u8]) -> Result<Vec<u8>> {
         if image.len() < end {
             image.resize(end, 0);
         }
-        image.splice(at..end, segment.data.iter().copied());
+        drop(image.splice(at..end, segment.data.iter().copied()));
     }
     // Whole pages: the multiboot1 header counts in them.
     image.resize(image.len().next_multiple_of(4096), 0);

@@ -1,6 +1,6 @@
 //! Machines in QEMU: by software, for what needs no VMX, or by KVM where VMX really nests.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -15,10 +15,6 @@ use crate::packages;
 
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE.fd";
 const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS.fd";
-
-/// The size from which on a module does not fit below tboot, at 8 MiB: tboot would move it, and
-/// then look for it where it was.
-const ABOVE_TBOOT: u64 = 8 << 20;
 
 /// Asks QEMU for its events, which tell a power-off from a reset.
 const GREETING: &str = "{\"execute\": \"qmp_capabilities\"}\n";
@@ -116,7 +112,7 @@ fn load(command: &mut Command, loader: Loader, payload: &Payload, dir: &Path) ->
         Loader::Isolinux => iso::isolinux(payload, dir)?,
         Loader::Grub1 => iso::grub(payload, dir, Protocol::Multiboot1, bios)?,
         Loader::Grub2 => iso::grub(payload, dir, Protocol::Multiboot2, bios)?,
-        Loader::Tboot => iso::grub(&under_tboot(payload, dir)?, dir, Protocol::Multiboot1, bios)?,
+        Loader::Tboot => iso::grub(&under_tboot(payload)?, dir, Protocol::Multiboot1, bios)?,
         Loader::GrubEfi => {
             let variables = dir.join("variables.fd");
             let _ = fs::copy(OVMF_VARIABLES, variables).context("cannot copy OVMF's variables")?;
@@ -161,28 +157,14 @@ fn module(image: &Image) -> String {
 }
 
 /// tboot, with the payload's kernel as its first module.
-fn under_tboot(payload: &Payload, dir: &Path) -> Result<Payload> {
+fn under_tboot(payload: &Payload) -> Result<Payload> {
     let Payload::Multiboot { kernel, modules } = payload else {
         bail!("tboot starts multiboot payloads only");
     };
     let words = "logging=serial serial=115200,8n1,0x3f8";
-    let tboot = Image::new(packages::tboot()?, words);
-    let mut padded = Vec::new();
-    for (at, image) in std::iter::once(kernel).chain(modules).enumerate() {
-        let copy = dir.join(format!("module{at}"));
-        let _ = fs::copy(&image.file, &copy).context("cannot copy a module")?;
-        let file = OpenOptions::new()
-            .append(true)
-            .open(&copy)
-            .context("cannot open a module")?;
-        let length = file.metadata().context("cannot measure a module")?.len();
-        file.set_len(length.max(ABOVE_TBOOT))
-            .context("cannot extend a module")?;
-        padded.push(Image::new(copy, &image.words));
-    }
     Ok(Payload::Multiboot {
-        kernel: tboot,
-        modules: padded,
+        kernel: Image::new(packages::tboot()?, words),
+        modules: std::iter::once(kernel).chain(modules).cloned().collect(),
     })
 }
 
