@@ -39,6 +39,7 @@ fn qemu(loader: Loader) -> impl FnOnce(&mut Machine) {
 fn reaches_userspace(stack: Stack) -> Boot {
     Boot::of(stack)
         .expect(&["*init: userspace reached*", "*init: done"])
+        .never("visor: [warn] refused*")
         .ends(End::PowerOff)
 }
 
