@@ -184,8 +184,11 @@ pub enum Event {
 
 const VALID: u32 = 1 << 31;
 const HAS_ERROR_CODE: u32 = 1 << 11;
+const TYPE: u32 = 7 << 8;
 const TYPE_NMI: u32 = 2 << 8;
 const TYPE_EXCEPTION: u32 = 3 << 8;
+const TYPE_INT_N: u32 = 4 << 8;
+const TYPE_INT3_INTO: u32 = 6 << 8;
 
 impl Event {
     /// Values of the VM-entry interruption-information and error-code fields.
@@ -212,18 +215,17 @@ pub enum Outcome {
 /// What #GP(0) becomes, given the IDT-vectoring information (SDM vol. 3, 7.15, table 7-5).
 ///
 /// An interrupted interrupt or NMI is lost on bare hardware as well: only the fault is delivered,
-/// with the EXT bit set.
+/// with the EXT bit set (SDM vol. 2, INT n).
 #[must_use]
 pub const fn fault_during(vectoring: u32) -> Outcome {
     if vectoring & VALID == 0 {
         return Outcome::Inject(Event::GeneralProtection(0));
     }
-    let exception = vectoring & (7 << 8) == TYPE_EXCEPTION;
-    match vectoring & 0xff {
-        8 if exception => Outcome::TripleFault,
-        0 | 10..=14 if exception => Outcome::Inject(Event::DoubleFault),
-        // INT n, INT3, INTO and INT1 are the program's own; everything else came from outside.
-        _ if vectoring & (1 << 10) != 0 => Outcome::Inject(Event::GeneralProtection(0)),
+    match (vectoring & TYPE, vectoring & 0xff) {
+        (TYPE_EXCEPTION, 8) => Outcome::TripleFault,
+        (TYPE_EXCEPTION, 0 | 10..=14) => Outcome::Inject(Event::DoubleFault),
+        // INT n, INT3 and INTO are the program's own; everything else, INT1 too, counts as external.
+        (TYPE_INT_N | TYPE_INT3_INTO, _) => Outcome::Inject(Event::GeneralProtection(0)),
         _ => Outcome::Inject(Event::GeneralProtection(1)),
     }
 }
