@@ -223,7 +223,7 @@ pub const fn fault_during(vectoring: u32) -> Outcome {
     }
     match (vectoring & TYPE, vectoring & 0xff) {
         (TYPE_EXCEPTION, 8) => Outcome::TripleFault,
-        (TYPE_EXCEPTION, 0 | 10..=14) => Outcome::Inject(Event::DoubleFault),
+        (TYPE_EXCEPTION, 0 | 10..=14 | 20 | 21) => Outcome::Inject(Event::DoubleFault),
         // INT n, INT3 and INTO are the program's own; everything else, INT1 too, counts as external.
         (TYPE_INT_N | TYPE_INT3_INTO, _) => Outcome::Inject(Event::GeneralProtection(0)),
         _ => Outcome::Inject(Event::GeneralProtection(1)),
