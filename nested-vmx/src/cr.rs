@@ -79,8 +79,8 @@ pub trait HostMemory {
 /// CR0, for the host to have them.
 pub const CR0_CACHE: u64 = CR0_CD | CR0_NW;
 
-/// Does what MOV to CR0 of `value` does (SDM vol. 2, MOV control registers), but for
-/// [`CR0_CACHE`], whose new value it returns.
+/// Does what MOV to CR0 of `value` does (SDM vol. 2, MOV control registers; vol. 3, 5.4.1 and
+/// 10.8.5), but for [`CR0_CACHE`], whose new value it returns.
 ///
 /// # Errors
 /// [`Fault`] for every combination that raises #GP(0) on the processor.
@@ -90,6 +90,7 @@ pub fn write_cr0(vmcs: &mut impl Vmcs, memory: &impl HostMemory, value: u64) -> 
     let cr4 = vmcs.read(GUEST_CR4);
     let mut efer = vmcs.read(GUEST_EFER);
     let long_code = vmcs.read(Segment::Cs.fields().rights) & RIGHTS_LONG != 0;
+    let in_64_bit_mode = long_code && efer & EFER_LMA != 0;
     if value >> 32 != 0
         || (new & CR0_PG != 0 && new & CR0_PE == 0)
         || (new & CR0_NW != 0 && new & CR0_CD == 0)
@@ -106,7 +107,7 @@ pub fn write_cr0(vmcs: &mut impl Vmcs, memory: &impl HostMemory, value: u64) -> 
             entry |= EntryControls::IA32E_GUEST.bits();
         }
     } else if old & CR0_PG != 0 && new & CR0_PG == 0 {
-        if long_code || cr4 & CR4_PCIDE != 0 {
+        if in_64_bit_mode || cr4 & CR4_PCIDE != 0 {
             return Err(Fault);
         }
         efer &= !EFER_LMA;
