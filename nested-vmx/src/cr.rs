@@ -80,7 +80,8 @@ pub trait HostMemory {
 pub const CR0_CACHE: u64 = CR0_CD | CR0_NW;
 
 /// Does what MOV to CR0 of `value` does (SDM vol. 2, MOV control registers; vol. 3, 5.4.1 and
-/// 10.8.5), but for [`CR0_CACHE`], whose new value it returns.
+/// 10.8.5), but for [`CR0_CACHE`], whose new value it returns. Outside 64-bit mode the upper half of
+/// `value` does not take part.
 ///
 /// # Errors
 /// [`Fault`] for every combination that raises #GP(0) on the processor.
@@ -91,7 +92,7 @@ pub fn write_cr0(vmcs: &mut impl Vmcs, memory: &impl HostMemory, value: u64) -> 
     let mut efer = vmcs.read(GUEST_EFER);
     let long_code = vmcs.read(Segment::Cs.fields().rights) & RIGHTS_LONG != 0;
     let in_64_bit_mode = long_code && efer & EFER_LMA != 0;
-    if value >> 32 != 0
+    if (in_64_bit_mode && value >> 32 != 0)
         || (new & CR0_PG != 0 && new & CR0_PE == 0)
         || (new & CR0_NW != 0 && new & CR0_CD == 0)
     {
