@@ -39,6 +39,8 @@ const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 /// Bit 13 of a segment's access rights: 64-bit code.
 const RIGHTS_LONG: u32 = 1 << 13;
+const RIGHTS_TYPE: u32 = 15;
+const BUSY_TSS_16: u32 = 3;
 
 /// The instruction that caused a control-register exit (SDM vol. 3, table 29-3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +103,8 @@ pub fn write_cr0(vmcs: &mut impl Vmcs, memory: &impl HostMemory, value: u64) -> 
     let mut entry = vmcs.read(ENTRY_CONTROLS);
     if old & CR0_PG == 0 && new & CR0_PG != 0 {
         if efer & EFER_LME != 0 {
-            if cr4 & CR4_PAE == 0 || long_code {
+            let task = vmcs.read(Segment::Tr.fields().rights) & RIGHTS_TYPE;
+            if cr4 & CR4_PAE == 0 || long_code || task == BUSY_TSS_16 {
                 return Err(Fault);
             }
             efer |= EFER_LMA;
