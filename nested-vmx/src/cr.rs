@@ -117,7 +117,8 @@ pub fn write_cr0(vmcs: &mut impl Vmcs, memory: &impl HostMemory, value: u64) -> 
         efer &= !EFER_LMA;
         entry &= !EntryControls::IA32E_GUEST.bits();
     }
-    if new & CR0_PG != 0 && cr4 & CR4_PAE != 0 && efer & EFER_LMA == 0 {
+    let reload = (old ^ new) & (CR0_PG | CR0_CACHE) != 0;
+    if reload && new & CR0_PG != 0 && cr4 & CR4_PAE != 0 && efer & EFER_LMA == 0 {
         load_pdptes(vmcs, memory)?;
     }
     vmcs.write(GUEST_EFER, efer);
