@@ -179,14 +179,14 @@ impl RawCapabilities {
         {
             return Err(Missing::Ept);
         }
+        if optional(self.secondary, Secondary::UNRESTRICTED_GUEST.bits()) == 0 {
+            return Err(Missing::UnrestrictedGuest);
+        }
         if self.ept_vpid & EPT_NEEDED != EPT_NEEDED {
             return Err(Missing::EptPages);
         }
         if self.ept_vpid & INVEPT != INVEPT {
             return Err(Missing::Invept);
-        }
-        if optional(self.secondary, Secondary::UNRESTRICTED_GUEST.bits()) == 0 {
-            return Err(Missing::UnrestrictedGuest);
         }
         if self.misc & MISC_WAIT_FOR_SIPI == 0 {
             return Err(Missing::WaitForSipi);

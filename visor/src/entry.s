@@ -160,7 +160,8 @@ start_stack_top:
 move_image:
     mov rax, rcx
     mov rcx, rdx
-    rep movsb
+    shr rcx, 3                          # whole pages
+    rep movsq
     mov cr3, rax
     ret
 

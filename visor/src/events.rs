@@ -13,9 +13,15 @@ pub(crate) enum Event {
     HostStarted,
     /// A processor of the host was started at this page.
     StartUp(u8),
-    /// The host touched memory that is not its own: guest-physical address, and bits 2:0 for
-    /// read, write, execute.
-    ForbiddenAccess(u64, u8),
+    /// The host touched memory that is not its own.
+    ForbiddenAccess {
+        /// Guest-physical address.
+        address: u64,
+        /// Bits 2:0 for read, write, execute.
+        access: u8,
+        /// Instruction pointer.
+        rip: u64,
+    },
     /// The host was refused an MSR write.
     RefusedMsr(u32),
     /// The host tried to configure the host bridge: configuration address.
@@ -30,7 +36,7 @@ impl Event {
     /// Whether it is an attempt at something forbidden.
     const fn is_violation(self) -> bool {
         match self {
-            Self::ForbiddenAccess(..) | Self::RefusedMsr(_) | Self::RefusedConfig(_) => true,
+            Self::ForbiddenAccess { .. } | Self::RefusedMsr(_) | Self::RefusedConfig(_) => true,
             Self::HostStarted | Self::StartUp(_) | Self::MemoryTypes | Self::TripleFault => false,
         }
     }

@@ -333,7 +333,16 @@ fn ept_violation(cpu: &PerCpu) -> Next {
         return Next::Stay;
     }
     let [access, ..] = Current.read(EXIT_QUALIFICATION).to_le_bytes();
-    events::record(cpu.index.get(), Audit::ForbiddenAccess(address, access & 7));
+    let rip = Current.read(GUEST_RIP);
+    let access = access & 7;
+    events::record(
+        cpu.index.get(),
+        Audit::ForbiddenAccess {
+            address,
+            access,
+            rip,
+        },
+    );
     match exit::fault_during(Current.read(IDT_VECTORING)) {
         Outcome::Inject(event) => Next::Raise(event),
         Outcome::TripleFault => triple_fault(cpu),

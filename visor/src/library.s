@@ -5,21 +5,23 @@
 memcpy:
     mov rax, rdi
     mov rcx, rdx
+    shr rcx, 3
+    rep movsq
+    mov ecx, edx
+    and ecx, 7
     rep movsb
     ret
 
     .global memmove
 memmove:
+    mov rcx, rdi
+    sub rcx, rsi
+    cmp rcx, rdx
+    jae memcpy                          # to below the source, or apart from it
     mov rax, rdi
+    lea rdi, [rdi + rdx - 1]
+    lea rsi, [rsi + rdx - 1]
     mov rcx, rdx
-    mov rdx, rdi
-    sub rdx, rsi
-    cmp rdx, rcx
-    jb 3f
-    rep movsb
-    ret
-3:  lea rdi, [rdi + rcx - 1]
-    lea rsi, [rsi + rcx - 1]
     std
     rep movsb
     cld
@@ -28,8 +30,14 @@ memmove:
     .global memset
 memset:
     mov r8, rdi
-    mov eax, esi
+    movzx esi, sil
+    movabs rax, 0x0101010101010101
+    imul rax, rsi
     mov rcx, rdx
+    shr rcx, 3
+    rep stosq
+    mov ecx, edx
+    and ecx, 7
     rep stosb
     mov rax, r8
     ret

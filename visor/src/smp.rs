@@ -47,7 +47,7 @@ unsafe extern "C" {
 /// Why not all processors run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StartError {
-    /// No three pages of RAM below 640 KiB are free.
+    /// No three pages of RAM below 512 KiB are free.
     NoLowMemory,
     /// Some in the MADT did not start.
     Missing {
@@ -64,7 +64,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoLowMemory => {
-                f.write_str("no 12 KiB of RAM below 640 KiB are free to start processors")
+                f.write_str("no 12 KiB of RAM below 512 KiB are free to start processors")
             }
             Self::Missing { listed, started } => {
                 write!(
@@ -78,7 +78,7 @@ impl fmt::Display for StartError {
 }
 
 /// Starts all of `count` processors but this one. Each ends in `launch::application`. `low` is the
-/// visor's, below 640 KiB.
+/// visor's, below 512 KiB.
 pub(crate) fn start(count: u32, root: Frame, low: Span) -> Result<(), StartError> {
     EXPECTED.store(count, Ordering::Release);
     PAGE_TABLES.store(root.base(), Ordering::Release);
@@ -163,10 +163,13 @@ pub(crate) fn ready() {
     let _ = READY.fetch_add(1, Ordering::AcqRel);
 }
 
-/// Where processors can be started: the highest pages below 640 KiB that are RAM and free.
+/// From here to 1 MiB Linux looks for an iSCSI firmware table, in RAM or not.
+const LOW_END: u64 = 0x8_0000;
+
+/// Where processors can be started: the highest pages below 512 KiB that are RAM and free.
 pub(crate) fn low_pages(ram: &[Span], avoid: &[Span]) -> Option<Span> {
     let bytes = LOW_PAGES * PAGE;
-    (1..=0xa0 - LOW_PAGES)
+    (1..=LOW_END / PAGE - LOW_PAGES)
         .rev()
         .filter_map(|page| Span::sized(page * PAGE, bytes))
         .find(|low| {
