@@ -3,6 +3,7 @@
 mod boot;
 mod expect;
 mod kit;
+mod probes;
 mod schedule;
 
 use std::fmt;
@@ -61,7 +62,9 @@ impl Test {
 
 /// Every test there is, in the order in which they are listed.
 pub(crate) fn tests() -> Vec<Test> {
-    boot::tests()
+    let mut tests = boot::tests();
+    tests.extend(probes::tests());
+    tests
 }
 
 /// One boot with what is expected of it. Made by [`Boot::of`] and refined by its methods.
@@ -87,6 +90,13 @@ impl Boot {
             forbidden: FORBIDDEN.map(str::to_owned).to_vec(),
             end: None,
         }))
+    }
+
+    /// A boot of `stack` in which an attack is expected to succeed: nothing is forbidden.
+    pub(crate) fn attack(stack: Stack) -> Self {
+        let mut boot = Self::of(stack);
+        boot.0.forbidden.clear();
+        boot
     }
 
     /// With this command line for the visor.
