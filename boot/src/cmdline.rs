@@ -40,6 +40,17 @@ pub enum OnPanic {
     Reset,
 }
 
+/// An error of an emulator that the visor works around. On a real machine the work-around would let
+/// the host out, so it must be asked for, where attestation sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quirk {
+    /// None: the processor does what its manual says.
+    None,
+    /// Bochs 2.7 keeps an INIT that reaches a processor waiting for a start-up IPI, and raises it at
+    /// every VM entry from then on.
+    BochsInit,
+}
+
 /// What the command line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -49,6 +60,8 @@ pub struct Options {
     pub serial: Serial,
     /// What happens when the visor cannot go on.
     pub panic: OnPanic,
+    /// What an emulator needs.
+    pub quirk: Quirk,
 }
 
 impl Default for Options {
@@ -58,6 +71,7 @@ impl Default for Options {
             log: LogLevel::Info,
             serial: Serial::Port { port, baud },
             panic: OnPanic::Halt,
+            quirk: Quirk::None,
         }
     }
 }
@@ -93,6 +107,11 @@ pub const WORDS: &[Word] = &[
         values: "halt|reset",
         meaning: "Stops or resets the machine when the visor cannot go on (default: halt).",
     },
+    Word {
+        name: "quirk",
+        values: "bochs-init",
+        meaning: "Starts processors again that Bochs 2.7 cannot start; insecure on a real machine.",
+    },
 ];
 
 /// Does what the word `name=value` says; `None` if it says nothing.
@@ -106,6 +125,7 @@ fn apply(options: &mut Options, name: &str, value: &str) -> Option<()> {
         ("serial", _) => options.serial = serial(value)?,
         ("panic", "halt") => options.panic = OnPanic::Halt,
         ("panic", "reset") => options.panic = OnPanic::Reset,
+        ("quirk", "bochs-init") => options.quirk = Quirk::BochsInit,
         _ => return None,
     }
     Some(())

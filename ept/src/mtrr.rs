@@ -263,6 +263,70 @@ fn variable_end(cap: u64) -> u32 {
     (VARIABLE + 2 * u32::from(pairs)).min(VARIABLE_END)
 }
 
+/// The registers as their owner has written them, where that is not the processor's own business.
+#[derive(Clone, Debug)]
+pub struct Registers {
+    cap: u64,
+    values: List<(u32, u64), REGISTERS>,
+}
+
+/// IA32_MTRR_DEF_TYPE, the fixed ranges, and all pairs there can be.
+const REGISTERS: usize = 1 + FIXED.len() + 2 * PAIRS;
+
+impl Registers {
+    /// Copies the registers that exist.
+    #[must_use]
+    #[expect(
+        clippy::large_stack_frames,
+        reason = "runs once, at boot, on a stack of 64 KiB"
+    )]
+    pub fn read(mut msr: impl FnMut(u32) -> u64) -> Self {
+        let cap = msr(CAP);
+        let mut values = List::new((0, 0));
+        let fixed: &[u32] = if cap & CAP_FIXED != 0 { &FIXED } else { &[] };
+        let variable = VARIABLE..variable_end(cap);
+        for index in [DEFAULT]
+            .into_iter()
+            .chain(fixed.iter().copied())
+            .chain(variable)
+        {
+            // There is room for every register that can exist.
+            let _ = values.push((index, msr(index)));
+        }
+        Self { cap, values }
+    }
+
+    /// The value of register `index`; `None` if it does not exist.
+    #[must_use]
+    pub fn value(&self, index: u32) -> Option<u64> {
+        let found = self.values.iter().find(|(known, _)| *known == index);
+        found
+            .map(|(_, value)| *value)
+            .or((index == CAP).then_some(self.cap))
+    }
+
+    /// Writes `value` to register `index` of a processor with `width` physical-address bits; `false`
+    /// where WRMSR raises #GP(0).
+    pub fn write(&mut self, index: u32, value: u64, width: u8) -> bool {
+        let valid = is_valid_write(index, value, self.cap, width);
+        let place = self.values.iter_mut().find(|(known, _)| *known == index);
+        match place.filter(|_| valid) {
+            Some(place) => {
+                place.1 = value;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Whether the MTRRs are on.
+    #[must_use]
+    pub fn enabled(&self) -> bool {
+        self.value(DEFAULT)
+            .is_some_and(|control| control & ENABLE != 0)
+    }
+}
+
 /// Whether some processor has an MTRR of this index: writes to these must exit.
 #[must_use]
 pub fn is_mtrr(index: u32) -> bool {

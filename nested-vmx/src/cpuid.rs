@@ -35,6 +35,16 @@ const PCONFIG: u32 = 1 << 18;
 /// Leaf 7.1 EAX: FRED. Its state is not switched yet.
 const FRED: u32 = 1 << 17;
 
+/// Leaf 7 EDX: last branch records. They would go on recording in the visor.
+const BRANCH_RECORDS: u32 = 1 << 19;
+/// Leaf 6 EAX, with EDX: tables that the package writes to physical memory.
+const HARDWARE_FEEDBACK: u32 = 1 << 19;
+const THREAD_DIRECTOR: u32 = 1 << 23;
+/// Leaf 7.1 EAX: counters and PEBS of leaf 0x23.
+const PERFMON_EXTENSION: u32 = 1 << 8;
+/// Leaf 7.1 ECX: RDMSR and WRMSRNS with an index in the instruction have exits of their own.
+const MSR_IMMEDIATE: u32 = 1 << 5;
+
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_PKE: u64 = 1 << 22;
 
@@ -57,11 +67,18 @@ pub const fn filter(leaf: u32, subleaf: u32, raw: Answer, host_cr4: u64) -> Answ
             if host_cr4 & CR4_PKE != 0 {
                 out.ecx |= OSPKE;
             }
-            out.edx &= !(BRANCH_TRACKING | PCONFIG);
+            out.edx &= !(BRANCH_TRACKING | PCONFIG | BRANCH_RECORDS);
         }
-        (7, 1) => out.eax &= !FRED,
-        // Processor Trace, Key Locker, PCONFIG: the leaves of hidden features.
-        (0x14 | 0x19 | 0x1b, _) => {
+        (6, _) => {
+            out.eax &= !(HARDWARE_FEEDBACK | THREAD_DIRECTOR);
+            out.edx = 0;
+        }
+        (7, 1) => {
+            out.eax &= !(FRED | PERFMON_EXTENSION);
+            out.ecx &= !MSR_IMMEDIATE;
+        }
+        // Processor Trace, Key Locker, PCONFIG, last branch records, PEBS: the leaves of hidden features.
+        (0x14 | 0x19 | 0x1b | 0x1c | 0x23, _) => {
             out = Answer {
                 eax: 0,
                 ebx: 0,

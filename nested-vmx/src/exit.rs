@@ -203,6 +203,12 @@ impl Event {
     }
 }
 
+/// Whether an exit's interruption information names an NMI.
+#[must_use]
+pub const fn is_nmi(information: u32) -> bool {
+    information & (VALID | 7 << 8) == VALID | TYPE_NMI
+}
+
 /// What a fault of the host becomes when it hits while another event is being delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -181,6 +181,12 @@ fields! {
     ENTRY_INTERRUPTION: u32 = 0x4016;
     /// Its error code.
     ENTRY_ERROR_CODE: u32 = 0x4018;
+    /// Length of the instruction whose software event is injected.
+    ENTRY_INSTRUCTION_LENGTH: u32 = 0x401a;
+    /// With the next, which page faults the exception bitmap is about.
+    PAGE_FAULT_MASK: u32 = 0x4006;
+    /// See above.
+    PAGE_FAULT_MATCH: u32 = 0x4008;
     /// Secondary processor-based controls.
     SECONDARY_CONTROLS: u32 = 0x401e;
     /// Why the last VMX instruction failed.
@@ -191,6 +197,8 @@ fields! {
     EXIT_INTERRUPTION: u32 = 0x4404;
     /// The event that was being delivered when the exit happened.
     IDT_VECTORING: u32 = 0x4408;
+    /// Its error code.
+    IDT_VECTORING_CODE: u32 = 0x440a;
     /// Length in bytes of the instruction that caused the exit.
     EXIT_INSTRUCTION_LENGTH: u32 = 0x440c;
     /// Guest interruptibility state.

@@ -114,9 +114,9 @@ impl Access {
             (PCI_ADDRESS, Size::Dword) => Target::PciAddress,
             // From below as well: the processor splits such an access, and the bytes at the data
             // ports are a configuration access of their own.
-            (PCI_DATA..=0xcff, _) | (0xcfb, Size::Word) | (0xcf9..=0xcfb, Size::Dword) => {
-                Target::PciData
-            }
+            (PCI_DATA..=0xcff, _) => Target::PciData,
+            // The machine would split it, and the second half configures.
+            (0xcfb, Size::Word) | (0xcf9..=0xcfb, Size::Dword) => Target::Nothing,
             _ => Target::Machine,
         }
     }
@@ -131,6 +131,9 @@ pub enum Target {
     PciAddress,
     /// PCI configuration data at the address written last.
     PciData,
+    /// An access that reaches into the configuration data from below: writes are dropped, reads give
+    /// all ones.
+    Nothing,
     /// A narrower access that only touches one of these ports: the machine's own business.
     Machine,
 }

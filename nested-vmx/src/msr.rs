@@ -14,6 +14,9 @@ pub const APIC_BASE: u32 = 0x1b;
 /// IA32_FEATURE_CONTROL.
 pub const FEATURE_CONTROL: u32 = 0x3a;
 const MICROCODE_UPDATE: u32 = 0x79;
+const MISC_ENABLE: u32 = 0x1a0;
+/// Limits CPUID to leaf 3; switches no-execute pages off.
+const MISC_KEPT_OFF: u64 = 1 << 22 | 1 << 34;
 
 /// The rule for one register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +31,10 @@ enum Rule {
     ApicBase,
     /// Reads show VMX and SMX locked off; writes raise #GP as on a locked register.
     FeatureControl,
-    /// Read freely; writes are checked, and EPT01 follows.
+    /// Read freely; writes may not take away what the visor needs.
+    MiscEnable,
+    /// Answered from the host's own copy: the processor keeps what firmware set up, and EPT01 says
+    /// what the host wants.
     Mtrr,
 }
 
@@ -45,6 +51,7 @@ const RULES: &[(u32, u32, Rule)] = &[
     (0x150, 0x150, Rule::Absent),
     // IA32_PEBS_ENABLE, MSR_PEBS_DATA_CFG, IA32_DS_AREA: the debug store writes through linear addresses.
     (0x3f1, 0x3f2, Rule::ReadOnly),
+    (0x3f4, 0x3f5, Rule::Absent),
     (0x600, 0x600, Rule::ReadOnly),
     // VMX capabilities.
     (0x480, 0x493, Rule::Absent),
@@ -53,7 +60,16 @@ const RULES: &[(u32, u32, Rule)] = &[
     (0x570, 0x572, Rule::Absent),
     (0x580, 0x58f, Rule::Absent),
     // IA32_TME_*: memory-encryption keys by physical address.
-    (0x981, 0x983, Rule::ReadOnly),
+    (0x981, 0x984, Rule::ReadOnly),
+    (0x9ff, 0x9ff, Rule::ReadOnly),
+    // IA32_HW_FEEDBACK_*, IA32_THREAD_FEEDBACK_*: the package writes a table to a physical address.
+    (0x17d0, 0x17d4, Rule::Absent),
+    // IA32_LBR_CTL, IA32_LBR_DEPTH: they would record the visor's branches.
+    (0x14ce, 0x14cf, Rule::Absent),
+    // IA32_DEBUG_INTERFACE: silicon debugging.
+    (0xc80, 0xc80, Rule::ReadOnly),
+    // No-execute pages and the full range of CPUID leaves, on which the visor depends.
+    (MISC_ENABLE, MISC_ENABLE, Rule::MiscEnable),
     // IA32_COPY_LOCAL_TO_PLATFORM and back: Key Locker.
     (0xd91, 0xd92, Rule::Absent),
 ];
@@ -73,8 +89,10 @@ pub fn fill_bitmap(bitmap: &mut [u8; BITMAP_BYTES]) {
         for low in 0..0x2000_u32 {
             let (reads, writes) = match rule(base + low) {
                 None => (false, false),
-                Some(Rule::Absent | Rule::FeatureControl) => (true, true),
-                Some(Rule::ReadOnly | Rule::Ignored | Rule::ApicBase | Rule::Mtrr) => (false, true),
+                Some(Rule::Absent | Rule::FeatureControl | Rule::Mtrr) => (true, true),
+                Some(Rule::ReadOnly | Rule::Ignored | Rule::ApicBase | Rule::MiscEnable) => {
+                    (false, true)
+                }
             };
             let byte = usize::try_from(low / 8).unwrap_or(usize::MAX);
             let bit = 1_u8 << (low % 8);
@@ -97,6 +115,8 @@ pub enum Read {
         /// Bits set.
         set: u64,
     },
+    /// Show the host's own MTRR.
+    Mtrr,
     /// Raise #GP(0).
     Fault,
 }
@@ -106,8 +126,8 @@ pub enum Read {
 pub enum Write {
     /// Write the value to the processor.
     Perform,
-    /// Write it, then let EPT01's memory types follow.
-    PerformMtrr,
+    /// Write the host's own MTRR, if its value is valid, and let EPT01 follow.
+    Mtrr,
     /// Do nothing.
     Ignore,
     /// Raise #GP(0).
@@ -128,7 +148,8 @@ pub fn read(index: u32) -> Read {
             set: LOCKED,
         },
         Some(Rule::Absent) | None => Read::Fault,
-        Some(Rule::ReadOnly | Rule::Ignored | Rule::ApicBase | Rule::Mtrr) => {
+        Some(Rule::Mtrr) => Read::Mtrr,
+        Some(Rule::ReadOnly | Rule::Ignored | Rule::ApicBase | Rule::MiscEnable) => {
             Read::Masked { clear: 0, set: 0 }
         }
     }
@@ -143,10 +164,16 @@ const APIC_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 pub fn write(index: u32, value: u64, current: u64) -> Write {
     match rule(index) {
         Some(Rule::ApicBase) if (value ^ current) & APIC_ADDRESS == 0 => Write::Perform,
-        Some(Rule::Mtrr) => Write::PerformMtrr,
+        Some(Rule::MiscEnable) if value & MISC_KEPT_OFF == 0 => Write::Perform,
+        Some(Rule::Mtrr) => Write::Mtrr,
         Some(Rule::Ignored) => Write::Ignore,
-        Some(Rule::ApicBase | Rule::Absent | Rule::ReadOnly | Rule::FeatureControl) | None => {
-            Write::Fault
-        }
+        Some(
+            Rule::ApicBase
+            | Rule::MiscEnable
+            | Rule::Absent
+            | Rule::ReadOnly
+            | Rule::FeatureControl,
+        )
+        | None => Write::Fault,
     }
 }

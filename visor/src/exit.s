@@ -96,7 +96,7 @@ resume_window:
     jne 3f
 resume_window_last:
     vmresume
-    jmp {entry_failed}
+    call {entry_failed}
 3:  SAVE_GUEST
     call {on_late_nmi}
     jmp resume
@@ -107,7 +107,7 @@ vm_launch:
     mov rsp, rdi
     LOAD_REGISTERS
     vmlaunch
-    jmp {entry_failed}
+    call {entry_failed}
 
     # NMIs in VMX root mode: the host's, to be delivered at the next entry, unless the machine is
     # being stopped. Uses a stack of its own (IST 1).

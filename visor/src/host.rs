@@ -6,13 +6,15 @@
 
 use core::sync::atomic::Ordering;
 
+use boot::cmdline::Quirk;
 use nested_vmx::control::Primary;
 use nested_vmx::exit::{self, Event, Outcome, Reason};
 use nested_vmx::field::{
-    ENTRY_ERROR_CODE, ENTRY_INTERRUPTION, EXIT_INSTRUCTION_LENGTH, EXIT_QUALIFICATION, EXIT_REASON,
-    GUEST_ACTIVITY, GUEST_CR0, GUEST_CR4, GUEST_DEBUGCTL, GUEST_INTERRUPTIBILITY,
-    GUEST_PENDING_DEBUG, GUEST_PHYSICAL_ADDRESS, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, IDT_VECTORING,
-    PRIMARY_CONTROLS, Segment, Vmcs,
+    ENTRY_ERROR_CODE, ENTRY_INSTRUCTION_LENGTH, ENTRY_INTERRUPTION, EXIT_INSTRUCTION_LENGTH,
+    EXIT_INTERRUPTION, EXIT_QUALIFICATION, EXIT_REASON, GUEST_ACTIVITY, GUEST_CR0, GUEST_CR4,
+    GUEST_DEBUGCTL, GUEST_INTERRUPTIBILITY, GUEST_PENDING_DEBUG, GUEST_PHYSICAL_ADDRESS,
+    GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, IDT_VECTORING, IDT_VECTORING_CODE, PRIMARY_CONTROLS,
+    Segment, Vmcs,
 };
 use nested_vmx::state;
 use nested_vmx::{cpuid, cr, msr};
@@ -91,6 +93,7 @@ pub(crate) const GP0: Next = Next::Raise(Event::GeneralProtection(0));
 
 /// Called by `exit.s` for every exit.
 pub(crate) extern "C" fn on_exit(registers: &mut Registers) {
+    stop::check();
     let began = cpu::tsc();
     let cpu = PerCpu::current();
     let raw = Current.read(EXIT_REASON);
@@ -134,7 +137,11 @@ fn handle(cpu: &PerCpu, reason: Reason, registers: &mut Registers) -> Next {
         Reason::EptViolation => ept_violation(cpu),
         // Only NMIs exit: the exception bitmap is 0.
         Reason::ExceptionOrNmi => {
-            stop::check();
+            let information = Current.read(EXIT_INTERRUPTION);
+            assert!(
+                exit::is_nmi(information),
+                "exception {information:#x} exits"
+            );
             cpu::unblock_nmis();
             cpu.nmi_arrived.store(true, Ordering::Relaxed);
             Next::Stay
@@ -166,13 +173,26 @@ fn privilege_level() -> u32 {
     Current.read(Segment::Ss.fields().rights) >> 5 & 3
 }
 
+fn in_64_bit_code() -> bool {
+    Current.read(Segment::Cs.fields().rights) & 1 << 13 != 0
+}
+
+/// Whether all bits above the linear-address width are equal (SDM vol. 1, 3.3.7.1).
+fn is_canonical(address: u64, cr4: u64) -> bool {
+    const LA57: u64 = 1 << 12;
+    let upper = address >> if cr4 & LA57 != 0 { 56 } else { 47 };
+    upper == 0 || upper == u64::MAX >> if cr4 & LA57 != 0 { 56 } else { 47 }
+}
+
 /// Goes to the next instruction (SDM vol. 3, 29.2.5: an exit by instruction is fault-like).
 fn step() {
     let v = &mut Current;
     let length = u64::from(v.read(EXIT_INSTRUCTION_LENGTH));
     let mut rip = v.read(GUEST_RIP).wrapping_add(length);
-    if v.read(Segment::Cs.fields().rights) & 1 << 13 == 0 {
+    if !in_64_bit_code() {
         rip &= 0xffff_ffff;
+    } else if !is_canonical(rip, v.read(GUEST_CR4)) {
+        return inject(Event::GeneralProtection(0));
     }
     v.write(GUEST_RIP, rip);
     let interruptibility = v.read(GUEST_INTERRUPTIBILITY);
@@ -248,13 +268,18 @@ fn answer_cpuid(registers: &mut Registers) -> Next {
 
 fn read_msr(registers: &mut Registers) -> Next {
     let index = low(registers.rcx);
-    match msr::read(index) {
-        msr::Read::Masked { clear, set } => {
-            registers.set_pair(cpu::read_msr(index) & !clear | set);
-            Next::Step
+    let value = match msr::read(index) {
+        msr::Read::Masked { clear, set } => cpu::read_msr(index) & !clear | set,
+        msr::Read::Mtrr => {
+            match Machine::get().and_then(|machine| machine.tables.read_mtrr(index)) {
+                Some(value) => value,
+                None => return GP0,
+            }
         }
-        msr::Read::Fault => GP0,
-    }
+        msr::Read::Fault => return GP0,
+    };
+    registers.set_pair(value);
+    Next::Step
 }
 
 fn write_msr(cpu: &PerCpu, registers: &Registers) -> Next {
@@ -267,25 +292,17 @@ fn write_msr(cpu: &PerCpu, registers: &Registers) -> Next {
     } else {
         0
     };
-    let decision = msr::write(index, value, current);
-    match decision {
-        msr::Write::Perform | msr::Write::PerformMtrr => {
-            // SAFETY: the rules only let through registers on which the visor does not depend: the
-            // local APIC's mode, and memory types of the host.
-            if !unsafe { cpu::try_write_msr(index, value) } {
-                return GP0;
-            }
-            if decision == msr::Write::PerformMtrr {
-                machine.tables.follow_mtrrs(cpu.index.get());
-            }
-            Next::Step
-        }
-        msr::Write::Ignore => Next::Step,
+    let done = match msr::write(index, value, current) {
+        // SAFETY: the rules only let through registers on which the visor does not depend.
+        msr::Write::Perform => unsafe { cpu::try_write_msr(index, value) },
+        msr::Write::Mtrr => machine.tables.write_mtrr(cpu.index.get(), index, value),
+        msr::Write::Ignore => true,
         msr::Write::Fault => {
             events::record(cpu.index.get(), Audit::RefusedMsr(index));
-            GP0
+            false
         }
-    }
+    };
+    if done { Next::Step } else { GP0 }
 }
 
 struct HostRam;
@@ -299,9 +316,18 @@ impl cr::HostMemory for HostRam {
 fn control_register(registers: &Registers) -> Next {
     match cr::Access::decode(Current.read(EXIT_QUALIFICATION)) {
         cr::Access::WriteCr0(number) => {
-            match cr::write_cr0(&mut Current, &HostRam, registers.numbered(number)) {
+            let value = registers.numbered(number);
+            // Outside 64-bit code the upper half of a register means nothing.
+            let value = if in_64_bit_code() {
+                value
+            } else {
+                low(value).into()
+            };
+            match cr::write_cr0(&mut Current, &HostRam, value) {
                 Ok(cache) => {
                     cpu::set_cache_control(cache);
+                    // Switching paging off drops what is cached; a VM entry with a VPID does not.
+                    cpu::vmx::invept_all();
                     Next::Step
                 }
                 Err(cr::Fault) => GP0,
@@ -326,10 +352,29 @@ fn xsetbv(registers: &Registers) -> Next {
     Next::Step
 }
 
+/// Delivers at the coming entry the event whose delivery the exit cut short (SDM vol. 3, 29.2.4).
+fn deliver_again() {
+    let v = &mut Current;
+    let event = v.read(IDT_VECTORING);
+    if event & 1 << 31 != 0 {
+        // Bit 12 is undefined there and must be 0 here.
+        v.write(ENTRY_INTERRUPTION, event & !(1 << 12));
+        let code = v.read(IDT_VECTORING_CODE);
+        v.write(ENTRY_ERROR_CODE, code);
+        let length = v.read(EXIT_INSTRUCTION_LENGTH);
+        v.write(ENTRY_INSTRUCTION_LENGTH, length);
+    } else if v.read(EXIT_QUALIFICATION) & 1 << 12 != 0 {
+        // The exit undoes an IRET that had ended the blocking of NMIs.
+        let interruptibility = v.read(GUEST_INTERRUPTIBILITY);
+        v.write(GUEST_INTERRUPTIBILITY, interruptibility | 1 << 3);
+    }
+}
+
 fn ept_violation(cpu: &PerCpu) -> Next {
     let address = Current.read(GUEST_PHYSICAL_ADDRESS);
     if Machine::get().is_some_and(|machine| machine.tables.reaches(address)) {
         // Another processor was changing the tables.
+        deliver_again();
         return Next::Stay;
     }
     let [access, ..] = Current.read(EXIT_QUALIFICATION).to_le_bytes();
@@ -351,13 +396,10 @@ fn ept_violation(cpu: &PerCpu) -> Next {
 
 fn init(cpu: &PerCpu, registers: &mut Registers) -> Next {
     const BOOTSTRAP: u64 = 1 << 8;
-    if let Some(page) = cpu
-        .start_page
-        .get()
-        .filter(|_| Current.read(GUEST_RIP) == 0)
+    if Machine::get().is_some_and(|machine| machine.quirk == Quirk::BochsInit)
+        && let Some(page) = cpu.start_page.get()
+        && Current.read(GUEST_RIP) == 0
     {
-        // A processor that waits for SIPI discards INIT. Bochs 2.7 keeps it instead and raises it
-        // at every later entry.
         smp::leave_to_restart(cpu, page);
     }
     cpu.start_page.set(None);
@@ -369,6 +411,7 @@ fn init(cpu: &PerCpu, registers: &mut Registers) -> Next {
     }
     set_nmi_window(false);
     cpu.nmi_owed.set(false);
+    cpu.nmi_arrived.store(false, Ordering::Relaxed);
     Next::Stay
 }
 

@@ -40,6 +40,7 @@ pub(crate) fn handle(cpu: &PerCpu, registers: &mut Registers) -> Next {
             *address
         }
         Target::PciData => config_data(cpu, access, out),
+        Target::Nothing => u32::MAX,
         Target::Machine => pass(access, out),
     };
     if access.direction == Direction::In {

@@ -5,6 +5,7 @@
 )]
 
 use core::fmt;
+use core::sync::atomic::Ordering;
 
 use boot::acpi::{Madt, Processors, Root};
 use boot::cmdline::{self, Options};
@@ -18,7 +19,7 @@ use nested_vmx::{io, msr, state};
 use spin::{Mutex, MutexGuard};
 
 use crate::cpu::vmx::Current;
-use crate::cpu::{self, cpuid, size};
+use crate::cpu::{self, size};
 use crate::events::{self, Event};
 use crate::host::Registers;
 use crate::machine::Machine;
@@ -178,7 +179,7 @@ struct Plan {
 
 impl Plan {
     fn make(found: &mut Found, image: Image, controls: Controls) -> Self {
-        let [width, ..] = cpuid(0x8000_0008, 0).eax.to_le_bytes();
+        let width = vmcs::address_width();
         let processors = u32::try_from(found.processors.len().max(1)).unwrap_or(u32::MAX);
         let need = ept::reserve::Need {
             image: image.len(),
@@ -188,7 +189,7 @@ impl Plan {
             width,
         };
         let total = ept::reserve::size(&need).total();
-        let reservation = ept::reserve::place(total, &found.ram, &found.taken)
+        let reservation = ept::reserve::place(total, &paging::reachable(&found.ram), &found.taken)
             .unwrap_or_else(|| refuse(Refusal::NoRoom(total)));
         or_refuse(found.map.carve(reservation));
         let _ = found.taken.push(reservation);
@@ -246,19 +247,15 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
         io_bitmap_b: bitmaps[1],
         msr_bitmap: bitmaps[2],
         tables,
+        quirk: options.quirk,
         on_panic: options.panic,
     }
     .establish();
     log::debug!("{} KiB of the reservation are free", pool.left() >> 10);
     *POOL.lock() = pool;
     let cpu = join(machine, 0);
-    if plan.processors > 1 {
-        let first = machine.block(1);
-        smp::STACKS.store(
-            memory::linear(first.base()) + percpu::STACK_TOP,
-            core::sync::atomic::Ordering::Release,
-        );
-    }
+    let first_stack = memory::linear(machine.blocks.base()) + percpu::STACK_TOP;
+    smp::STACKS.store(first_stack, Ordering::Release);
     or_refuse(smp::start(plan.processors, root, plan.low));
     log::info!(
         "entering the host: processor {} of {}",

@@ -1,6 +1,6 @@
 //! What all processors share once the machine is set up.
 
-use boot::cmdline::OnPanic;
+use boot::cmdline::{OnPanic, Quirk};
 use ept::addr::{Frame, Span};
 use nested_vmx::capability::{Controls, RawCapabilities};
 use spin::Once;
@@ -29,6 +29,8 @@ pub(crate) struct Machine {
     pub(crate) msr_bitmap: Frame,
     /// Frame table and EPT01.
     pub(crate) tables: HostTables,
+    /// What the emulator needs.
+    pub(crate) quirk: Quirk,
     /// What a panic does in the end.
     pub(crate) on_panic: OnPanic,
 }
@@ -37,6 +39,10 @@ static MACHINE: Once<Machine> = Once::new();
 
 impl Machine {
     /// Sets up the one machine there is.
+    #[expect(
+        clippy::large_stack_frames,
+        reason = "runs once, on the boot stack of 64 KiB"
+    )]
     pub(crate) fn establish(self) -> &'static Self {
         MACHINE.call_once(|| self)
     }

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "page tables and the linker's symbols")]
 
 use ept::addr::{Frame, HUGE, LARGE, Span};
+use ept::list::List;
 use x86_64::registers::control::Cr3;
 use x86_64::structures::paging::{
     FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags, PhysFrame,
@@ -145,6 +146,16 @@ pub(crate) fn map_more() -> bool {
         memory::write_entry(table, index, address | HUGE_LEAF);
     }
     true
+}
+
+/// The pieces of `ram` that those tables reach, in the order given.
+pub(crate) fn reachable<const N: usize>(ram: &List<Span, N>) -> List<Span, N> {
+    let all = Span::sized(0, 512 << 30).unwrap_or_default();
+    let mut pieces = *ram;
+    for span in pieces.iter_mut() {
+        *span = span.intersect(all);
+    }
+    pieces
 }
 
 /// Copies the running image to physical `home` and goes on there, under the tables at `root`.

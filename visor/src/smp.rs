@@ -17,7 +17,7 @@ use crate::percpu::PerCpu;
 
 /// Physical address of the visor's page tables.
 pub(crate) static PAGE_TABLES: AtomicU64 = AtomicU64::new(0);
-/// Top of the first application processor's stack; the others follow by one block each.
+/// Top of the bootstrap processor's exit stack; the others' follow by one block each.
 pub(crate) static STACKS: AtomicU64 = AtomicU64::new(0);
 /// One more than the application processors that have started.
 pub(crate) static ARRIVALS: AtomicU32 = AtomicU32::new(1);
@@ -91,6 +91,8 @@ pub(crate) fn start(count: u32, root: Frame, low: Span) -> Result<(), StartError
         apic::wait(200);
     }
     await_ready(count - 1);
+    // Whatever else the broadcast has started shows up by now, too.
+    apic::wait(10_000);
     if ARRIVALS.load(Ordering::Acquire) > count {
         return Err(StartError::Unlisted);
     }
@@ -119,8 +121,8 @@ fn await_ready(count: u32) {
 }
 
 /// Leaves VMX, so that an INIT that would exit for ever is taken at last, and has the bootstrap
-/// processor start this one again; it then enters the host at `page`. Only an emulator needs this:
-/// see `host::init`.
+/// processor start this one again; it then enters the host at `page`. Only for the quirk
+/// `bochs-init`: on a real machine the host could take the processor meanwhile.
 pub(crate) fn leave_to_restart(cpu: &PerCpu, page: u8) -> ! {
     cpu.start_page.set(Some(page));
     while RESTART

@@ -22,6 +22,8 @@ pub(crate) struct HostTables {
 
 struct State {
     frames: FrameTable<'static>,
+    /// What the host has written, and what it means.
+    registers: mtrr::Registers,
     mtrrs: Mtrrs,
     ept: Ept01,
 }
@@ -75,7 +77,8 @@ impl HostTables {
         for span in claimed {
             frames.apply(span, Event::Claim).ok()?;
         }
-        let mtrrs = Mtrrs::read(width, read_msr);
+        let registers = mtrr::Registers::read(read_msr);
+        let mtrrs = Mtrrs::read(width, |index| registers.value(index).unwrap_or(0));
         let rules = Rules {
             frames: &frames,
             mtrrs: &mtrrs,
@@ -84,7 +87,12 @@ impl HostTables {
         let ept = Ept01::build(pool, &rules, ept01::end(width)).ok()?;
         let pointer = ept.pointer();
         Some(Self {
-            state: Mutex::new(State { frames, mtrrs, ept }),
+            state: Mutex::new(State {
+                frames,
+                registers,
+                mtrrs,
+                ept,
+            }),
             pointer,
             width,
         })
@@ -95,16 +103,26 @@ impl HostTables {
         self.pointer
     }
 
-    /// Lets EPT01 follow the MTRRs that this processor's host has just written. Under EPT the
-    /// processor ignores MTRRs, so EPT01 must say the same.
-    pub(crate) fn follow_mtrrs(&self, cpu: u32) {
-        const ENABLED: u64 = 1 << 11;
-        if read_msr(mtrr::DEFAULT) & ENABLED == 0 {
-            // In the middle of a change, with the caches off (SDM vol. 3, 13.11.8).
-            return;
-        }
+    /// The host's MTRR `index`; `None` if there is none.
+    pub(crate) fn read_mtrr(&self, index: u32) -> Option<u64> {
+        self.state.lock().registers.value(index)
+    }
+
+    /// Writes the host's MTRR `index` and lets EPT01 follow; `false` if there is none or it does not
+    /// take `value`. The processor's own MTRRs stay as firmware set them: they also rule how the
+    /// visor reaches its memory, while under EPT they do not count for the host's.
+    pub(crate) fn write_mtrr(&self, cpu: u32, index: u32, value: u64) -> bool {
         let mut state = self.state.lock();
-        let mtrrs = Mtrrs::read(self.width, read_msr);
+        if !state.registers.write(index, value, self.width) {
+            return false;
+        }
+        if !state.registers.enabled() {
+            // In the middle of a change, with the caches off (SDM vol. 3, 13.11.8).
+            return true;
+        }
+        let mtrrs = Mtrrs::read(self.width, |index| {
+            state.registers.value(index).unwrap_or(0)
+        });
         if mtrrs != state.mtrrs {
             state.mtrrs = mtrrs;
             let mut pool = POOL.lock();
@@ -117,6 +135,7 @@ impl HostTables {
             events::record(cpu, events::Event::MemoryTypes);
         }
         vmx::invept_all();
+        true
     }
 
     /// Whether the host may by now do what it was stopped from: another processor was changing the

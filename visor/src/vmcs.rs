@@ -141,6 +141,26 @@ fn set_control_registers(capabilities: &RawCapabilities) {
     unsafe { cpu::write_msr(PAT, VISOR_PAT) };
 }
 
+/// Number of physical-address bits that name memory. With memory encryption the topmost ones name a
+/// key: to the same memory, and past the host's limits.
+pub(crate) fn address_width() -> u8 {
+    const TME: u32 = 1 << 13;
+    const TME_ACTIVATE: u32 = 0x982;
+    const LOCKED_AND_ON: u64 = 0b11;
+    let [width, ..] = cpuid(0x8000_0008, 0).eax.to_le_bytes();
+    if cpuid(0, 0).eax < 7 || cpuid(7, 0).ecx & TME == 0 {
+        return width;
+    }
+    let [activate @ .., _, _, _] = read_msr(TME_ACTIVATE).to_le_bytes();
+    let [flags, _, _, _, key_bits] = activate;
+    let on = u64::from(flags) & LOCKED_AND_ON == LOCKED_AND_ON;
+    if on {
+        width.saturating_sub(key_bits & 15)
+    } else {
+        width
+    }
+}
+
 /// The memory-type table that firmware left: the host's to begin with.
 pub(crate) fn pat() -> u64 {
     read_msr(PAT)
@@ -156,6 +176,8 @@ pub(crate) fn prepare(cpu: &PerCpu, machine: &Machine, host_pat: u64) {
     v.write(f::EXIT_CONTROLS, controls.exit);
     v.write(f::ENTRY_CONTROLS, controls.entry);
     v.write(EXCEPTION_BITMAP, 0);
+    v.write(f::PAGE_FAULT_MASK, 0);
+    v.write(f::PAGE_FAULT_MATCH, 0);
     for count in [
         CR3_TARGET_COUNT,
         EXIT_MSR_STORE_COUNT,

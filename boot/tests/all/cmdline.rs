@@ -1,4 +1,4 @@
-use boot::cmdline::{CmdlineError, LogLevel, OnPanic, Options, Serial, WORDS, cook, parse};
+use boot::cmdline::{CmdlineError, LogLevel, OnPanic, Options, Quirk, Serial, WORDS, cook, parse};
 use proptest::prelude::*;
 
 #[test]
@@ -15,7 +15,8 @@ fn an_empty_line_gives_the_defaults() {
 
 #[test]
 fn every_word_does_what_it_says() {
-    let options = parse(b"log=debug serial=0x2f8,9600   panic=reset").expect("a good line");
+    let options =
+        parse(b"log=debug serial=0x2f8,9600   panic=reset quirk=bochs-init").expect("a good line");
     let serial = Serial::Port {
         port: 0x2f8,
         baud: 9600,
@@ -24,6 +25,7 @@ fn every_word_does_what_it_says() {
         log: LogLevel::Debug,
         serial,
         panic: OnPanic::Reset,
+        quirk: Quirk::BochsInit,
     };
     assert_eq!(options, expected);
 }

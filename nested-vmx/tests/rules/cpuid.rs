@@ -14,12 +14,20 @@ fn hidden(leaf: u32, subleaf: u32) -> Answer {
     let bits: Bits = match (leaf, subleaf) {
         // DTES64, VMX, SMX, DS-CPL; DS
         (1, _) => [&[], &[], &[2, 4, 5, 6], &[21]],
-        // PT; CET_SS, KL; CET_IBT, PCONFIG
-        (7, 0) => [&[], &[25], &[7, 23], &[18, 20]],
-        // FRED
-        (7, 1) => [&[17], &[], &[], &[]],
-        // PT, Key Locker, PCONFIG
-        (0x14 | 0x19 | 0x1b, _) => return ALL,
+        // Hardware feedback, Thread Director; what they report
+        (6, _) => {
+            return Answer {
+                eax: 1 << 19 | 1 << 23,
+                edx: u32::MAX,
+                ..Answer::default()
+            };
+        }
+        // PT; CET_SS, KL; PCONFIG, LBR, CET_IBT
+        (7, 0) => [&[], &[25], &[7, 23], &[18, 19, 20]],
+        // ArchPerfmonExt, FRED; MSR_IMM
+        (7, 1) => [&[8, 17], &[], &[5], &[]],
+        // PT, Key Locker, PCONFIG, LBR, ArchPerfmonExt
+        (0x14 | 0x19 | 0x1b | 0x1c | 0x23, _) => return ALL,
         _ => [&[], &[], &[], &[]],
     };
     let [eax, ebx, ecx, edx] = bits.map(|list| list.iter().fold(0, |sum, bit| sum | 1 << bit));

@@ -1,7 +1,9 @@
 //! Exit reasons, events, and what becomes of a fault while an event is being delivered.
 
 use nested_vmx::cr;
-use nested_vmx::exit::{COUNTED_REASONS, Event, Outcome, REASON_NAMES, Reason, fault_during};
+use nested_vmx::exit::{
+    COUNTED_REASONS, Event, Outcome, REASON_NAMES, Reason, fault_during, is_nmi,
+};
 use proptest::prelude::*;
 
 /// The rule by the reason's name in the manual (SDM vol. 3D, appendix C).
@@ -122,6 +124,17 @@ fn events_are_encoded_as_the_processor_wants_them() {
         (Event::DoubleFault, (information(1, 3, 8), 0)),
     ] {
         assert_eq!(event.encode(), expected);
+    }
+}
+
+#[test]
+fn an_nmi_is_known_by_its_type() {
+    for kind in 0..8 {
+        for rest in [0x0002, 0x1002, 0x000d, 0x08ff] {
+            let information = kind << 8 | rest;
+            assert_eq!(is_nmi(1 << 31 | information), kind == 2, "{information:#x}");
+            assert!(!is_nmi(information));
+        }
     }
 }
 

@@ -114,8 +114,8 @@ fn thirty_two_bits(t: &mut Vec<(u32, Row)>) {
         Some(f::PIN_CONTROLS),
         Some(f::PRIMARY_CONTROLS),
         Some(f::EXCEPTION_BITMAP),
-        None, // page-fault error-code mask
-        None, // page-fault error-code match
+        Some(f::PAGE_FAULT_MASK),
+        Some(f::PAGE_FAULT_MATCH),
         Some(f::CR3_TARGET_COUNT),
         Some(f::EXIT_CONTROLS),
         Some(f::EXIT_MSR_STORE_COUNT),
@@ -124,7 +124,7 @@ fn thirty_two_bits(t: &mut Vec<(u32, Row)>) {
         Some(f::ENTRY_MSR_LOAD_COUNT),
         Some(f::ENTRY_INTERRUPTION),
         Some(f::ENTRY_ERROR_CODE),
-        None, // entry instruction length
+        Some(f::ENTRY_INSTRUCTION_LENGTH),
         None, // TPR threshold
         Some(f::SECONDARY_CONTROLS),
     ];
@@ -135,7 +135,7 @@ fn thirty_two_bits(t: &mut Vec<(u32, Row)>) {
         Some(f::EXIT_INTERRUPTION),
         None, // its error code
         Some(f::IDT_VECTORING),
-        None, // its error code
+        Some(f::IDT_VECTORING_CODE),
         Some(f::EXIT_INSTRUCTION_LENGTH),
     ];
     rows(t, Type::ReadOnly, 0, &exit);

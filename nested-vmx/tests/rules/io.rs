@@ -63,7 +63,11 @@ fn by_bytes(port: u16, size: Size, bytes: u16) -> Target {
     let touched = (0..bytes).map(|byte| u32::from(port) + u32::from(byte));
     if touched.clone().any(|port| (0xcfc..=0xcff).contains(&port)) {
         // One byte is enough to write a register of the host bridge.
-        Target::PciData
+        if port < 0xcfc {
+            Target::Nothing
+        } else {
+            Target::PciData
+        }
     } else if (port, size) == (0xcf8, Size::Dword) {
         Target::PciAddress
     } else if (port, size) == (0xce0, Size::Dword) {

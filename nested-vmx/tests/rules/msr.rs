@@ -13,6 +13,7 @@ enum Kind {
     MicrocodeUpdate,
     ApicBase,
     FeatureControl,
+    MiscEnable,
     Mtrr,
 }
 
@@ -24,8 +25,11 @@ fn kind(index: u32) -> Kind {
         // SMM monitor; overclocking mailbox; VMX; Processor Trace; Key Locker
         0x9b | 0x150 | 0x480..=0x493 => Kind::Absent,
         0x560 | 0x561 | 0x570..=0x572 | 0x580..=0x58f | 0xd91 | 0xd92 => Kind::Absent,
-        // PEBS; debug store; memory encryption
-        0x3f1 | 0x3f2 | 0x600 | 0x981..=0x983 => Kind::ReadOnly,
+        // PEBS; last branch records; hardware feedback
+        0x3f4 | 0x3f5 | 0x14ce | 0x14cf | 0x17d0..=0x17d4 => Kind::Absent,
+        // PEBS; debug store; memory encryption; silicon debugging
+        0x3f1 | 0x3f2 | 0x600 | 0x981..=0x984 | 0x9ff | 0xc80 => Kind::ReadOnly,
+        0x1a0 => Kind::MiscEnable,
         // IA32_MTRRCAP, the variable ranges, IA32_MTRR_DEF_TYPE
         0xfe | 0x200..=0x24f | 0x2ff => Kind::Mtrr,
         // 64 KiB; 16 KiB; 4 KiB
@@ -54,7 +58,7 @@ fn exactly_the_accesses_with_a_rule_exit() {
     for (first, reads, writes) in RANGES {
         for low in 0..0x2000 {
             let kind = kind(first + low);
-            let read_exits = matches!(kind, Kind::Absent | Kind::FeatureControl);
+            let read_exits = matches!(kind, Kind::Absent | Kind::FeatureControl | Kind::Mtrr);
             assert_eq!(exits(&bitmap, reads, low), read_exits, "{:#x}", first + low);
             let write_exits = kind != Kind::Free;
             assert_eq!(
@@ -93,7 +97,8 @@ fn check_read(index: u32) {
             clear: 0xff06,
             set: 1,
         },
-        Kind::ReadOnly | Kind::MicrocodeUpdate | Kind::ApicBase | Kind::Mtrr => shown,
+        Kind::Mtrr => Read::Mtrr,
+        Kind::ReadOnly | Kind::MicrocodeUpdate | Kind::ApicBase | Kind::MiscEnable => shown,
     };
     assert_eq!(read(index), expected, "{index:#x}");
 }
@@ -106,7 +111,10 @@ fn check_write(index: u32, value: u64, current: u64) {
         Kind::MicrocodeUpdate => Write::Ignore,
         Kind::ApicBase if base(value) == base(current) => Write::Perform,
         Kind::ApicBase => Write::Fault,
-        Kind::Mtrr => Write::PerformMtrr,
+        // Limiting CPUID; no XD.
+        Kind::MiscEnable if value >> 22 & 1 == 0 && value >> 34 & 1 == 0 => Write::Perform,
+        Kind::MiscEnable => Write::Fault,
+        Kind::Mtrr => Write::Mtrr,
     };
     assert_eq!(write(index, value, current), expected, "{index:#x}");
 }
@@ -133,6 +141,15 @@ fn the_local_apic_changes_its_mode_but_not_its_place() {
 }
 
 #[test]
+fn no_execute_pages_and_the_leaves_of_cpuid_stay() {
+    for bit in 0..64 {
+        let lost = [22, 34].contains(&bit);
+        let expected = if lost { Write::Fault } else { Write::Perform };
+        assert_eq!(write(0x1a0, 1 << bit, 0), expected, "bit {bit}");
+    }
+}
+
+#[test]
 fn a_locked_feature_control_keeps_its_other_bits() {
     let Read::Masked { clear, set } = read(0x3a) else {
         panic!("IA32_FEATURE_CONTROL must be readable");
@@ -152,12 +169,13 @@ proptest! {
     }
 
     #[test]
-    fn the_value_of_a_write_only_matters_to_the_local_apic(
+    fn the_value_of_a_write_only_matters_to_two_registers(
         index in 0..0x2000_u32,
         value: u64,
         current: u64,
     ) {
         check_write(index, value, current);
         check_write(0x1b, value, current);
+        check_write(0x1a0, value, current);
     }
 }

@@ -70,12 +70,12 @@ enum Verdict {
 
 /// Boots the host of `scene` live; the verdict and a line about what was seen.
 fn play(scene: Scene, kit: &Kit) -> Result<(Verdict, String)> {
-    let payload = kit.payload(&Stack::on_visor(scene.host))?;
     println!("\n=== {}\n    {}\n", scene.title, scene.words);
     let machine = Machine {
         seconds: 600,
         ..Machine::default()
     };
+    let payload = kit.payload(&Stack::on_visor(scene.host), &machine)?;
     let dir = paths::target("demo")?.join(scene.name);
     let outcome = machine::boot(&machine, &payload, &dir, &mut Show::new(None))?;
     let serial = fs::read(&outcome.serial).context("cannot read the serial log")?;

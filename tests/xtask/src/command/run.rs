@@ -139,7 +139,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     };
     let mut show = Show::new(options.until.as_deref());
     let machine = options.machine.machine();
-    let outcome = machine::boot(&machine, &payload(options)?, &dir, &mut show)?;
+    let outcome = machine::boot(&machine, &payload(options, &machine)?, &dir, &mut show)?;
     eprintln!(
         "\nxtask: {}, after {} ms of processor time; logs in {}",
         outcome.end,
@@ -158,7 +158,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
-fn payload(options: &Options) -> Result<Payload> {
+fn payload(options: &Options, machine: &Machine) -> Result<Payload> {
     let kit = Kit::new();
     let mut images = match &options.host_kernel {
         Some(file) => vec![Image::new(absolute(file)?, &options.append)],
@@ -177,7 +177,7 @@ fn payload(options: &Options) -> Result<Payload> {
             Some(file) => absolute(file)?,
             None => kit.visor()?,
         };
-        let kernel = Image::new(visor, &options.visor_append);
+        let kernel = Image::new(visor, machine.visor_words(&options.visor_append));
         let modules = images;
         return Ok(Payload::Multiboot { kernel, modules });
     }

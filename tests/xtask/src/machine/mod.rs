@@ -96,6 +96,18 @@ impl Default for Machine {
     }
 }
 
+impl Machine {
+    /// The visor's command line here: `words`, and what this machine's emulator needs. Bochs 2.7
+    /// keeps an INIT pending that a waiting processor should discard.
+    pub(crate) fn visor_words(&self, words: &str) -> String {
+        if self.runner == Runner::Bochs && self.cpus > 1 {
+            format!("{words} quirk=bochs-init")
+        } else {
+            words.to_owned()
+        }
+    }
+}
+
 /// A file that is loaded, with the words that follow its name.
 #[derive(Clone, Debug)]
 pub(crate) struct Image {

@@ -6,8 +6,9 @@ use std::fs;
 
 use anyhow::Context;
 
-use super::{Boot, Host, Stack, Test};
-use crate::machine::{Cpu, End, Image, Loader, Machine, Runner};
+use super::{Boot, Host, Rig, Stack, Test};
+use crate::image::cpio;
+use crate::machine::{Cpu, End, Image, Loader, Machine, Runner, TripleFault};
 
 /// A Linux host that does `actions` and switches the machine off.
 fn small(actions: &str) -> Host {
@@ -47,6 +48,7 @@ fn reaches_userspace(stack: Stack) -> Boot {
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests = bare();
     tests.extend(hosts());
+    tests.extend(endings());
     tests.extend(refusals());
     tests.extend(loaders());
     tests
@@ -81,6 +83,66 @@ fn hosts() -> Vec<Test> {
             .on(|machine| machine.loader = Loader::Grub2)
             .test("boot/linux-by-multiboot2", 8),
     ]
+}
+
+/// Hosts that stop, start again, or start something else.
+fn endings() -> Vec<Test> {
+    let resets = |machine: &mut Machine| machine.triple_fault = TripleFault::Resets;
+    let twice = [
+        "visor: [info] version *",
+        "*init: rebooting*",
+        "visor: [info] version *",
+        "*init: second boot*",
+        "*init: done",
+    ];
+    let again = |words: &str| {
+        let boot = Boot::of(Stack::on_visor(small(words))).expect(&twice);
+        boot.on(resets).ends(End::PowerOff)
+    };
+    vec![
+        again("reboot").test("boot/linux-reboot", 10),
+        again("triple-fault reboot=t").test("boot/linux-triple-fault", 10),
+        Boot::of(Stack::on_visor(small("cpu-hotplug")))
+            .on(|machine| machine.cpus = 2)
+            .expect(&[
+                "*init: userspace reached*",
+                "*init: cpu1 offline, online now 0",
+                "*init: cpu1 online, online now 0-1",
+                "*init: done",
+            ])
+            .ends(End::PowerOff)
+            .test("boot/linux-cpu-hotplug", 10),
+        Boot::of(Stack::on_visor(small("devmem")))
+            .expect(&["*init: userspace reached*", "*init: done"])
+            .never("*devmem: *: succeeded*")
+            .ends(End::PowerOff)
+            .test("boot/linux-devmem", 6),
+        Test::new("boot/linux-kexec", 12, |rig| {
+            let host = Host::Files(kexec_files(rig)?);
+            let boot = Boot::of(Stack::on_visor(host)).expect(&[
+                "*init: userspace reached*",
+                "*init: kexec*",
+                "*init: userspace reached*",
+                "*init: done",
+            ]);
+            let boot = boot.on(|machine| machine.seconds = 300);
+            rig.check("run", &boot.ends(End::PowerOff)).map(drop)
+        }),
+    ]
+}
+
+/// The small kernel, which finds itself in its initramfs to start by kexec.
+fn kexec_files(rig: &Rig<'_>) -> anyhow::Result<Vec<Image>> {
+    let mut files = rig.kit.images(&small("kexec init.next="))?;
+    let mut archive = cpio::Archive::default();
+    let kernel = fs::read(rig.kit.small()?).context("cannot read the small kernel")?;
+    let _ = archive.program("kernel", &kernel)?;
+    let initrd = files.get_mut(1).context("there is no initramfs")?;
+    let mut both = fs::read(&initrd.file).context("cannot read the initramfs")?;
+    both.extend(archive.finish()?);
+    initrd.file = rig.dir.join("initramfs");
+    fs::write(&initrd.file, both).context("cannot write an initramfs")?;
+    Ok(files)
 }
 
 /// Machines and input that the visor cannot work with.

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use anyhow::{Error, Result};
 
 use crate::build::{self, Guests};
-use crate::machine::{Image, Payload};
+use crate::machine::{Image, Machine, Payload};
 use crate::packages;
 
 /// What every Linux host is told, bare or not: a serial console, nothing that waits, nothing that
@@ -157,10 +157,10 @@ impl Kit {
     }
 
     /// What the boot loader gets for `stack`.
-    pub(crate) fn payload(&self, stack: &Stack) -> Result<Payload> {
+    pub(crate) fn payload(&self, stack: &Stack, machine: &Machine) -> Result<Payload> {
         let images = self.images(&stack.host)?;
         if let Some(words) = &stack.visor {
-            let kernel = Image::new(self.visor()?, words);
+            let kernel = Image::new(self.visor()?, machine.visor_words(words));
             let modules = images;
             return Ok(Payload::Multiboot { kernel, modules });
         }
@@ -201,7 +201,9 @@ mod tests {
     fn the_first_file_of_a_bare_host_is_its_kernel() {
         let host = Host::Files(vec![Image::new("k", "words"), Image::new("i", "")]);
         let stack = Stack::bare(host);
-        let Payload::Multiboot { kernel, modules } = Kit::new().payload(&stack).unwrap() else {
+        let Payload::Multiboot { kernel, modules } =
+            Kit::new().payload(&stack, &Machine::default()).unwrap()
+        else {
             panic!("files are multiboot");
         };
         assert_eq!((kernel.words.as_str(), modules.len()), ("words", 1));

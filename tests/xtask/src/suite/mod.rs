@@ -4,6 +4,7 @@ mod boot;
 mod expect;
 mod kit;
 mod probes;
+mod same;
 mod schedule;
 
 use std::fmt;
@@ -64,6 +65,7 @@ impl Test {
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests = boot::tests();
     tests.extend(probes::tests());
+    tests.extend(same::tests());
     tests
 }
 
@@ -165,7 +167,7 @@ impl<'a> Rig<'a> {
     /// Boots once and checks what is expected; `label` tells several boots of one test apart.
     /// What the machine sent to its serial line.
     pub(crate) fn check(&self, label: &str, boot: &Boot) -> Result<String> {
-        let payload = self.kit.payload(&boot.0.stack)?;
+        let payload = self.kit.payload(&boot.0.stack, &boot.0.machine)?;
         let then = if boot.0.end.is_some() {
             Then::GoOn
         } else {

@@ -9,8 +9,10 @@ fn probe(words: &str) -> Boot {
 }
 
 fn passes(stack: Stack, words: &str) -> Boot {
-    // A word that is a number or has a `=` belongs to the test before it.
-    let is_test = |word: &&str| !word.contains('=') && !word.starts_with(|c: char| c.is_numeric());
+    // A number, a word with `=` and `x2apic` belong to the test before them.
+    let is_test = |word: &&str| {
+        !word.contains('=') && !word.starts_with(|c: char| c.is_numeric()) && *word != "x2apic"
+    };
     let lines: Vec<String> = words
         .split(' ')
         .filter(is_test)
@@ -57,9 +59,7 @@ fn on_visor() -> Vec<Test> {
         probe("apic-base").test("boot/apic-stays", 2),
         probe("nmi 1000").test("boot/nmis", 3),
         probe("interrupts 1000").test("boot/interrupts", 3),
-        probe("smp nmi 300 cpus=2")
-            .on(two_cpus)
-            .test("boot/smp", 8),
+        probe("smp nmi 300 cpus=2").on(two_cpus).test("boot/smp", 8),
         probe("smp x2apic").on(two_cpus).test("boot/smp-x2apic", 8),
         probe("stats exits").test("boot/status", 2),
     ];

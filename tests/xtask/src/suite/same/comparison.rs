@@ -1,0 +1,156 @@
+//! Two reports side by side: what differs, and which rule says why.
+
+use super::Holes;
+use super::report::{Report, SECTIONS, captures};
+use super::rules::{Need, RULES, Rule};
+
+/// What two reports have in common and what not.
+#[derive(Debug, Default)]
+pub(super) struct Comparison {
+    explained: Vec<Explained>,
+    /// What fails the test, a line each.
+    pub(super) wrong: Vec<String>,
+}
+
+/// A rule that applied, and the lines that it applied to.
+#[derive(Debug)]
+struct Explained {
+    rule: &'static Rule,
+    gone: Option<String>,
+    new: Vec<String>,
+}
+
+impl Comparison {
+    /// Compares all sections.
+    pub(super) fn of(bare: &Report, visor: &Report, holes: &Holes) -> Self {
+        let mut comparison = Self::default();
+        for name in SECTIONS {
+            comparison.section(name, bare.section(name), visor.section(name), holes);
+        }
+        comparison.required(bare, visor, holes);
+        comparison
+    }
+
+    /// Compares one section.
+    fn section(&mut self, name: &str, bare: &[String], visor: &[String], holes: &Holes) {
+        let (mut gone, mut new) = (without(bare, visor), without(visor, bare));
+        // The kernel's log follows the time at which parallel work gets done.
+        if name != "dmesg" && without(bare, &gone) != without(visor, &new) {
+            self.wrong
+                .push(format!("{name}: the same lines come in another order"));
+        }
+        for rule in RULES.iter().filter(|rule| rule.section == name) {
+            while let Some(explained) = apply(rule, &mut gone, &mut new, holes) {
+                self.explained.push(explained);
+            }
+        }
+        let lines = |sign, lines: Vec<String>| {
+            let line = move |line: String| format!("{name}: no rule explains: {sign} {line}");
+            lines.into_iter().map(line)
+        };
+        self.wrong.extend(lines('-', gone));
+        self.wrong.extend(lines('+', new));
+    }
+
+    /// Checks that what must differ does.
+    fn required(&mut self, bare: &Report, visor: &Report, holes: &Holes) {
+        for rule in RULES.iter().filter(|rule| rule.need == Need::Must) {
+            let seen = self
+                .explained
+                .iter()
+                .any(|one| std::ptr::eq(one.rule, rule));
+            let stays = |lines: &[String], pattern: &str| {
+                lines.iter().any(|line| captures(pattern, line).is_some())
+            };
+            let kept = rule.visor.is_empty() && stays(visor.section(rule.section), rule.bare);
+            let there = rule.bare.is_empty()
+                && rule
+                    .visor
+                    .iter()
+                    .any(|pattern| stays(bare.section(rule.section), &holes.fill(pattern, &[])));
+            if !seen || kept || there {
+                let (name, bare, visor) = (rule.section, rule.bare, rule.visor.join(" | "));
+                let why = rule.why;
+                self.wrong
+                    .push(format!("{name}: must differ: {bare} -> {visor}: {why}"));
+            }
+        }
+    }
+
+    /// The report for people: each difference under its reason.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::from("- the bare machine, + the machine on the visor\n");
+        let mut heading = ("", "");
+        for Explained { rule, gone, new } in &self.explained {
+            if heading.0 != rule.section {
+                text += &format!("\n== {}\n", rule.section);
+            }
+            if heading != (rule.section, rule.why) {
+                heading = (rule.section, rule.why);
+                text += &format!("{}:\n", rule.why);
+            }
+            let gone = gone.iter().map(|line| format!("  - {line}\n"));
+            let new = new.iter().map(|line| format!("  + {line}\n"));
+            text.extend(gone.chain(new));
+        }
+        if !self.wrong.is_empty() {
+            text += &format!("\n== wrong\n{}\n", self.wrong.join("\n"));
+        }
+        text
+    }
+}
+
+/// `lines` less one of them for each equal line of `others`.
+fn without(lines: &[String], others: &[String]) -> Vec<String> {
+    let mut others: Vec<&String> = others.iter().collect();
+    let is_left = |line: &&String| match others.iter().position(|other| other == line) {
+        Some(at) => {
+            let _ = others.swap_remove(at);
+            false
+        }
+        None => true,
+    };
+    lines.iter().filter(is_left).cloned().collect()
+}
+
+/// Takes the lines of one difference that `rule` explains out of `gone` and `new`.
+fn apply(
+    rule: &'static Rule,
+    gone: &mut Vec<String>,
+    new: &mut Vec<String>,
+    holes: &Holes,
+) -> Option<Explained> {
+    if rule.bare.is_empty() {
+        let new = take(rule, &[], new, holes)?;
+        return Some(Explained {
+            rule,
+            gone: None,
+            new,
+        });
+    }
+    let (at, found) = gone.iter().enumerate().find_map(|(at, line)| {
+        let texts = captures(rule.bare, line)?;
+        Some((at, take(rule, &texts, new, holes)?))
+    })?;
+    let gone = Some(gone.remove(at));
+    Some(Explained {
+        rule,
+        gone,
+        new: found,
+    })
+}
+
+/// Takes all lines that `rule` wants out of `new`, or none of them.
+fn take(rule: &Rule, texts: &[&str], new: &mut Vec<String>, holes: &Holes) -> Option<Vec<String>> {
+    let mut left = new.clone();
+    let mut found = Vec::new();
+    for pattern in rule.visor {
+        let pattern = holes.fill(pattern, texts);
+        let at = left
+            .iter()
+            .position(|line| captures(&pattern, line).is_some())?;
+        found.push(left.remove(at));
+    }
+    *new = left;
+    Some(found)
+}
