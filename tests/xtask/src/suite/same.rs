@@ -176,19 +176,224 @@ fn memory_lost(bare: &Report, visor: &Report, holes: &Holes) -> Result<()> {
 mod tests {
     use super::*;
 
+    const FLAGS: &str =
+        "vmx dts dtes64 ds_cpl pebs bts tpr_shadow vnmi flexpriority ept vpid ept_ad";
+
+    /// A report of the bare machine with all that rules require, and `cpus` processors.
+    fn bare(cpus: &[u32]) -> String {
+        let mut text = String::from("init: userspace reached tsc=1\n=== cpuinfo\n");
+        for cpu in cpus {
+            text += &format!("processor\t: {cpu}\nflags\t\t: fpu {FLAGS} sse\n");
+            text += "vmx flags\t: vnmi vid\nbogomips\t: 40.00\n\n";
+        }
+        let online = cpus.iter().map(u32::to_string).collect::<Vec<_>>();
+        text + "=== iomem\n\
+            00000000-00000fff : Reserved\n\
+            00001000-0009fbff : System RAM\n\
+            00100000-1fffdfff : System RAM\n  01000000-01800537 : Kernel code\n\
+            === online\n"
+            + &online.join("-")
+            + "\n\
+            === meminfo\nMemTotal:         499072 kB\nMemFree: 1 kB\n\
+            === mtrr\nreg00: base=0x080000000\n\
+            === pci\n0000:00:00.0 0x8086:0x1237 class 0x060000\n\
+            === dmesg\n\
+            <5>[    0.000000] Linux version 6.1\n\
+            <6>[    0.000000] Command line: BOOT_IMAGE=/a initrd=/b quiet x=y\n\
+            <6>[    0.000000] BIOS-e820: [mem 0x0000000000000000-0x000000000009fbff] usable\n\
+            <6>[    0.000000] BIOS-e820: [mem 0x0000000000100000-0x000000001fffdfff] usable\n\
+            <6>[    0.200000]   node   0: [mem 0x0000000000001000-0x000000000009efff]\n\
+            <6>[    0.200000]   node   0: [mem 0x0000000000100000-0x000000001fffdfff]\n\
+            <6>[    0.300000] Built 1 zonelists, mobility grouping on.  Total pages: 128766\n\
+            <5>[    0.300000] Kernel command line: BOOT_IMAGE=/a initrd=/b quiet x=y\n\
+            <6>[    0.400000] Memory: 4K/9K available (8K kernel code, 2K bss, 3K reserved, 0K cma)\n\
+            <6>[    0.500000] Performance Events: PEBS fmt0-, Haswell events.\n\
+            === end\n"
+    }
+
+    /// What [`bare`] becomes on a visor that keeps 4 MiB.
+    fn visor(cpus: &[u32]) -> String {
+        let mut text = bare(cpus);
+        for (old, new) in [
+            (format!("{FLAGS} "), ""),
+            ("vmx flags\t: vnmi vid\n".to_owned(), ""),
+            ("40.00".to_owned(), "39.99"),
+            ("499072".to_owned(), "494976"),
+            ("4K/9K".to_owned(), "3K/8K"),
+            ("BOOT_IMAGE=/a initrd=/b ".to_owned(), ""),
+            ("128766".to_owned(), "127449"),
+            ("PEBS fmt0-, ".to_owned(), ""),
+            ("0.500000".to_owned(), "0.612345"),
+        ] {
+            text = text.replace(&old, new);
+        }
+        for (old, new) in [
+            (
+                "00001000-0009fbff : System RAM\n00100000-1fffdfff : System RAM\n",
+                "00001000-0007cfff : System RAM\n0007d000-0007ffff : Reserved\n\
+                 00080000-0009fbff : System RAM\n00100000-1f9fffff : System RAM\n\
+                 1fa00000-1fdfffff : Reserved\n1fe00000-1fffdfff : System RAM\n",
+            ),
+            (
+                "0000-0x000000000009fbff] usable\n",
+                "0000-0x000000000007cfff] usable\n\
+                 BIOS-e820: [mem 0x000000000007d000-0x000000000007ffff] reserved\n\
+                 BIOS-e820: [mem 0x0000000000080000-0x000000000009fbff] usable\n",
+            ),
+            (
+                "0000-0x000000001fffdfff] usable\n",
+                "0000-0x000000001f9fffff] usable\n\
+                 BIOS-e820: [mem 0x000000001fa00000-0x000000001fdfffff] reserved\n\
+                 BIOS-e820: [mem 0x000000001fe00000-0x000000001fffdfff] usable\n",
+            ),
+            (
+                "1000-0x000000000009efff]\n",
+                "1000-0x000000000007cfff]\n  node   0: [mem 0x0000000000080000-0x000000000009efff]\n",
+            ),
+            (
+                "0000-0x000000001fffdfff]\n",
+                "0000-0x000000001f9fffff]\n  node   0: [mem 0x000000001fe00000-0x000000001fffdfff]\n",
+            ),
+        ] {
+            text = text.replace(old, new);
+        }
+        text + "stats: reservation.base 530579456\nstats: reservation.length 4194304\n"
+    }
+
+    /// What is wrong when the visor's report of one processor has `new` in place of `old`.
+    fn wrong(old: &str, new: &str) -> Vec<String> {
+        let text = visor(&[0]);
+        assert!(text.contains(old), "{old} is not in the text");
+        compare(&bare(&[0]), &text.replace(old, new), "0")
+            .unwrap()
+            .wrong
+    }
+
     #[test]
-    fn dev() {
-        let read = |name: &str| {
-            let file = std::env::var(name).unwrap();
-            String::from_utf8_lossy(&fs::read(file).unwrap()).replace('\r', "")
-        };
-        let c = compare(
-            &read("BARE"),
-            &read("VISOR"),
-            &std::env::var("ONLINE").unwrap(),
-        )
-        .unwrap();
-        println!("{}", c.text());
-        assert!(c.wrong.is_empty());
+    fn differences_that_rules_explain_are_told_with_their_reasons() {
+        let comparison = compare(&bare(&[0]), &visor(&[0]), "0").unwrap();
+        assert_eq!(comparison.wrong, Vec::<String>::new());
+        let text = comparison.text();
+        assert!(text.contains("VMX is hidden: the visor uses it:\n  - cpu 0: flags: vmx\n"));
+        assert!(text.contains("+ 1fa00000-1fdfffff : Reserved\n"));
+    }
+
+    #[test]
+    fn a_line_that_no_rule_explains_fails_in_every_section() {
+        for (old, new, expected) in [
+            (
+                " sse\n",
+                " sse avx\n",
+                "cpuinfo: no rule explains: + cpu 0: flags: avx",
+            ),
+            (
+                " sse\n",
+                "\n",
+                "cpuinfo: no rule explains: - cpu 0: flags: sse",
+            ),
+            (
+                "01800537",
+                "01800538",
+                "iomem: no rule explains: -   01000000-01800537 : Kernel code",
+            ),
+            (
+                "0x080000000",
+                "0x0c0000000",
+                "mtrr: no rule explains: - reg00: base=0x080000000",
+            ),
+            (
+                "0x1237",
+                "0x1238",
+                "pci: no rule explains: + 0000:00:00.0 0x8086:0x1238 class 0x060000",
+            ),
+            (
+                "Linux version",
+                "Linux Version",
+                "dmesg: no rule explains: - Linux version 6.1",
+            ),
+            (
+                "=== end",
+                "[Firmware Bug]: new\n=== end",
+                "dmesg: no rule explains: + [Firmware Bug]: new",
+            ),
+        ] {
+            let wrong = wrong(old, new);
+            assert!(
+                wrong.iter().any(|line| line == expected),
+                "{expected}: {wrong:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_map_that_is_wrong_by_a_page_fails() {
+        let wrong = wrong(
+            "1fe00000-1fffdfff : System RAM",
+            "1fe01000-1fffdfff : System RAM",
+        );
+        let line = "iomem: no rule explains: + 1fe01000-1fffdfff : System RAM";
+        assert!(wrong.iter().any(|wrong| wrong == line), "{wrong:?}");
+    }
+
+    #[test]
+    fn a_flag_that_must_be_hidden_fails_if_one_processor_shows_it() {
+        let text = visor(&[0, 1]);
+        assert_eq!(
+            compare(&bare(&[0, 1]), &text, "0-1").unwrap().wrong.len(),
+            0
+        );
+        let (first, second) = text.split_once("processor\t: 1").unwrap();
+        let text = format!(
+            "{first}processor\t: 1{}",
+            second.replacen("fpu", "fpu vmx", 1)
+        );
+        let wrong = compare(&bare(&[0, 1]), &text, "0-1").unwrap().wrong;
+        let line =
+            "cpuinfo: missing difference: - cpu *: flags: vmx: VMX is hidden: the visor uses it";
+        assert_eq!(wrong, [line]);
+    }
+
+    #[test]
+    fn a_machine_that_never_had_vmx_proves_nothing() {
+        let without = bare(&[0]).replace("fpu vmx ", "fpu ");
+        let wrong = compare(&without, &visor(&[0]), "0").unwrap().wrong;
+        assert!(
+            wrong
+                .iter()
+                .any(|line| line.starts_with("cpuinfo: missing difference: - cpu *: flags: vmx"))
+        );
+    }
+
+    #[test]
+    fn two_boots_without_the_visor_fail() {
+        let stats = "stats: reservation.base 530579456\nstats: reservation.length 4194304\n";
+        let error = compare(&bare(&[0]), &bare(&[0]), "0").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no line \"stats: reservation.base NUMBER\""
+        );
+        let error = compare(&bare(&[0]), &(bare(&[0]) + stats), "0").unwrap_err();
+        assert_eq!(error.to_string(), "no low memory is reserved");
+    }
+
+    #[test]
+    fn more_low_memory_than_is_said_fails() {
+        let text = visor(&[0])
+            .replace("7d000", "7c000")
+            .replace("7cfff", "7bfff");
+        let error = compare(&bare(&[0]), &text, "0").unwrap_err();
+        assert_eq!(error.to_string(), "16384 bytes of low memory are reserved");
+    }
+
+    #[test]
+    fn memory_that_is_lost_without_a_reason_fails() {
+        let line = "the host lost 6096 KiB of memory to a visor that keeps 4096 KiB";
+        assert_eq!(wrong("494976", "492976"), [line]);
+    }
+
+    #[test]
+    fn a_processor_that_stays_offline_on_both_sides_fails() {
+        let wrong = compare(&bare(&[0]), &visor(&[0]), "0-1").unwrap().wrong;
+        assert_eq!(wrong.len(), 2, "{wrong:?}");
     }
 }

@@ -69,10 +69,13 @@ impl Comparison {
                     .iter()
                     .any(|pattern| stays(bare.section(rule.section), &holes.fill(pattern, &[])));
             if !seen || kept || there {
-                let (name, bare, visor) = (rule.section, rule.bare, rule.visor.join(" | "));
-                let why = rule.why;
+                let Rule { section, why, .. } = rule;
+                let gone = std::iter::once(rule.bare).filter(|line| !line.is_empty());
+                let gone = gone.map(|line| format!("- {line}"));
+                let new = rule.visor.iter().map(|line| format!("+ {line}"));
+                let lines = gone.chain(new).collect::<Vec<_>>().join(" ");
                 self.wrong
-                    .push(format!("{name}: must differ: {bare} -> {visor}: {why}"));
+                    .push(format!("{section}: missing difference: {lines}: {why}"));
             }
         }
     }
@@ -153,4 +156,70 @@ fn take(rule: &Rule, texts: &[&str], new: &mut Vec<String>, holes: &Holes) -> Op
     }
     *new = left;
     Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::same::Kept;
+
+    const HOLES: Holes = Holes {
+        low: Kept {
+            first: 0x7000,
+            length: 0x3000,
+        },
+        top: Kept {
+            first: 0x20_0000,
+            length: 0x20_0000,
+        },
+    };
+
+    fn owned(lines: &[&str]) -> Vec<String> {
+        lines.iter().map(|line| (*line).to_owned()).collect()
+    }
+
+    fn wrong(section: &str, bare: &[&str], visor: &[&str]) -> Vec<String> {
+        let mut comparison = Comparison::default();
+        comparison.section(section, &owned(bare), &owned(visor), &HOLES);
+        comparison.wrong
+    }
+
+    #[test]
+    fn lines_in_another_order_fail_except_in_the_log() {
+        let order = "pci: the same lines come in another order";
+        assert_eq!(wrong("pci", &["a", "b"], &["b", "a"]), [order]);
+        assert_eq!(wrong("pci", &["a", "b"], &["a", "b"]), owned(&[]));
+        assert_eq!(wrong("dmesg", &["a", "b"], &["b", "a"]), owned(&[]));
+    }
+
+    #[test]
+    fn a_line_that_comes_once_more_fails() {
+        let line = "dmesg: no rule explains: + a";
+        assert_eq!(wrong("dmesg", &["a"], &["a", "a"]), [line]);
+    }
+
+    #[test]
+    fn a_rule_takes_all_of_its_lines_or_none() {
+        let bare = ["00100000-003fdfff : System RAM"];
+        let two = [
+            "00100000-001fffff : System RAM",
+            "00200000-003fffff : Reserved",
+        ];
+        assert_eq!(wrong("iomem", &bare, &two).len(), 3);
+    }
+
+    #[test]
+    fn a_rule_of_another_section_explains_nothing() {
+        let line = "pci: no rule explains: - cpu 0: flags: vmx";
+        assert_eq!(wrong("pci", &["cpu 0: flags: vmx"], &[]), [line]);
+    }
+
+    #[test]
+    fn every_rule_is_about_some_line_of_a_known_section() {
+        for rule in RULES {
+            assert!(SECTIONS.contains(&rule.section), "{rule:?}");
+            assert!(!(rule.bare.is_empty() && rule.visor.is_empty()), "{rule:?}");
+            assert!(!rule.why.is_empty(), "{rule:?}");
+        }
+    }
 }

@@ -99,3 +99,46 @@ pub(super) fn captures<'a>(pattern: &str, line: &'a str) -> Option<Vec<&'a str>>
     }
     rest.is_empty().then_some(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(name: &str, text: &str) -> Vec<String> {
+        plain(name, text.lines())
+    }
+
+    #[test]
+    fn stars_give_the_text_that_they_stand_for() {
+        assert_eq!(captures("a*b*", "a1b2"), Some(vec!["1", "2"]));
+        assert_eq!(captures("*", ""), Some(vec![""]));
+        assert_eq!(captures("a", "a"), Some(vec![]));
+        assert_eq!((captures("a", "ab"), captures("a*b", "a1")), (None, None));
+    }
+
+    #[test]
+    fn long_lines_of_a_processor_are_split_into_words() {
+        let text = "processor\t: 1\ncpu MHz\t\t: 20.0\nflags\t\t: fpu vmx\n\n";
+        let expected = ["cpu 1: processor: 1", "cpu 1: cpu MHz: 20.0"];
+        let words = ["cpu 1: flags: fpu", "cpu 1: flags: vmx"];
+        assert_eq!(lines("cpuinfo", text), [expected, words].concat());
+    }
+
+    #[test]
+    fn a_log_line_loses_its_level_and_time_only() {
+        let text = "<6>[    0.621155] [mem 0x2-0xf] available\n<7>[    1.0]   deep\nraw [1] line";
+        let expected = ["[mem 0x2-0xf] available", "  deep", "raw [1] line"];
+        assert_eq!(lines("dmesg", text), expected);
+    }
+
+    #[test]
+    fn a_report_with_an_empty_section_is_none() {
+        let text: String = SECTIONS
+            .map(|name| format!("=== {name}\nMemTotal: 1 kB: 2\n"))
+            .concat();
+        assert!(Report::of(&format!("{text}=== end\n")).is_ok());
+        let error = Report::of(&text.replace("=== pci\nMemTotal: 1 kB: 2\n", "=== pci\n"));
+        let line = "the report has no section pci, or an empty one";
+        assert_eq!(error.unwrap_err().to_string(), line);
+    }
+}
