@@ -112,10 +112,9 @@ impl Access {
         match (self.port, self.size) {
             (CONTROL_PORT, Size::Dword) => Target::Control,
             (PCI_ADDRESS, Size::Dword) => Target::PciAddress,
-            // From below as well: the processor splits such an access, and the bytes at the data
-            // ports are a configuration access of their own.
             (PCI_DATA..=0xcff, _) => Target::PciData,
-            // The machine would split it, and the second half configures.
+            // The processor splits such an access, and the bytes at the data ports are a
+            // configuration access of their own.
             (0xcfb, Size::Word) | (0xcf9..=0xcfb, Size::Dword) => Target::Nothing,
             _ => Target::Machine,
         }
