@@ -177,3 +177,27 @@ pub fn write(index: u32, value: u64, current: u64) -> Write {
         | None => Write::Fault,
     }
 }
+
+/// What IA32_FEATURE_CONTROL says about VMX (SDM vol. 3, 25.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// VMX may be used.
+    Granted,
+    /// Firmware left the question open: this value, written, grants it for good.
+    Open(u64),
+    /// Firmware has locked VMX off.
+    LockedOff,
+}
+
+/// Reads the permission from the register's value.
+#[must_use]
+pub const fn vmx_permission(value: u64) -> Permission {
+    const OUTSIDE_SMX: u64 = 1 << 2;
+    if value & LOCKED == 0 {
+        Permission::Open(value | LOCKED | OUTSIDE_SMX)
+    } else if value & OUTSIDE_SMX == 0 {
+        Permission::LockedOff
+    } else {
+        Permission::Granted
+    }
+}

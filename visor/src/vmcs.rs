@@ -10,7 +10,7 @@ use nested_vmx::field::{
     self as f, CR3_TARGET_COUNT, ENTRY_MSR_LOAD_COUNT, EXCEPTION_BITMAP, EXIT_MSR_LOAD_COUNT,
     EXIT_MSR_STORE_COUNT, VMCS_LINK_POINTER, Vmcs,
 };
-use nested_vmx::msr::FEATURE_CONTROL;
+use nested_vmx::msr::{FEATURE_CONTROL, Permission, vmx_permission};
 use x86_64::registers::control::{Cr0, Cr3, Cr4, Cr4Flags};
 
 use crate::cpu::vmx::{self, Current, VmxError};
@@ -26,8 +26,6 @@ const EFER: u32 = 0xc000_0080;
 const VISOR_PAT: u64 = 0x0007_0406_0007_0406;
 /// VMX_BASIC bit 55: the TRUE capability MSRs exist.
 const TRUE_CONTROLS: u64 = 1 << 55;
-const LOCKED: u64 = 1;
-const OUTSIDE_SMX: u64 = 1 << 2;
 
 /// Why a processor cannot run the visor.
 #[derive(Clone, Copy, Debug)]
@@ -55,14 +53,15 @@ pub(crate) fn enable() -> Result<(), NoVmx> {
     if cpuid(1, 0).ecx & 1 << 5 == 0 {
         return Err(NoVmx::Absent);
     }
-    let value = read_msr(FEATURE_CONTROL);
-    if value & LOCKED == 0 {
-        // SAFETY: the register exists with VMX, is unlocked, and these bits are defined.
-        unsafe { cpu::write_msr(FEATURE_CONTROL, value | LOCKED | OUTSIDE_SMX) }
-    } else if value & OUTSIDE_SMX == 0 {
-        return Err(NoVmx::LockedOff);
+    match vmx_permission(read_msr(FEATURE_CONTROL)) {
+        Permission::Granted => Ok(()),
+        Permission::Open(value) => {
+            // SAFETY: the register exists with VMX, is unlocked, and takes these bits.
+            unsafe { cpu::write_msr(FEATURE_CONTROL, value) };
+            Ok(())
+        }
+        Permission::LockedOff => Err(NoVmx::LockedOff),
     }
-    Ok(())
 }
 
 /// Reads the capability MSRs that exist on this processor.

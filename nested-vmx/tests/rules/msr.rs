@@ -179,3 +179,19 @@ proptest! {
         check_write(0x1a0, value, current);
     }
 }
+
+#[test]
+fn vmx_is_used_only_where_firmware_allows_it() {
+    use nested_vmx::msr::{Permission, vmx_permission};
+    for (value, permission) in [
+        (0b000, Permission::Open(0b101)),
+        (0b100, Permission::Open(0b101)),
+        (1 << 20, Permission::Open(1 << 20 | 0b101)),
+        (0b001, Permission::LockedOff),
+        (0b011, Permission::LockedOff),
+        (0b101, Permission::Granted),
+        (0b111, Permission::Granted),
+    ] {
+        assert_eq!(vmx_permission(value), permission, "{value:#b}");
+    }
+}

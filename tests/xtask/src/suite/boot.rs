@@ -165,6 +165,21 @@ fn refusals() -> Vec<Test> {
         Boot::of(Stack::on_visor(Host::Files(Vec::new())))
             .refuses("*no host kernel: give it as the first module*")
             .test("boot/refuses-no-host", 1),
+        Boot::of(Stack::on_visor(Host::Probe("stats".to_owned())))
+            .on(|machine| machine.memory_mib = 6)
+            .refuses("too little memory: no * MiB of RAM in one piece")
+            .test("boot/refuses-too-little-memory", 1),
+        Test::new("boot/refuses-huge-initramfs", 4, |rig| {
+            let mut files = rig.kit.images(&small(""))?;
+            let initrd = files.get_mut(1).context("there is no initramfs")?;
+            initrd.file = rig.dir.join("initramfs");
+            let file = fs::File::create(&initrd.file).context("cannot write an initramfs")?;
+            file.set_len(40 << 20).context("cannot extend the initramfs")?;
+            let boot = Boot::attack(Stack::on_visor(Host::Files(files)))
+                .on(|machine| machine.memory_mib = 64)
+                .expect(&["loader: [error] *"]);
+            rig.check("run", &boot).map(drop)
+        }),
         Test::new("boot/refuses-corrupt-host", 1, |rig| {
             let file = rig.dir.join("host");
             fs::write(&file, "no kernel\n".repeat(1_000)).context("cannot write a corrupt host")?;
