@@ -162,8 +162,6 @@ pub enum AcpiError {
     BadEntry(Signature, usize),
     /// A table lists more than there is room for.
     TooMany(Signature),
-    /// Two enabled processors have the same local-APIC id.
-    SameProcessor(ApicId),
     /// No processor is enabled.
     NoProcessor,
 }
@@ -181,7 +179,6 @@ impl fmt::Display for AcpiError {
             Self::BadChecksum(signature) => write!(f, "checksum of {signature} is wrong"),
             Self::BadEntry(signature, at) => write!(f, "{signature} is broken at offset {at:#x}"),
             Self::TooMany(signature) => write!(f, "{signature} lists more than there is room for"),
-            Self::SameProcessor(ApicId(id)) => write!(f, "two processors have the APIC id {id:#x}"),
             Self::NoProcessor => f.write_str("no processor is enabled"),
         }
     }

@@ -66,17 +66,18 @@ impl<'m> Madt<'m> {
     }
 
     /// Fills `ids`, which is empty, with the local-APIC ids of the enabled processors in the
-    /// table's order. One that could be enabled later is not among them.
+    /// table's order, each once: some firmware lists one processor as APIC and as x2APIC. One that
+    /// could be enabled later is not among them.
     ///
     /// # Errors
-    /// [`AcpiError`] for a broken entry, an id given twice, too many processors or none.
+    /// [`AcpiError`] for a broken entry, too many processors or none.
     pub fn processors(self, ids: &mut Processors) -> Result<(), AcpiError> {
         for entry in self.entries() {
             let Some(id) = entry?.processor()? else {
                 continue;
             };
             if ids.contains(&id) {
-                return Err(AcpiError::SameProcessor(id));
+                continue;
             }
             let pushed = ids.push(id);
             pushed.map_err(|_| AcpiError::TooMany(Signature::MADT))?;
