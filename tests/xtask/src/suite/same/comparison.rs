@@ -27,7 +27,7 @@ impl Comparison {
         for name in SECTIONS {
             comparison.section(name, bare.section(name), visor.section(name), holes);
         }
-        comparison.required(bare, visor, holes);
+        comparison.required(visor);
         comparison
     }
 
@@ -52,28 +52,17 @@ impl Comparison {
         self.wrong.extend(lines('+', new));
     }
 
-    /// Checks that what must differ does.
-    fn required(&mut self, bare: &Report, visor: &Report, holes: &Holes) {
+    /// Checks that what must differ does, and that what must be gone is gone for every processor.
+    fn required(&mut self, visor: &Report) {
         for rule in RULES.iter().filter(|rule| rule.need == Need::Must) {
-            let seen = self
-                .explained
-                .iter()
-                .any(|one| std::ptr::eq(one.rule, rule));
-            let stays = |lines: &[String], pattern: &str| {
-                lines.iter().any(|line| captures(pattern, line).is_some())
-            };
-            let kept = rule.visor.is_empty() && stays(visor.section(rule.section), rule.bare);
-            let there = rule.bare.is_empty()
-                && rule
-                    .visor
-                    .iter()
-                    .any(|pattern| stays(bare.section(rule.section), &holes.fill(pattern, &[])));
-            if !seen || kept || there {
-                let Rule { section, why, .. } = rule;
-                let gone = std::iter::once(rule.bare).filter(|line| !line.is_empty());
-                let gone = gone.map(|line| format!("- {line}"));
-                let new = rule.visor.iter().map(|line| format!("+ {line}"));
-                let lines = gone.chain(new).collect::<Vec<_>>().join(" ");
+            let mut explained = self.explained.iter();
+            let seen = explained.any(|one| std::ptr::eq(one.rule, rule));
+            let is_bare = |line: &String| captures(rule.bare, line).is_some();
+            let stays = rule.visor.is_empty() && visor.section(rule.section).iter().any(is_bare);
+            if !seen || stays {
+                let (section, why) = (rule.section, rule.why);
+                let new = rule.visor.iter().map(|line| format!(" + {line}"));
+                let lines = format!("- {}{}", rule.bare, new.collect::<String>());
                 self.wrong
                     .push(format!("{section}: missing difference: {lines}: {why}"));
             }
@@ -219,6 +208,7 @@ mod tests {
         for rule in RULES {
             assert!(SECTIONS.contains(&rule.section), "{rule:?}");
             assert!(!(rule.bare.is_empty() && rule.visor.is_empty()), "{rule:?}");
+            assert!(rule.need == Need::May || !rule.bare.is_empty(), "{rule:?}");
             assert!(!rule.why.is_empty(), "{rule:?}");
         }
     }

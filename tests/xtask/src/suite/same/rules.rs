@@ -16,7 +16,7 @@ pub(super) struct Rule {
 /// Whether a rule has to apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
-    /// It applies, and nothing of what it says is gone or new is on the other side as well.
+    /// It applies, and what it says is gone is gone altogether.
     Must,
     /// It applies or not, with the kernel, the machine and the time.
     May,
