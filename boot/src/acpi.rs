@@ -98,9 +98,7 @@ fn read(memory: &dyn Memory, signature: Signature, address: u64) -> Result<&[u8]
     let table = memory::bytes(memory, address, len.ok_or(unreadable)?.into());
     let table = table.ok_or(unreadable)?;
     let intact = sum(table) == 0;
-    intact
-        .then_some(table)
-        .ok_or(AcpiError::BadChecksum(signature))
+    intact.then_some(table).ok_or(AcpiError::BadChecksum(signature))
 }
 
 /// Sum of all bytes, which is 0 over anything that carries an ACPI checksum.

@@ -176,11 +176,7 @@ pub fn parse(text: &[u8]) -> Result<Options, CmdlineError<'_>> {
         if WORDS.iter().all(|known| known.name != name) {
             return Err(CmdlineError::UnknownWord(word));
         }
-        if words
-            .clone()
-            .take(place)
-            .any(|earlier| halves(earlier).0 == name)
-        {
+        if words.clone().take(place).any(|earlier| halves(earlier).0 == name) {
             return Err(CmdlineError::Repeated(word));
         }
         apply(&mut options, name, value).ok_or(CmdlineError::BadValue(word))?;
@@ -201,16 +197,12 @@ fn halves(word: &str) -> (&str, &str) {
 #[must_use]
 pub fn cook<'a>(raw: &'a [u8], loader_name: &[u8]) -> &'a [u8] {
     let line = raw.trim_ascii_start();
-    let mut names = loader_name
-        .windows(6)
-        .filter(|name| name.starts_with(b"GRUB "));
+    let mut names = loader_name.windows(6).filter(|name| name.starts_with(b"GRUB "));
     if names.next().is_some_and(|name| !name.ends_with(b"0")) {
         return line;
     }
     let end = line.iter().position(|&byte| byte == b' ');
-    end.and_then(|end| line.get(end..))
-        .unwrap_or_default()
-        .trim_ascii_start()
+    end.and_then(|end| line.get(end..)).unwrap_or_default().trim_ascii_start()
 }
 
 /// What is wrong with the command line, with the word in question.

@@ -44,9 +44,7 @@ impl<'m> Descriptor<'m> {
             *field = u64::from_le_bytes(*bytes);
         }
         let [kind, base, _, pages, _] = fields;
-        let span = pages
-            .checked_mul(PAGE)
-            .and_then(|len| Span::sized(base, len));
+        let span = pages.checked_mul(PAGE).and_then(|len| Span::sized(base, len));
         let span = span.filter(|_| base.is_multiple_of(PAGE));
         let span = span.ok_or(MapError::BadEntry(base))?;
         if kind & TYPE == UNACCEPTED {
@@ -108,9 +106,7 @@ impl<'m> EfiMap<'m> {
         if len < DEFINED || !len.is_multiple_of(8) || !bytes.len().is_multiple_of(len) {
             return Err(bad);
         }
-        bytes
-            .chunks_exact(len)
-            .try_for_each(|bytes| Descriptor::parse(bytes).map(|_| ()))?;
+        bytes.chunks_exact(len).try_for_each(|bytes| Descriptor::parse(bytes).map(|_| ()))?;
         Ok(Self { bytes, size })
     }
 
@@ -122,9 +118,7 @@ impl<'m> EfiMap<'m> {
 
     fn descriptors(self) -> impl Iterator<Item = Descriptor<'m>> + Clone {
         let len = usize::try_from(self.size).unwrap_or(DEFINED);
-        self.bytes
-            .chunks_exact(len)
-            .filter_map(|bytes| Descriptor::parse(bytes).ok())
+        self.bytes.chunks_exact(len).filter_map(|bytes| Descriptor::parse(bytes).ok())
     }
 
     /// Adds its entries to `map`.
@@ -132,34 +126,34 @@ impl<'m> EfiMap<'m> {
     /// # Errors
     /// [`MapError::Full`].
     pub fn load(self, map: &mut MemoryMap) -> Result<(), MapError> {
-        self.descriptors()
-            .try_for_each(|entry| map.paint(entry.span, entry.e820()))
+        self.descriptors().try_for_each(|entry| map.paint(entry.span, entry.e820()))
     }
 
     /// Memory of EFI boot services. It is RAM, but some firmware still uses it until the host has
     /// called `SetVirtualAddressMap`, so the visor should not move in there.
     pub fn boot_services(self) -> impl Iterator<Item = Span> + Clone + use<'m> {
-        let theirs = self
-            .descriptors()
-            .filter(|entry| matches!(entry.fields[0] & TYPE, 3 | 4));
+        let theirs = self.descriptors().filter(|entry| matches!(entry.fields[0] & TYPE, 3 | 4));
         theirs.map(|entry| entry.span)
     }
 
-    /// Gives `sink` the map piece by piece, with the pages of `span` reserved.
+    /// Gives `sink` the map piece by piece, with the pages of `spans`, in ascending order, reserved.
     ///
     /// # Errors
     /// Those of `sink`.
     pub fn carve<E>(
         self,
-        span: Span,
+        spans: &[Span],
         sink: &mut impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let span = span.grow_to(PAGE);
         for entry in self.descriptors() {
-            let below = Span::new(0, span.start()).unwrap_or_default();
-            let above = Span::new(span.end(), PHYSICAL_END).unwrap_or_default();
-            entry.emit(below, sink)?;
-            entry.reserved().emit(span, sink)?;
+            let mut done = 0;
+            for span in spans.iter().map(|span| span.grow_to(PAGE)) {
+                let below = Span::new(done, span.start()).unwrap_or_default();
+                entry.emit(below, sink)?;
+                entry.reserved().emit(span, sink)?;
+                done = span.end();
+            }
+            let above = Span::new(done, PHYSICAL_END).unwrap_or_default();
             entry.emit(above, sink)?;
         }
         Ok(())

@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use ept::addr::{LARGE, PAGE, Span};
+use ept::addr::{LARGE, Span};
 
 use crate::efi::EfiMap;
 use crate::mbi::{BootInfo, FirmwareMap};
@@ -28,7 +28,7 @@ pub fn loader_area(map: &MemoryMap, avoid: &[Span]) -> Option<Span> {
 
 /// Writes the structure into `out` and returns its length in bytes.
 ///
-/// `map` is what the host may know: `reservation` was carved from it. The command line is the
+/// `map` is what the host may know: `kept`, in ascending order, was carved from it. The command line is the
 /// string of the host's kernel, and the kernel stays the first module.
 ///
 /// # Errors
@@ -36,14 +36,11 @@ pub fn loader_area(map: &MemoryMap, avoid: &[Span]) -> Option<Span> {
 pub fn write(
     info: &BootInfo<'_>,
     map: &MemoryMap,
-    reservation: Span,
+    kept: &[Span],
     out: &mut [u8],
 ) -> Result<usize, HandoffError> {
-    let ours = |region: &Region| region.span.overlaps(reservation);
-    if map
-        .regions()
-        .any(|region| region.kind == Kind::RAM && ours(&region))
-    {
+    let ours = |region: &Region| kept.iter().any(|span| region.span.overlaps(*span));
+    if map.regions().any(|region| region.kind == Kind::RAM && ours(&region)) {
         return Err(HandoffError::NotCarved);
     }
     let mut writer = Writer { out, len: 0 };
@@ -54,7 +51,7 @@ pub fn write(
     writer.framebuffer(info.framebuffer)?;
     writer.copies(info.tags)?;
     if let FirmwareMap::Efi(efi) = info.map {
-        writer.efi_map(efi, reservation)?;
+        writer.efi_map(efi, kept)?;
     }
     writer.tag(mbi2::END, |_| Ok(()))?;
     writer.patch(0, writer.len)?;
@@ -167,11 +164,10 @@ impl Writer<'_> {
         copied.try_for_each(|tag| self.tag(tag.kind, |writer| writer.put(tag.body)))
     }
 
-    fn efi_map(&mut self, efi: EfiMap<'_>, reservation: Span) -> Result<(), HandoffError> {
-        let reservation = reservation.grow_to(PAGE);
+    fn efi_map(&mut self, efi: EfiMap<'_>, kept: &[Span]) -> Result<(), HandoffError> {
         self.tag(mbi2::EFI_MAP, |writer| {
             writer.words(&[efi.descriptor_size(), EfiMap::VERSION])?;
-            efi.carve(reservation, &mut |bytes| writer.put(bytes))
+            efi.carve(kept, &mut |bytes| writer.put(bytes))
         })
     }
 }
@@ -181,7 +177,7 @@ impl Writer<'_> {
 pub enum HandoffError {
     /// It does not fit into the room there is.
     NoRoom,
-    /// The map lists a part of the reservation as RAM.
+    /// The map lists a part of what the visor keeps as RAM.
     NotCarved,
 }
 

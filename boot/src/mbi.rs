@@ -96,10 +96,7 @@ impl<'m> BootInfo<'m> {
     pub const EMPTY: Self = Self {
         loader_name: &[],
         cmdline: &[],
-        modules: List::new(Module {
-            span: NOWHERE,
-            string: &[],
-        }),
+        modules: List::new(Module { span: NOWHERE, string: &[] }),
         map: FirmwareMap::Multiboot1(&[]),
         framebuffer: &[],
         tags: &[],

@@ -33,11 +33,7 @@ impl Kind {
     /// 0, which names none, is reserved.
     #[must_use]
     pub const fn e820(number: u32) -> Self {
-        if number == 0 {
-            Self::RESERVED
-        } else {
-            Self(number)
-        }
+        if number == 0 { Self::RESERVED } else { Self(number) }
     }
 
     /// Its E820 number.

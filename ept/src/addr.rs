@@ -22,11 +22,7 @@ impl Frame {
     /// The frame that begins at byte address `base`, if that is aligned and within 52 bits.
     #[must_use]
     pub const fn at(base: u64) -> Option<Self> {
-        if base.is_multiple_of(PAGE) && base < PHYSICAL_END {
-            Some(Self(base))
-        } else {
-            None
-        }
+        if base.is_multiple_of(PAGE) && base < PHYSICAL_END { Some(Self(base)) } else { None }
     }
 
     /// The frame that holds byte address `address`; bits above 51 are dropped.
@@ -56,11 +52,7 @@ impl Span {
     /// The span `start..end`, if it is not inverted and ends within 52 bits.
     #[must_use]
     pub const fn new(start: u64, end: u64) -> Option<Self> {
-        if start <= end && end <= PHYSICAL_END {
-            Some(Self { start, end })
-        } else {
-            None
-        }
+        if start <= end && end <= PHYSICAL_END { Some(Self { start, end }) } else { None }
     }
 
     /// The span of `len` bytes from `start`, if it ends within 52 bits.
@@ -119,11 +111,7 @@ impl Span {
     pub fn intersect(self, other: Self) -> Self {
         let start = self.start.max(other.start);
         let end = self.end.min(other.end);
-        if start < end {
-            Self { start, end }
-        } else {
-            Self::default()
-        }
+        if start < end { Self { start, end } } else { Self::default() }
     }
 
     /// The largest span of whole `granule`s within; `granule` is a power of two.
@@ -131,20 +119,13 @@ impl Span {
     pub fn shrink_to(self, granule: u64) -> Self {
         let start = self.start.next_multiple_of(granule);
         let end = self.end - self.end % granule;
-        if start < end {
-            Self { start, end }
-        } else {
-            Self::default()
-        }
+        if start < end { Self { start, end } } else { Self::default() }
     }
 
     /// The smallest span of whole `granule`s around; `granule` is a power of two of at most 1 GiB.
     #[must_use]
     pub fn grow_to(self, granule: u64) -> Self {
-        Self {
-            start: self.start - self.start % granule,
-            end: self.end.next_multiple_of(granule),
-        }
+        Self { start: self.start - self.start % granule, end: self.end.next_multiple_of(granule) }
     }
 }
 

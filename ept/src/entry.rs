@@ -135,23 +135,13 @@ impl Entry {
         let [low, ..] = (raw >> 3 & 0b111).to_le_bytes();
         let leaf = |rights| {
             let memory_type = MemoryType::from_number(low)?;
-            Some(Self::Leaf(Leaf {
-                frame,
-                rights,
-                memory_type,
-            }))
+            Some(Self::Leaf(Leaf { frame, rights, memory_type }))
         };
-        let rights = Rights::EVERY
+        let rights = Rights::EVERY.into_iter().find(|rights| rights.bits() == raw & RWX);
+        [Some(Self::Absent), Some(Self::Table(frame)), rights.and_then(leaf)]
             .into_iter()
-            .find(|rights| rights.bits() == raw & RWX);
-        [
-            Some(Self::Absent),
-            Some(Self::Table(frame)),
-            rights.and_then(leaf),
-        ]
-        .into_iter()
-        .flatten()
-        .find(|entry| entry.encode(level) == Some(raw))
+            .flatten()
+            .find(|entry| entry.encode(level) == Some(raw))
     }
 }
 
@@ -177,11 +167,7 @@ pub(crate) struct Place {
 impl Place {
     /// `table`, to which the entry here for `block` leads.
     pub(crate) fn below(self, table: Frame, block: Span) -> Option<Self> {
-        Some(Self {
-            table,
-            level: self.level.below()?,
-            base: block.start(),
-        })
+        Some(Self { table, level: self.level.below()?, base: block.start() })
     }
 
     /// Indexes of the entries that concern `span`, each with the addresses that it translates.
@@ -208,10 +194,7 @@ mod tests {
     const LEVELS: [Level; 4] = [Level::Pml4, Level::Pdpt, Level::Pd, Level::Pt];
 
     fn any_entry() -> impl Strategy<Value = Entry> {
-        let frame = (
-            0..PHYSICAL_END,
-            proptest::sample::select(vec![PAGE, LARGE, HUGE]),
-        )
+        let frame = (0..PHYSICAL_END, proptest::sample::select(vec![PAGE, LARGE, HUGE]))
             .prop_map(|(base, align)| Frame::containing(base & !(align - 1)));
         let leaf = (
             frame.clone(),
@@ -222,11 +205,7 @@ mod tests {
             Just(Entry::Absent),
             frame.prop_map(Entry::Table),
             leaf.prop_map(|(frame, rights, memory_type)| {
-                Entry::Leaf(Leaf {
-                    frame,
-                    rights,
-                    memory_type,
-                })
+                Entry::Leaf(Leaf { frame, rights, memory_type })
             }),
         ]
     }
@@ -280,31 +259,13 @@ mod tests {
     #[test]
     fn the_bits_are_those_of_the_manual() {
         let frame = Frame::containing(0x12_4000_0000);
-        let leaf = |rights, memory_type| {
-            Entry::Leaf(Leaf {
-                frame,
-                rights,
-                memory_type,
-            })
-        };
+        let leaf = |rights, memory_type| Entry::Leaf(Leaf { frame, rights, memory_type });
         for (entry, level, raw) in [
             (Entry::Table(frame), Level::Pml4, 0x12_4000_0007),
             (Entry::Table(frame), Level::Pd, 0x12_4000_0007),
-            (
-                leaf(Rights::All, MemoryType::Wb),
-                Level::Pdpt,
-                0x12_4000_00b7,
-            ),
-            (
-                leaf(Rights::Read, MemoryType::Uc),
-                Level::Pd,
-                0x12_4000_0081,
-            ),
-            (
-                leaf(Rights::ReadWrite, MemoryType::Wp),
-                Level::Pt,
-                0x12_4000_002b,
-            ),
+            (leaf(Rights::All, MemoryType::Wb), Level::Pdpt, 0x12_4000_00b7),
+            (leaf(Rights::Read, MemoryType::Uc), Level::Pd, 0x12_4000_0081),
+            (leaf(Rights::ReadWrite, MemoryType::Wp), Level::Pt, 0x12_4000_002b),
         ] {
             assert_eq!(entry.encode(level), Some(raw), "{entry:?}");
         }
@@ -320,17 +281,10 @@ mod tests {
     #[test]
     fn a_table_visits_the_blocks_that_share_a_byte_with_the_span() {
         let table = Frame::containing(0);
-        let place = Place {
-            table,
-            level: Level::Pd,
-            base: HUGE,
-        };
+        let place = Place { table, level: Level::Pd, base: HUGE };
         let visited = |start, end| {
             let span = Span::new(start, end).unwrap();
-            place
-                .blocks(span)
-                .map(|(index, _)| index)
-                .collect::<vec::Vec<_>>()
+            place.blocks(span).map(|(index, _)| index).collect::<vec::Vec<_>>()
         };
         assert_eq!(visited(HUGE + LARGE - 1, HUGE + 2 * LARGE + 1), [0, 1, 2]);
         assert_eq!(visited(HUGE + LARGE, HUGE + 2 * LARGE), [1]);

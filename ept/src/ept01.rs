@@ -95,13 +95,7 @@ impl Rules<'_> {
             return None;
         };
         let frame = Frame::containing(block.start());
-        let leaf = |rights| {
-            Entry::Leaf(Leaf {
-                frame,
-                rights,
-                memory_type,
-            })
-        };
+        let leaf = |rights| Entry::Leaf(Leaf { frame, rights, memory_type });
         let rights = self.frames.uniform(block, Self::rights)?;
         Some(rights.map_or(Entry::Absent, leaf))
     }
@@ -161,10 +155,7 @@ impl Ept01 {
     /// [`Exhausted`] when `mem` has no frame left.
     pub fn build(mem: &mut impl TableMem, rules: &Rules<'_>, end: u64) -> Result<Self, Exhausted> {
         let end = end.min(TOP);
-        let tables = Self {
-            root: mem.allocate().ok_or(Exhausted)?,
-            end,
-        };
+        let tables = Self { root: mem.allocate().ok_or(Exhausted)?, end };
         fill(mem, rules, tables.top(), tables.all())?;
         Ok(tables)
     }
@@ -190,10 +181,7 @@ impl Ept01 {
     /// have only to be retried.
     pub fn revise(&self, mem: &mut impl TableMem, rules: &Rules<'_>, span: Span) -> Stale {
         let revised = span.intersect(self.all());
-        let mut stale = Stale {
-            revised,
-            changed: Span::EMPTY,
-        };
+        let mut stale = Stale { revised, changed: Span::EMPTY };
         take_out(mem, rules, self.top(), &mut stale);
         stale
     }
@@ -229,11 +217,7 @@ impl Ept01 {
     }
 
     const fn top(&self) -> Place {
-        Place {
-            table: self.root,
-            level: Level::Pml4,
-            base: 0,
-        }
+        Place { table: self.root, level: Level::Pml4, base: 0 }
     }
 }
 

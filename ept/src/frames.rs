@@ -121,10 +121,7 @@ impl<'a> FrameTable<'a> {
             return Err(TableError::Storage);
         }
         storage.fill(Owner::Host.encode());
-        Ok(Self {
-            ram,
-            entries: storage,
-        })
+        Ok(Self { ram, entries: storage })
     }
 
     /// The owner of `frame`; `None` when it is not RAM.
@@ -152,9 +149,7 @@ impl<'a> FrameTable<'a> {
         for (_, range) in self.pieces(span) {
             for entry in self.entries.get_mut(range).unwrap_or_default() {
                 // Every owner has just been found to take part.
-                *entry = Owner::decode(*entry)
-                    .after(event)
-                    .map_or(*entry, Owner::encode);
+                *entry = Owner::decode(*entry).after(event).map_or(*entry, Owner::encode);
             }
         }
         Ok(())
@@ -177,8 +172,7 @@ impl<'a> FrameTable<'a> {
                 let entries = self.entries.get(range).unwrap_or_default();
                 // Neighbours are mostly equal: only a change is worth a look.
                 let runs = entries.chunk_by(|a, b| a == b).filter_map(<[u64]>::first);
-                gap.into_iter()
-                    .chain(runs.map(|entry| Some(Owner::decode(*entry))))
+                gap.into_iter().chain(runs.map(|entry| Some(Owner::decode(*entry))))
             })
             .map(view);
         let first = views.next()?;

@@ -15,10 +15,7 @@ impl<T: Copy, const N: usize> List<T, N> {
     /// An empty list; `filler` occupies the unused places and is never shown.
     #[must_use]
     pub const fn new(filler: T) -> Self {
-        Self {
-            items: [filler; N],
-            len: 0,
-        }
+        Self { items: [filler; N], len: 0 }
     }
 
     /// Appends `item`.

@@ -14,9 +14,8 @@ pub const DEFAULT: u32 = 0x2ff;
 /// IA32_MTRR_PHYSBASE0; the mask follows its base, pair by pair.
 const VARIABLE: u32 = 0x200;
 /// The fixed-range registers, in the order of the addresses that they describe.
-const FIXED: [u32; 11] = [
-    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
-];
+const FIXED: [u32; 11] =
+    [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 /// Pairs that fit before the first fixed-range register, so that no count can exceed this.
 const PAIRS: usize = 40;
 /// One past the last variable-range register that can exist.
@@ -155,11 +154,7 @@ impl Mtrrs {
         let cap = msr(CAP);
         let control = msr(DEFAULT);
         let nothing = Range { base: 0, mask: 0 };
-        let mut mtrrs = Self {
-            default: MemoryType::Uc,
-            fixed: None,
-            variable: List::new(nothing),
-        };
+        let mut mtrrs = Self { default: MemoryType::Uc, fixed: None, variable: List::new(nothing) };
         if control & ENABLE == 0 {
             return mtrrs;
         }
@@ -276,20 +271,13 @@ const REGISTERS: usize = 1 + FIXED.len() + 2 * PAIRS;
 impl Registers {
     /// Copies the registers that exist.
     #[must_use]
-    #[expect(
-        clippy::large_stack_frames,
-        reason = "runs once, at boot, on a stack of 64 KiB"
-    )]
+    #[expect(clippy::large_stack_frames, reason = "runs once, at boot, on a stack of 64 KiB")]
     pub fn read(mut msr: impl FnMut(u32) -> u64) -> Self {
         let cap = msr(CAP);
         let mut values = List::new((0, 0));
         let fixed: &[u32] = if cap & CAP_FIXED != 0 { &FIXED } else { &[] };
         let variable = VARIABLE..variable_end(cap);
-        for index in [DEFAULT]
-            .into_iter()
-            .chain(fixed.iter().copied())
-            .chain(variable)
-        {
+        for index in [DEFAULT].into_iter().chain(fixed.iter().copied()).chain(variable) {
             // There is room for every register that can exist.
             let _ = values.push((index, msr(index)));
         }
@@ -300,9 +288,7 @@ impl Registers {
     #[must_use]
     pub fn value(&self, index: u32) -> Option<u64> {
         let found = self.values.iter().find(|(known, _)| *known == index);
-        found
-            .map(|(_, value)| *value)
-            .or((index == CAP).then_some(self.cap))
+        found.map(|(_, value)| *value).or((index == CAP).then_some(self.cap))
     }
 
     /// Writes `value` to register `index` of a processor with `width` physical-address bits; `false`
@@ -322,8 +308,7 @@ impl Registers {
     /// Whether the MTRRs are on.
     #[must_use]
     pub fn enabled(&self) -> bool {
-        self.value(DEFAULT)
-            .is_some_and(|control| control & ENABLE != 0)
+        self.value(DEFAULT).is_some_and(|control| control & ENABLE != 0)
     }
 }
 
@@ -346,11 +331,7 @@ pub fn is_valid_write(index: u32, value: u64, cap: u64, width: u8) -> bool {
     };
     let [low, ..] = value.to_le_bytes();
     if index == DEFAULT {
-        let fixed = if cap & CAP_FIXED != 0 {
-            FIXED_ENABLE
-        } else {
-            0
-        };
+        let fixed = if cap & CAP_FIXED != 0 { FIXED_ENABLE } else { 0 };
         value & !(0xff | fixed | ENABLE) == 0 && valid_type(low)
     } else if FIXED.contains(&index) {
         cap & CAP_FIXED != 0 && value.to_le_bytes().into_iter().all(valid_type)

@@ -79,9 +79,7 @@ fn own_tables(need: &Need<'_>) -> u64 {
 /// `avoid`; `None` when there is none.
 #[must_use]
 pub fn place(total: u64, ram: &[Span], avoid: &[Span]) -> Option<Span> {
-    ram.iter()
-        .filter_map(|span| place_in(total, *span, avoid))
-        .max_by_key(|span| span.start())
+    ram.iter().filter_map(|span| place_in(total, *span, avoid)).max_by_key(|span| span.start())
 }
 
 fn place_in(total: u64, ram: Span, avoid: &[Span]) -> Option<Span> {

@@ -93,23 +93,14 @@ fn replace(
     let to = place.start();
     layout.fill(Step::Copy { from, to })?;
     let entry = array::<2>(bios.service, 0).unwrap_or_default();
-    install(
-        layout,
-        scratch,
-        [entry, short(to / 16)?].as_flattened(),
-        VECTOR,
-    )?;
+    install(layout, scratch, [entry, short(to / 16)?].as_flattened(), VECTOR)?;
     install(layout, scratch, &short(to / KIB)?, CONVENTIONAL)
 }
 
 /// Whole pages of RAM for `len` bytes, as high as they can be below `end`.
 fn room(layout: &Layout<'_, '_>, len: u64, end: u64) -> Result<Span, LoadError> {
     let within = Span::new(FLOOR, end).unwrap_or_default();
-    let need = Need {
-        len: len.next_multiple_of(PAGE),
-        align: PAGE,
-        within,
-    };
+    let need = Need { len: len.next_multiple_of(PAGE), align: PAGE, within };
     let mut busy: List<Span, { crate::MODULES }> = List::new(Span::default());
     for module in layout.handoff.modules() {
         busy.push(module.span).map_err(|_| LoadError::Modules)?;
@@ -121,9 +112,7 @@ fn room(layout: &Layout<'_, '_>, len: u64, end: u64) -> Result<Span, LoadError> 
 
 /// A segment, or a number of KiB, below 1 MiB.
 fn short(number: u64) -> Result<[u8; 2], LoadError> {
-    u16::try_from(number)
-        .map(u16::to_le_bytes)
-        .map_err(|_| LoadError::NoRoomForMap)
+    u16::try_from(number).map(u16::to_le_bytes).map_err(|_| LoadError::NoRoomForMap)
 }
 
 /// The vector of INT 15h and the end of conventional memory, if there is a BIOS.
@@ -150,23 +139,13 @@ fn service<'s>(
         put(piece.bytes, place, &entry.e820());
         count += 1;
     }
-    let mut ram = handoff
-        .map()
-        .filter(|entry| entry.kind == RAM && entry.base <= MIB);
+    let mut ram = handoff.map().filter(|entry| entry.kind == RAM && entry.base <= MIB);
     let end = ram.find_map(|entry| entry.base.checked_add(entry.len).filter(|&end| end > MIB));
     let end = end.unwrap_or(MIB);
     put(piece.bytes, COUNT, &small(count));
     put(piece.bytes, TABLE, &small(length(code)));
-    put(
-        piece.bytes,
-        BELOW_16M,
-        &small((end.min(16 * MIB) - MIB) / KIB),
-    );
-    put(
-        piece.bytes,
-        ABOVE_16M,
-        &small(end.saturating_sub(16 * MIB) >> 16),
-    );
+    put(piece.bytes, BELOW_16M, &small((end.min(16 * MIB) - MIB) / KIB));
+    put(piece.bytes, ABOVE_16M, &small(end.saturating_sub(16 * MIB) >> 16));
     put(piece.bytes, EXTENDED, &small((end - MIB) / KIB));
     Ok(piece)
 }

@@ -53,11 +53,7 @@ pub(crate) fn write<'s>(
     put(page.bytes, SETUP_DATA, &u64::from(more).to_le_bytes());
     memory(handoff, page.bytes);
     let firmware = handoff.tag(EFI64).map_or(Firmware::Bios, |_| Firmware::Efi);
-    screen::fill(
-        page.bytes,
-        handoff.tag(FRAMEBUFFER).map(|tag| tag.bytes),
-        firmware,
-    );
+    screen::fill(page.bytes, handoff.tag(FRAMEBUFFER).map(|tag| tag.bytes), firmware);
     efi(handoff, page.bytes);
     Ok(page)
 }
@@ -75,22 +71,14 @@ pub(crate) fn complete(page: &mut [u8], places: &Places) {
 /// The memory map's first 128 entries, and the sizes that kernels used before there was a map.
 fn memory(handoff: Handoff<'_>, page: &mut [u8]) {
     let mut count = 0_u8;
-    for (place, entry) in (E820_TABLE..)
-        .step_by(E820_ENTRY)
-        .zip(handoff.map())
-        .take(E820_MAX)
-    {
+    for (place, entry) in (E820_TABLE..).step_by(E820_ENTRY).zip(handoff.map()).take(E820_MAX) {
         put(page, place, &entry.e820());
         count += 1;
     }
     put(page, E820_COUNT, &[count]);
     let (_, upper) = handoff.sizes().unwrap_or_default();
     put(page, ALT_MEM_K, &upper.to_le_bytes());
-    put(
-        page,
-        EXT_MEM_K,
-        &u16::try_from(upper).unwrap_or(u16::MAX).to_le_bytes(),
-    );
+    put(page, EXT_MEM_K, &u16::try_from(upper).unwrap_or(u16::MAX).to_le_bytes());
 }
 
 /// The memory map's further entries as `setup_data`; its address, or 0 when there are none.

@@ -37,9 +37,7 @@ pub(crate) fn index(length: u64) -> usize {
 
 /// Writes `value` at `at` of a table whose size the caller fixed; past its end nothing is written.
 pub(crate) fn put(table: &mut [u8], at: usize, value: &[u8]) {
-    let place = at
-        .checked_add(value.len())
-        .and_then(|end| table.get_mut(at..end));
+    let place = at.checked_add(value.len()).and_then(|end| table.get_mut(at..end));
     if let Some(place) = place {
         place.copy_from_slice(value);
     }

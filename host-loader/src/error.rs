@@ -63,17 +63,11 @@ impl fmt::Display for LoadError {
             Self::Truncated => f.write_str("host kernel: the file is truncated or corrupt"),
             Self::OldProtocol(version) => {
                 let [major, minor] = version.to_be_bytes();
-                write!(
-                    f,
-                    "host kernel: Linux boot protocol {major}.{minor:02}, 2.10 is needed"
-                )
+                write!(f, "host kernel: Linux boot protocol {major}.{minor:02}, 2.10 is needed")
             }
             Self::LinuxHeader => f.write_str("host kernel: corrupt bzImage header"),
             Self::ExtraModules(count) => {
-                write!(
-                    f,
-                    "a Linux host takes one initrd, {count} modules follow the kernel"
-                )
+                write!(f, "a Linux host takes one initrd, {count} modules follow the kernel")
             }
             Self::CommandLine(len, max) => {
                 write!(f, "host command line: {len} bytes, the kernel takes {max}")
@@ -84,29 +78,20 @@ impl fmt::Display for LoadError {
                 write!(f, "host kernel: no free RAM for {len:#x} bytes at {at:#x}")
             }
             Self::NoRoomForModule(number, len) => {
-                write!(
-                    f,
-                    "module {number}: no free RAM to move its {len:#x} bytes to"
-                )
+                write!(f, "module {number}: no free RAM to move its {len:#x} bytes to")
             }
             Self::NoRoomForMap => {
                 f.write_str("no free RAM below 640 KiB for the BIOS's memory map")
             }
             Self::Entry(at) => write!(f, "host kernel: entry point {at:#x} is outside the image"),
             Self::HeaderFlags(flags) => {
-                write!(
-                    f,
-                    "host kernel: multiboot header flags {flags:#x} cannot be met"
-                )
+                write!(f, "host kernel: multiboot header flags {flags:#x} cannot be met")
             }
             Self::HeaderTag(tag) => {
                 write!(f, "host kernel: multiboot2 header tag {tag} cannot be met")
             }
             Self::Information(tag) => {
-                write!(
-                    f,
-                    "host kernel: requires multiboot2 tag {tag}, which is not there"
-                )
+                write!(f, "host kernel: requires multiboot2 tag {tag}, which is not there")
             }
             Self::ScratchFull => f.write_str("the boot tables exceed the loader area"),
             Self::Steps => f.write_str("host kernel: too many pieces to move"),

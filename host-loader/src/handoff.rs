@@ -73,27 +73,15 @@ impl MapEntry {
     /// memory everything is left before. Empty pieces are pieces too.
     fn without(self, hidden: Span) -> [Self; 3] {
         let end = self.base.saturating_add(self.len);
-        let kept = if self.kind == RAM {
-            hidden
-        } else {
-            Span::default()
-        };
+        let kept = if self.kind == RAM { hidden } else { Span::default() };
         let (from, to) = if kept.is_empty() {
             (end, end)
         } else {
             let within = |at: u64| at.clamp(self.base, end);
             (within(kept.start()), within(kept.end()))
         };
-        let piece = |base, end, kind| Self {
-            base,
-            len: end - base,
-            kind,
-        };
-        [
-            piece(self.base, from, self.kind),
-            piece(from, to, RESERVED),
-            piece(to, end, self.kind),
-        ]
+        let piece = |base, end, kind| Self { base, len: end - base, kind };
+        [piece(self.base, from, self.kind), piece(from, to, RESERVED), piece(to, end, self.kind)]
     }
 
     /// As Linux's `boot_e820_entry`: base, length and type.
@@ -122,11 +110,7 @@ impl<'h> Iterator for Tags<'h> {
         let end = offset.checked_add(size)?;
         let bytes = self.bytes.get(offset..end).filter(|tag| tag.len() >= 8)?;
         self.at = (kind != END).then_some(end.next_multiple_of(8));
-        Some(Tag {
-            kind,
-            bytes,
-            offset,
-        })
+        Some(Tag { kind, bytes, offset })
     }
 }
 
@@ -138,14 +122,8 @@ impl<'h> Handoff<'h> {
     /// [`LoadError::ModuleInArea`] for a module that the loader's own memory overlaps.
     pub fn parse(bytes: &'h [u8], area: Area) -> Result<Self, LoadError> {
         let total = u32_at(bytes, 0).map(|total| index(u64::from(total)));
-        let bytes = total
-            .and_then(|total| bytes.get(..total))
-            .ok_or(LoadError::Handoff(0))?;
-        let handoff = Self {
-            bytes,
-            area,
-            hidden: Span::default(),
-        };
+        let bytes = total.and_then(|total| bytes.get(..total)).ok_or(LoadError::Handoff(0))?;
+        let handoff = Self { bytes, area, hidden: Span::default() };
         let mut last = None;
         for tag in handoff.tags() {
             if !is_sound(&tag) {
@@ -158,9 +136,7 @@ impl<'h> Handoff<'h> {
             Some(tag) => return Err(LoadError::Handoff(tag.offset)),
             None => return Err(LoadError::Handoff(8)),
         }
-        let inside = handoff
-            .modules()
-            .position(|module| module.span.overlaps(area.span()));
+        let inside = handoff.modules().position(|module| module.span.overlaps(area.span()));
         inside.map_or(Ok(handoff), |number| Err(LoadError::ModuleInArea(number)))
     }
 
@@ -180,10 +156,7 @@ impl<'h> Handoff<'h> {
 
     /// Every tag, the end tag included.
     pub(crate) fn tags(&self) -> impl Iterator<Item = Tag<'h>> {
-        Tags {
-            bytes: self.bytes,
-            at: Some(8),
-        }
+        Tags { bytes: self.bytes, at: Some(8) }
     }
 
     /// The first tag of type `kind`.
@@ -211,16 +184,12 @@ impl<'h> Handoff<'h> {
     }
 
     fn string(&self, kind: u32) -> &'h [u8] {
-        self.tag(kind)
-            .and_then(|tag| text(tag.bytes, 8))
-            .unwrap_or_default()
+        self.tag(kind).and_then(|tag| text(tag.bytes, 8)).unwrap_or_default()
     }
 
     /// The modules; the first is the host's kernel.
     pub(crate) fn modules(&self) -> impl Iterator<Item = Module<'h>> {
-        self.tags()
-            .filter(|tag| tag.kind == MODULE)
-            .filter_map(|tag| module(tag.bytes))
+        self.tags().filter(|tag| tag.kind == MODULE).filter_map(|tag| module(tag.bytes))
     }
 
     /// The same handoff, but that its map reserves the RAM in `hidden`.
@@ -240,10 +209,7 @@ impl<'h> Handoff<'h> {
     /// The firmware's memory map, as the host sees it.
     pub(crate) fn map(&self) -> impl Iterator<Item = MapEntry> + use<'h> {
         let hidden = self.hidden;
-        let tag = self
-            .tag(MEMORY_MAP)
-            .map(|tag| tag.bytes)
-            .unwrap_or_default();
+        let tag = self.tag(MEMORY_MAP).map(|tag| tag.bytes).unwrap_or_default();
         entries(tag, 8, 16)
             .filter_map(|entry| {
                 let (base, len) = (u64_at(entry, 0)?, u64_at(entry, 8)?);
@@ -266,11 +232,7 @@ impl<'h> Handoff<'h> {
         let efi = entries(tag.unwrap_or_default(), 8, 16).filter_map(|entry| {
             let kind = u32_at(entry, 0).filter(|kind| EFI_FREE.contains(kind))?;
             let len = u64_at(entry, 24)?.checked_mul(PAGE)?;
-            low(MapEntry {
-                base: u64_at(entry, 8)?,
-                len,
-                kind,
-            })
+            low(MapEntry { base: u64_at(entry, 8)?, len, kind })
         });
         let plain = tag.is_none().then(|| self.ram());
         joined(efi).chain(plain.into_iter().flatten())
@@ -298,10 +260,7 @@ fn text(bytes: &[u8], at: usize) -> Option<&[u8]> {
 
 fn module(tag: &[u8]) -> Option<Module<'_>> {
     let (start, end) = (u32_at(tag, 8)?, u32_at(tag, 12)?);
-    Some(Module {
-        span: Span::new(start.into(), end.into())?,
-        string: text(tag, 16)?,
-    })
+    Some(Module { span: Span::new(start.into(), end.into())?, string: text(tag, 16)? })
 }
 
 /// The fixed-size entries of a map tag: their size is the number at `size_at`, they begin at `first`.

@@ -44,29 +44,14 @@ pub(crate) struct Flat {
 impl Image {
     /// The image that a multiboot header describes by addresses.
     pub(crate) fn flat(file: &[u8], flat: &Flat, entry: u32) -> Result<Self, LoadError> {
-        let rest = length(file)
-            .checked_sub(flat.offset)
-            .ok_or(LoadError::Truncated)?;
+        let rest = length(file).checked_sub(flat.offset).ok_or(LoadError::Truncated)?;
         let load = u64::from(flat.load);
-        let end = if flat.load_end == 0 {
-            load + rest
-        } else {
-            flat.load_end.into()
-        };
+        let end = if flat.load_end == 0 { load + rest } else { flat.load_end.into() };
         let len = end.checked_sub(load).ok_or(LoadError::Truncated)?;
         let file_span = Span::sized(flat.offset, len).ok_or(LoadError::Truncated)?;
         let memory = Span::new(load, end.max(flat.bss_end.into())).ok_or(LoadError::Truncated)?;
-        let mut image = Self {
-            segments: List::new(Segment::default()),
-            entry: entry.into(),
-        };
-        image.add(
-            file,
-            Segment {
-                file: file_span,
-                memory,
-            },
-        )?;
+        let mut image = Self { segments: List::new(Segment::default()), entry: entry.into() };
+        image.add(file, Segment { file: file_span, memory })?;
         Ok(image)
     }
 
@@ -81,33 +66,21 @@ impl Image {
             return Err(LoadError::Elf);
         }
         let headers = class.headers(file).ok_or(LoadError::Truncated)?;
-        let mut image = Self {
-            segments: List::new(Segment::default()),
-            entry: headers.entry,
-        };
+        let mut image = Self { segments: List::new(Segment::default()), entry: headers.entry };
         for number in 0..headers.count {
-            let at = headers
-                .at
-                .saturating_add(number.saturating_mul(headers.size));
+            let at = headers.at.saturating_add(number.saturating_mul(headers.size));
             let header = file.get(at..).ok_or(LoadError::Truncated)?;
             if u32_at(header, 0).ok_or(LoadError::Truncated)? == LOADABLE {
                 let load = class.load(header).ok_or(LoadError::Truncated)?;
                 image.add(file, load.segment()?)?;
                 // Only a kernel that is linked high needs this; elsewhere the two are equal.
-                let inside = headers
-                    .entry
-                    .checked_sub(load.virt)
-                    .filter(|&at| at < load.memory);
+                let inside = headers.entry.checked_sub(load.virt).filter(|&at| at < load.memory);
                 if let Some(inside) = inside {
                     image.entry = load.phys.saturating_add(inside);
                 }
             }
         }
-        if image.segments.is_empty() {
-            Err(LoadError::Elf)
-        } else {
-            Ok(image)
-        }
+        if image.segments.is_empty() { Err(LoadError::Elf) } else { Ok(image) }
     }
 
     fn add(&mut self, file: &[u8], segment: Segment) -> Result<(), LoadError> {
@@ -122,30 +95,15 @@ impl Image {
 
     /// From the first byte of the lowest segment to the last of the highest.
     pub(crate) fn hull(&self) -> Span {
-        let start = self
-            .segments
-            .iter()
-            .map(|segment| segment.memory.start())
-            .min();
-        let end = self
-            .segments
-            .iter()
-            .map(|segment| segment.memory.end())
-            .max();
-        start
-            .zip(end)
-            .and_then(|(start, end)| Span::new(start, end))
-            .unwrap_or_default()
+        let start = self.segments.iter().map(|segment| segment.memory.start()).min();
+        let end = self.segments.iter().map(|segment| segment.memory.end()).max();
+        start.zip(end).and_then(|(start, end)| Span::new(start, end)).unwrap_or_default()
     }
 
     /// The entry point `linked` (by default the file's own) after the hull went to `target`.
     pub(crate) fn entry(&self, linked: Option<u32>, target: Span) -> Result<u32, LoadError> {
         let entry = linked.map_or(self.entry, u64::from);
-        if !self
-            .segments
-            .iter()
-            .any(|segment| segment.memory.contains(entry))
-        {
+        if !self.segments.iter().any(|segment| segment.memory.contains(entry)) {
             return Err(LoadError::Entry(entry));
         }
         let moved = target.start() + (entry - self.hull().start());
@@ -159,10 +117,7 @@ impl Image {
             let to = target.start() + (memory.start() - base);
             let from = Span::sized(source.start() + file.start(), file.len());
             let bss = Span::new(to + file.len(), to + memory.len());
-            layout.fill(Step::Copy {
-                from: from.ok_or(LoadError::Truncated)?,
-                to,
-            })?;
+            layout.fill(Step::Copy { from: from.ok_or(LoadError::Truncated)?, to })?;
             layout.fill(Step::Zero(bss.ok_or(LoadError::Truncated)?))?;
         }
         Ok(())
@@ -200,12 +155,7 @@ impl Class {
             Self::Elf64 => (u64_at(file, 24)?, u64_at(file, 32)?, 54),
         };
         let (size, count) = (u16_at(file, rest)?, u16_at(file, rest + 2)?);
-        Some(Headers {
-            entry,
-            at: index(at),
-            size: size.into(),
-            count: count.into(),
-        })
+        Some(Headers { entry, at: index(at), size: size.into(), count: count.into() })
     }
 
     fn load(self, header: &[u8]) -> Option<Load> {
@@ -219,13 +169,7 @@ impl Class {
                 [word(8)?, word(16)?, word(24)?, word(32)?, word(40)?]
             }
         };
-        Some(Load {
-            offset,
-            virt,
-            phys,
-            stored,
-            memory,
-        })
+        Some(Load { offset, virt, phys, stored, memory })
     }
 }
 
@@ -234,9 +178,6 @@ impl Load {
         let outside = LoadError::NoRoomForKernel(self.phys, self.memory);
         let memory = Span::sized(self.phys, self.memory).ok_or(outside)?;
         let file = Span::sized(self.offset, self.stored).filter(|file| file.end() <= FILE_MAX);
-        Ok(Segment {
-            file: file.ok_or(LoadError::Truncated)?,
-            memory,
-        })
+        Ok(Segment { file: file.ok_or(LoadError::Truncated)?, memory })
     }
 }

@@ -45,11 +45,7 @@ impl<'h, 's> Layout<'h, 's> {
         for module in handoff.modules() {
             places.push(module.span).map_err(|_| LoadError::Modules)?;
         }
-        Ok(Self {
-            handoff,
-            places,
-            steps,
-        })
+        Ok(Self { handoff, places, steps })
     }
 
     /// Where the host kernel's file is by now.
@@ -87,12 +83,7 @@ impl<'h, 's> Layout<'h, 's> {
     pub(crate) fn clear(&mut self, image: Span, manners: Manners) -> Result<(), LoadError> {
         // The old places stay busy, so that no move overwrites what a later one still has to copy.
         let mut busy: List<Span, { 2 * MODULES + 2 }> = List::new(Span::default());
-        for span in self
-            .places
-            .iter()
-            .copied()
-            .chain([image, self.handoff.area().span()])
-        {
+        for span in self.places.iter().copied().chain([image, self.handoff.area().span()]) {
             busy.push(span).map_err(|_| LoadError::Modules)?;
         }
         for (number, place) in self.places.iter_mut().enumerate() {
@@ -103,18 +94,11 @@ impl<'h, 's> Layout<'h, 's> {
             }
             let within = Span::new(MODULE_FLOOR, wanted.below).unwrap_or_default();
             let len = place.len();
-            let need = Need {
-                len,
-                align: wanted.align,
-                within,
-            };
+            let need = Need { len, align: wanted.align, within };
             let to = highest(self.handoff.quiet_ram(), &need, &busy)
                 .or_else(|| highest(self.handoff.ram(), &need, &busy))
                 .ok_or(LoadError::NoRoomForModule(number, len))?;
-            self.steps.push(Step::Copy {
-                from: *place,
-                to: to.start(),
-            })?;
+            self.steps.push(Step::Copy { from: *place, to: to.start() })?;
             busy.push(to).map_err(|_| LoadError::Modules)?;
             *place = to;
         }
@@ -128,10 +112,7 @@ impl<'h, 's> Layout<'h, 's> {
 }
 
 /// For the kernel's own file.
-const ANYWHERE: Manners = Manners {
-    align: 1,
-    below: LOW_END,
-};
+const ANYWHERE: Manners = Manners { align: 1, below: LOW_END };
 
 impl Manners {
     fn suits(self, span: Span) -> bool {

@@ -85,11 +85,7 @@ impl<'k> Setup<'k> {
         let preferred = Span::sized(self.preferred, len)?;
         // Below its preferred address the kernel's startup code would move itself up again.
         let within = Span::new(self.preferred, LOW_END)?;
-        let need = Need {
-            len,
-            align: self.alignment,
-            within,
-        };
+        let need = Need { len, align: self.alignment, within };
         Some(if self.relocatable {
             Site::Preferred(preferred, need)
         } else {
@@ -110,21 +106,9 @@ pub(crate) fn plan(
         return Err(LoadError::ExtraModules(extra));
     }
     let target = layout.site(setup.site().ok_or(LoadError::LinuxHeader)?)?;
-    layout.clear(
-        target,
-        Manners {
-            align: PAGE,
-            below: setup.initrd_end.min(LOW_END),
-        },
-    )?;
-    let from = Span::sized(
-        layout.kernel().start() + setup.payload.start(),
-        setup.payload.len(),
-    );
-    layout.fill(Step::Copy {
-        from: from.ok_or(LoadError::Truncated)?,
-        to: target.start(),
-    })?;
+    layout.clear(target, Manners { align: PAGE, below: setup.initrd_end.min(LOW_END) })?;
+    let from = Span::sized(layout.kernel().start() + setup.payload.start(), setup.payload.len());
+    layout.fill(Step::Copy { from: from.ok_or(LoadError::Truncated)?, to: target.start() })?;
 
     let handoff = layout.handoff;
     let line = cook(handoff.command_line(), handoff.loader_name());
@@ -133,16 +117,8 @@ pub(crate) fn plan(
     }
     let line = scratch.string(line)?;
     let eip = u32::try_from(target.start()).map_err(|_| LoadError::LinuxHeader)?;
-    let initrd = layout
-        .modules()
-        .next()
-        .map(|initrd| initrd.span)
-        .unwrap_or_default();
+    let initrd = layout.modules().next().map(|initrd| initrd.span).unwrap_or_default();
     let tables = boot_params::write(handoff, setup.header, scratch)?;
     boot_params::complete(tables.bytes, &boot_params::Places { eip, line, initrd });
-    Ok(Entry {
-        protocol: Protocol::Linux,
-        eip,
-        tables: tables.at,
-    })
+    Ok(Entry { protocol: Protocol::Linux, eip, tables: tables.at })
 }

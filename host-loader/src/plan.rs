@@ -90,11 +90,7 @@ impl fmt::Display for Entry {
             Protocol::Multiboot1 => "multiboot",
             Protocol::Multiboot2 => "multiboot2",
         };
-        write!(
-            f,
-            "{protocol} kernel at {:#x}, its tables at {:#x}",
-            self.eip, self.tables
-        )
+        write!(f, "{protocol} kernel at {:#x}, its tables at {:#x}", self.eip, self.tables)
     }
 }
 

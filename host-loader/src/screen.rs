@@ -56,18 +56,8 @@ fn linear(info: &mut [u8], tag: &[u8], firmware: Firmware) -> Option<()> {
     put(info, 0x1c, &size.to_le_bytes());
     put(info, 0x24, &pitch.to_le_bytes());
     // Each colour's size and position; the unused bits come after the three.
-    let unused_at = if reserved == 0 {
-        0
-    } else {
-        red.saturating_add(green).saturating_add(blue)
-    };
-    put(
-        info,
-        0x26,
-        &[
-            red, red_at, green, green_at, blue, blue_at, reserved, unused_at,
-        ],
-    );
+    let unused_at = if reserved == 0 { 0 } else { red.saturating_add(green).saturating_add(blue) };
+    put(info, 0x26, &[red, red_at, green, green_at, blue, blue_at, reserved, unused_at]);
     put(info, 0x36, &BASE_64BIT.to_le_bytes());
     put(info, 0x3a, &high);
     Some(())

@@ -78,14 +78,7 @@ pub const fn filter(leaf: u32, subleaf: u32, raw: Answer, host_cr4: u64) -> Answ
             out.ecx &= !MSR_IMMEDIATE;
         }
         // Processor Trace, Key Locker, PCONFIG, last branch records, PEBS: the leaves of hidden features.
-        (0x14 | 0x19 | 0x1b | 0x1c | 0x23, _) => {
-            out = Answer {
-                eax: 0,
-                ebx: 0,
-                ecx: 0,
-                edx: 0,
-            }
-        }
+        (0x14 | 0x19 | 0x1b | 0x1c | 0x23, _) => out = Answer { eax: 0, ebx: 0, ecx: 0, edx: 0 },
         _ => {}
     }
     out

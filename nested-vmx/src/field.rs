@@ -72,10 +72,7 @@ impl<T: Width> Field<T> {
     #[must_use]
     pub const fn new(encoding: u32) -> Self {
         assert!((encoding >> 13) & 3 == T::CODE, "encoding of another width");
-        Self {
-            encoding,
-            width: PhantomData,
-        }
+        Self { encoding, width: PhantomData }
     }
 
     /// What VMREAD and VMWRITE take.
@@ -312,16 +309,8 @@ pub enum Segment {
 
 impl Segment {
     /// All eight, in the order of their encodings.
-    pub const ALL: [Self; 8] = [
-        Self::Es,
-        Self::Cs,
-        Self::Ss,
-        Self::Ds,
-        Self::Fs,
-        Self::Gs,
-        Self::Ldtr,
-        Self::Tr,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Es, Self::Cs, Self::Ss, Self::Ds, Self::Fs, Self::Gs, Self::Ldtr, Self::Tr];
 
     /// The register's four fields.
     #[must_use]

@@ -94,16 +94,8 @@ impl Access {
             3 => Size::Dword,
             _ => return None,
         };
-        let direction = if low & (1 << 3) != 0 {
-            Direction::In
-        } else {
-            Direction::Out
-        };
-        Some(Self {
-            port: u16::from_le_bytes([port_low, port_high]),
-            size,
-            direction,
-        })
+        let direction = if low & (1 << 3) != 0 { Direction::In } else { Direction::Out };
+        Some(Self { port: u16::from_le_bytes([port_low, port_high]), size, direction })
     }
 
     /// What this access means to the visor.

@@ -143,10 +143,7 @@ const VMX_AND_SENTER: u64 = 0b110 | 0xff << 8;
 #[must_use]
 pub fn read(index: u32) -> Read {
     match rule(index) {
-        Some(Rule::FeatureControl) => Read::Masked {
-            clear: VMX_AND_SENTER,
-            set: LOCKED,
-        },
+        Some(Rule::FeatureControl) => Read::Masked { clear: VMX_AND_SENTER, set: LOCKED },
         Some(Rule::Absent) | None => Read::Fault,
         Some(Rule::Mtrr) => Read::Mtrr,
         Some(Rule::ReadOnly | Rule::Ignored | Rule::ApicBase | Rule::MiscEnable) => {

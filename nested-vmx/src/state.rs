@@ -54,10 +54,8 @@ pub fn init(vmcs: &mut impl Vmcs) {
     vmcs.write(ENTRY_INTERRUPTION, 0);
     let entry = vmcs.read(ENTRY_CONTROLS) & !EntryControls::IA32E_GUEST.bits();
     vmcs.write(ENTRY_CONTROLS, entry);
-    for (base, limit) in [
-        (GUEST_GDTR_BASE, GUEST_GDTR_LIMIT),
-        (GUEST_IDTR_BASE, GUEST_IDTR_LIMIT),
-    ] {
+    for (base, limit) in [(GUEST_GDTR_BASE, GUEST_GDTR_LIMIT), (GUEST_IDTR_BASE, GUEST_IDTR_LIMIT)]
+    {
         vmcs.write(base, 0);
         vmcs.write(limit, 0xffff);
     }
@@ -84,13 +82,7 @@ pub fn flat_32_bit(vmcs: &mut impl Vmcs, entry: u32) {
     vmcs.write(GUEST_CR0, cr0 | CR0_NE);
     vmcs.write(CR0_SHADOW, cr0);
     vmcs.write(GUEST_RIP, entry.into());
-    for segment in [
-        Segment::Es,
-        Segment::Ss,
-        Segment::Ds,
-        Segment::Fs,
-        Segment::Gs,
-    ] {
+    for segment in [Segment::Es, Segment::Ss, Segment::Ds, Segment::Fs, Segment::Gs] {
         set_segment(vmcs, segment, 0x18, 0, DATA_32);
         vmcs.write(segment.fields().limit, u32::MAX);
     }

@@ -64,11 +64,7 @@ struct Ring {
 }
 
 static RING: Mutex<Ring> = Mutex::new(Ring {
-    entries: List::new(Entry {
-        tsc: 0,
-        cpu: 0,
-        event: Event::HostStarted,
-    }),
+    entries: List::new(Entry { tsc: 0, cpu: 0, event: Event::HostStarted }),
     next: 0,
 });
 static VIOLATIONS: AtomicU32 = AtomicU32::new(0);
@@ -77,11 +73,7 @@ static VIOLATIONS: AtomicU32 = AtomicU32::new(0);
 /// trying must not be able to fill the serial line.
 pub(crate) fn record(cpu: u32, event: Event) {
     const LOGGED: u32 = 16;
-    let entry = Entry {
-        tsc: crate::cpu::tsc(),
-        cpu,
-        event,
-    };
+    let entry = Entry { tsc: crate::cpu::tsc(), cpu, event };
     let mut ring = RING.lock();
     if ring.entries.push(entry).is_err() {
         let next = ring.next;

@@ -1,8 +1,5 @@
 //! Exits of the host: what each one asks for, by the rules of `nested_vmx`.
-#![expect(
-    unsafe_code,
-    reason = "the host's register file, and instructions done on its behalf"
-)]
+#![expect(unsafe_code, reason = "the host's register file, and instructions done on its behalf")]
 
 use core::sync::atomic::Ordering;
 
@@ -61,10 +58,7 @@ impl Registers {
     /// As INIT leaves them: EDX holds the processor's signature.
     pub(crate) fn after_init() -> Self {
         let signature = cpu::cpuid(1, 0).eax;
-        Self {
-            rdx: signature.into(),
-            ..Self::default()
-        }
+        Self { rdx: signature.into(), ..Self::default() }
     }
 
     /// EDX:EAX.
@@ -138,10 +132,7 @@ fn handle(cpu: &PerCpu, reason: Reason, registers: &mut Registers) -> Next {
         // Only NMIs exit: the exception bitmap is 0.
         Reason::ExceptionOrNmi => {
             let information = Current.read(EXIT_INTERRUPTION);
-            assert!(
-                exit::is_nmi(information),
-                "exception {information:#x} exits"
-            );
+            assert!(exit::is_nmi(information), "exception {information:#x} exits");
             cpu::unblock_nmis();
             cpu.nmi_arrived.store(true, Ordering::Relaxed);
             Next::Stay
@@ -253,12 +244,7 @@ fn set_nmi_window(open: bool) {
 
 fn answer_cpuid(registers: &mut Registers) -> Next {
     let (leaf, subleaf) = (low(registers.rax), low(registers.rcx));
-    let answer = cpuid::filter(
-        leaf,
-        subleaf,
-        cpu::cpuid(leaf, subleaf),
-        Current.read(GUEST_CR4),
-    );
+    let answer = cpuid::filter(leaf, subleaf, cpu::cpuid(leaf, subleaf), Current.read(GUEST_CR4));
     registers.rax = answer.eax.into();
     registers.rbx = answer.ebx.into();
     registers.rcx = answer.ecx.into();
@@ -287,11 +273,7 @@ fn write_msr(cpu: &PerCpu, registers: &Registers) -> Next {
         return GP0;
     };
     let (index, value) = (low(registers.rcx), registers.pair());
-    let current = if index == msr::APIC_BASE {
-        cpu::read_msr(index)
-    } else {
-        0
-    };
+    let current = if index == msr::APIC_BASE { cpu::read_msr(index) } else { 0 };
     let done = match msr::write(index, value, current) {
         // SAFETY: the rules only let through registers on which the visor does not depend.
         msr::Write::Perform => unsafe { cpu::try_write_msr(index, value) },
@@ -318,11 +300,7 @@ fn control_register(registers: &Registers) -> Next {
         cr::Access::WriteCr0(number) => {
             let value = registers.numbered(number);
             // Outside 64-bit code the upper half of a register means nothing.
-            let value = if in_64_bit_code() {
-                value
-            } else {
-                low(value).into()
-            };
+            let value = if in_64_bit_code() { value } else { low(value).into() };
             match cr::write_cr0(&mut Current, &HostRam, value) {
                 Ok(cache) => {
                     cpu::set_cache_control(cache);
@@ -380,14 +358,7 @@ fn ept_violation(cpu: &PerCpu) -> Next {
     let [access, ..] = Current.read(EXIT_QUALIFICATION).to_le_bytes();
     let rip = Current.read(GUEST_RIP);
     let access = access & 7;
-    events::record(
-        cpu.index.get(),
-        Audit::ForbiddenAccess {
-            address,
-            access,
-            rip,
-        },
-    );
+    events::record(cpu.index.get(), Audit::ForbiddenAccess { address, access, rip });
     match exit::fault_during(Current.read(IDT_VECTORING)) {
         Outcome::Inject(event) => Next::Raise(event),
         Outcome::TripleFault => triple_fault(cpu),
@@ -429,9 +400,6 @@ fn start_up(cpu: &PerCpu, registers: &mut Registers) -> Next {
 
 fn triple_fault(cpu: &PerCpu) -> Next {
     events::record(cpu.index.get(), Audit::TripleFault);
-    log::warn!(
-        "the host triple-faulted on processor {}: reset",
-        cpu.index.get()
-    );
+    log::warn!("the host triple-faulted on processor {}: reset", cpu.index.get());
     reset::machine()
 }

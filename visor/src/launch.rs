@@ -1,8 +1,5 @@
 //! From the boot loader to the host's first instruction.
-#![expect(
-    unsafe_code,
-    reason = "moving the image, adopting memory, entering the host"
-)]
+#![expect(unsafe_code, reason = "moving the image, adopting memory, entering the host")]
 
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -112,11 +109,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoRoom(bytes) => {
-                write!(
-                    f,
-                    "too little memory: no {} MiB of RAM in one piece",
-                    bytes >> 20
-                )
+                write!(f, "too little memory: no {} MiB of RAM in one piece", bytes >> 20)
             }
             Self::NoLoaderArea => f.write_str("too little memory: no 2 MiB for the host's loader"),
             Self::PoolEmpty => f.write_str("the reservation was computed too small"),
@@ -133,11 +126,7 @@ fn read_boot_information(found: &mut Found, entry: mbi::Entry, image: Image) -> 
     let line = cmdline::cook(found.info.cmdline, found.info.loader_name);
     let options = or_refuse(cmdline::parse(line));
     serial::start(options.serial, options.log);
-    log::info!(
-        "version {}, image of {} KiB",
-        env!("CARGO_PKG_VERSION"),
-        image.len() >> 10
-    );
+    log::info!("version {}, image of {} KiB", env!("CARGO_PKG_VERSION"), image.len() >> 10);
     or_refuse(found.info.map.load(&mut found.map));
     or_refuse(found.info.check_modules(&found.map));
     for span in found.map.ram() {
@@ -148,12 +137,7 @@ fn read_boot_information(found: &mut Found, entry: mbi::Entry, image: Image) -> 
         FirmwareMap::Multiboot1(..) | FirmwareMap::Multiboot2 { .. } => None,
     };
     let taken = found.info.taken();
-    for span in taken
-        .iter()
-        .copied()
-        .chain([loaded])
-        .chain(boot_services.into_iter().flatten())
-    {
+    for span in taken.iter().copied().chain([loaded]).chain(boot_services.into_iter().flatten()) {
         // Boot-services memory beyond the list's capacity is only avoided out of politeness.
         let _ = found.taken.push(span);
     }
@@ -207,32 +191,15 @@ impl Plan {
             reservation.len() >> 20,
             reservation.start()
         );
-        Self {
-            reservation,
-            home,
-            pool,
-            processors,
-            loader_area,
-            low,
-            width,
-            controls,
-        }
+        Self { reservation, home, pool, processors, loader_area, low, width, controls }
     }
 }
 
 /// Goes on in the moved image.
-#[expect(
-    clippy::large_stack_frames,
-    reason = "runs once, on the boot stack of 64 KiB"
-)]
+#[expect(clippy::large_stack_frames, reason = "runs once, on the boot stack of 64 KiB")]
 fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options: Options) -> ! {
     let blob_entry = prepare_loader(found, plan);
-    let tables = HostTables::build(
-        &mut pool,
-        &found.ram,
-        [plan.reservation, plan.low],
-        plan.width,
-    );
+    let tables = HostTables::build(&mut pool, &found.ram, [plan.reservation, plan.low], plan.width);
     let tables = tables.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     let bitmaps = bitmaps(&mut pool).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     let blocks = pool.take(u64::from(plan.processors) * percpu::SIZE);
@@ -257,11 +224,7 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
     let first_stack = memory::linear(machine.blocks.base()) + percpu::STACK_TOP;
     smp::STACKS.store(first_stack, Ordering::Release);
     or_refuse(smp::start(plan.processors, root, plan.low));
-    log::info!(
-        "entering the host: processor {} of {}",
-        cpu.index.get(),
-        plan.processors
-    );
+    log::info!("entering the host: processor {} of {}", cpu.index.get(), plan.processors);
     events::record(0, Event::HostStarted);
     state::flat_32_bit(&mut Current, blob_entry);
     let registers = Registers {
@@ -277,11 +240,7 @@ fn prepare_loader(found: &Found, plan: &Plan) -> u32 {
     /// "VRDL".
     const MAGIC: u32 = 0x4c44_5256;
     let word = |index: usize| {
-        LOADER
-            .get(index * 4..)
-            .and_then(<[u8]>::first_chunk)
-            .copied()
-            .map(u32::from_le_bytes)
+        LOADER.get(index * 4..).and_then(<[u8]>::first_chunk).copied().map(u32::from_le_bytes)
     };
     let (Some(MAGIC), Some(entry), Some(kept)) = (word(0), word(1), word(2)) else {
         refuse(Refusal::BadLoader)
@@ -303,15 +262,8 @@ fn prepare_loader(found: &Found, plan: &Plan) -> u32 {
     if let Some(port) = blob.get_mut(12..16) {
         port.copy_from_slice(&u32::from(serial::port()).to_le_bytes());
     }
-    let out = handoff_area
-        .get_mut(..size(HANDOFF_BYTES))
-        .unwrap_or_default();
-    let _ = or_refuse(handoff::write(
-        &found.info,
-        &found.map,
-        plan.reservation,
-        out,
-    ));
+    let out = handoff_area.get_mut(..size(HANDOFF_BYTES)).unwrap_or_default();
+    let _ = or_refuse(handoff::write(&found.info, &found.map, &[plan.low, plan.reservation], out));
     let base =
         u32::try_from(plan.loader_area.start()).unwrap_or_else(|_| refuse(Refusal::NoLoaderArea));
     base + entry
@@ -339,10 +291,7 @@ fn join(machine: &'static Machine, index: u32) -> &'static PerCpu {
     if index > 0 {
         or_refuse(vmcs::enable());
         // The policy was decided for the bootstrap processor's capabilities.
-        assert!(
-            vmcs::capabilities() == machine.capabilities,
-            "processors differ in VMX"
-        );
+        assert!(vmcs::capabilities() == machine.capabilities, "processors differ in VMX");
     }
     let host_pat = vmcs::pat();
     or_refuse(vmcs::enter_root(cpu, machine));
@@ -353,9 +302,7 @@ fn join(machine: &'static Machine, index: u32) -> &'static PerCpu {
 
 /// Entered by `entry.s` on each application processor, on the exit stack of block `index`.
 pub(crate) extern "C" fn application(index: u32) -> ! {
-    let Some(machine) = Machine::get() else {
-        cpu::stop()
-    };
+    let Some(machine) = Machine::get() else { cpu::stop() };
     let cpu = join(machine, index);
     state::init(&mut Current);
     match cpu.start_page.get() {

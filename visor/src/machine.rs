@@ -39,10 +39,7 @@ static MACHINE: Once<Machine> = Once::new();
 
 impl Machine {
     /// Sets up the one machine there is.
-    #[expect(
-        clippy::large_stack_frames,
-        reason = "runs once, on the boot stack of 64 KiB"
-    )]
+    #[expect(clippy::large_stack_frames, reason = "runs once, on the boot stack of 64 KiB")]
     pub(crate) fn establish(self) -> &'static Self {
         MACHINE.call_once(|| self)
     }

@@ -1,8 +1,5 @@
 //! The visor's view of physical memory: everything it may touch appears at `DIRECT + address`.
-#![expect(
-    unsafe_code,
-    reason = "physical memory has no owner that the compiler knows"
-)]
+#![expect(unsafe_code, reason = "physical memory has no owner that the compiler knows")]
 
 use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
 

@@ -83,13 +83,7 @@ pub(crate) fn build(pool: &mut Pool, image: Image, home: u64, ram: &[Span]) -> O
     let mut frames = Frames(pool);
     for offset in (0..image.len()).step_by(4096) {
         let address = image.start + offset;
-        map::<Size4KiB>(
-            &mut mapper,
-            &mut frames,
-            address,
-            home + offset,
-            image.rights(address),
-        )?;
+        map::<Size4KiB>(&mut mapper, &mut frames, address, home + offset, image.rights(address))?;
     }
     let data = PageTableFlags::PRESENT
         | PageTableFlags::WRITABLE

@@ -65,10 +65,7 @@ pub(crate) struct PerCpu {
 pub(crate) const SIZE: u64 = {
     #[expect(clippy::as_conversions, reason = "a constant below 2^64")]
     let bytes = size_of::<PerCpu>() as u64;
-    assert!(
-        bytes.is_multiple_of(PAGE),
-        "blocks follow each other by whole frames"
-    );
+    assert!(bytes.is_multiple_of(PAGE), "blocks follow each other by whole frames");
     bytes
 };
 
@@ -81,12 +78,7 @@ const _: () = assert!(offset_of!(PerCpu, this) == 0, "`gs:[0]` reads `this`");
 
 impl core::fmt::Debug for PerCpu {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(
-            f,
-            "processor {} (APIC id {})",
-            self.index.get(),
-            self.apic_id.get()
-        )
+        write!(f, "processor {} (APIC id {})", self.index.get(), self.apic_id.get())
     }
 }
 
@@ -179,9 +171,6 @@ impl PerCpu {
 
     /// Counts time spent in the visor, in TSC ticks.
     pub(crate) fn count_ticks(&self, ticks: u64) {
-        self.ticks.store(
-            self.ticks.load(Ordering::Relaxed).wrapping_add(ticks),
-            Ordering::Relaxed,
-        );
+        self.ticks.store(self.ticks.load(Ordering::Relaxed).wrapping_add(ticks), Ordering::Relaxed);
     }
 }

@@ -28,10 +28,7 @@ unsafe extern "C" {
 }
 
 /// Gates for the 22 defined exceptions; interrupts stay disabled in VMX root mode.
-#[expect(
-    clippy::large_stack_frames,
-    reason = "runs once, on the boot stack of 64 KiB"
-)]
+#[expect(clippy::large_stack_frames, reason = "runs once, on the boot stack of 64 KiB")]
 fn interrupts() -> &'static InterruptDescriptorTable {
     static TABLE: Once<InterruptDescriptorTable> = Once::new();
     TABLE.call_once(|| {
@@ -101,10 +98,7 @@ pub(crate) fn load(cpu: &'static PerCpu) {
     if let Descriptor::SystemSegment(low, high) = Descriptor::tss_segment(task) {
         cpu.gdt.set([0, CODE_64, DATA_64, low, high]);
     }
-    let pointer = DescriptorTablePointer {
-        limit: 39,
-        base: VirtAddr::from_ptr(cpu.gdt.as_ptr()),
-    };
+    let pointer = DescriptorTablePointer { limit: 39, base: VirtAddr::from_ptr(cpu.gdt.as_ptr()) };
     // SAFETY: the table has the selectors above and lives as long as the visor.
     unsafe { x86_64::instructions::tables::lgdt(&pointer) };
     // SAFETY: the selector is that of the TSS just described.

@@ -53,15 +53,7 @@ impl Uart {
     #[expect(unsafe_code, reason = "a UART's ports")]
     fn program(&self, baud: u32) {
         let [low, high, ..] = (FASTEST / baud.max(1)).to_le_bytes();
-        for (offset, value) in [
-            (1, 0),
-            (3, 0x83),
-            (0, low),
-            (1, high),
-            (3, 3),
-            (2, 7),
-            (4, 3),
-        ] {
+        for (offset, value) in [(1, 0), (3, 0x83), (0, low), (1, high), (3, 3), (2, 7), (4, 3)] {
             // SAFETY: the registers of a UART have no effect on memory.
             unsafe { self.register(offset).write(value) }
         }

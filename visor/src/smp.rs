@@ -67,10 +67,7 @@ impl fmt::Display for StartError {
                 f.write_str("no 12 KiB of RAM below 512 KiB are free to start processors")
             }
             Self::Missing { listed, started } => {
-                write!(
-                    f,
-                    "the MADT lists {listed} processors but {started} started"
-                )
+                write!(f, "the MADT lists {listed} processors but {started} started")
             }
             Self::Unlisted => f.write_str("a processor started that the MADT does not list"),
         }
@@ -97,14 +94,7 @@ pub(crate) fn start(count: u32, root: Frame, low: Span) -> Result<(), StartError
         return Err(StartError::Unlisted);
     }
     let started = READY.load(Ordering::Acquire) + 1;
-    if started < count {
-        Err(StartError::Missing {
-            listed: count,
-            started,
-        })
-    } else {
-        Ok(())
-    }
+    if started < count { Err(StartError::Missing { listed: count, started }) } else { Ok(()) }
 }
 
 fn start_page() -> u8 {
@@ -125,9 +115,7 @@ fn await_ready(count: u32) {
 /// `bochs-init`: on a real machine the host could take the processor meanwhile.
 pub(crate) fn leave_to_restart(cpu: &PerCpu, page: u8) -> ! {
     cpu.start_page.set(Some(page));
-    while RESTART
-        .compare_exchange(0, cpu.index.get(), Ordering::AcqRel, Ordering::Acquire)
-        .is_err()
+    while RESTART.compare_exchange(0, cpu.index.get(), Ordering::AcqRel, Ordering::Acquire).is_err()
     {
         core::hint::spin_loop();
     }
@@ -151,10 +139,7 @@ pub(crate) fn serve_restart() -> bool {
     ARRIVALS.store(index, Ordering::Release);
     let ready = READY.load(Ordering::Acquire);
     apic::wait(1000);
-    apic::send(
-        Delivery::StartUp(start_page()),
-        Destination::One(cpu.apic_id.get()),
-    );
+    apic::send(Delivery::StartUp(start_page()), Destination::One(cpu.apic_id.get()));
     await_ready(ready + 1);
     RESTART.store(0, Ordering::Release);
     true
@@ -171,13 +156,12 @@ const LOW_END: u64 = 0x8_0000;
 /// Where processors can be started: the highest pages below 512 KiB that are RAM and free.
 pub(crate) fn low_pages(ram: &[Span], avoid: &[Span]) -> Option<Span> {
     let bytes = LOW_PAGES * PAGE;
-    (1..=LOW_END / PAGE - LOW_PAGES)
-        .rev()
-        .filter_map(|page| Span::sized(page * PAGE, bytes))
-        .find(|low| {
+    (1..=LOW_END / PAGE - LOW_PAGES).rev().filter_map(|page| Span::sized(page * PAGE, bytes)).find(
+        |low| {
             ram.iter().any(|span| span.covers(*low))
                 && !avoid.iter().any(|span| span.overlaps(*low))
-        })
+        },
+    )
 }
 
 /// Fills the low pages: code, a copy of the root table with the first GiB in its place as well,

@@ -35,12 +35,7 @@ pub(crate) fn answer(cpu: &PerCpu) -> u32 {
         4 => machine.processors,
         5 => u32::try_from(COUNTED_REASONS).unwrap_or(UNKNOWN),
         6 => events::violations(),
-        0x80 => wide(
-            machine
-                .each()
-                .map(|cpu| cpu.ticks.load(Ordering::Relaxed))
-                .sum(),
-        ),
+        0x80 => wide(machine.each().map(|cpu| cpu.ticks.load(Ordering::Relaxed)).sum()),
         0x81 => cpu.latched.get(),
         index if index >= COUNTERS => {
             let (reason, is_high) = ((index - COUNTERS) / 2, index & 1 != 0);
@@ -51,9 +46,7 @@ pub(crate) fn answer(cpu: &PerCpu) -> u32 {
                 cpu.latched.get()
             } else {
                 let of = |cpu: &PerCpu| {
-                    cpu.exits
-                        .get(reason)
-                        .map_or(0, |count| count.load(Ordering::Relaxed))
+                    cpu.exits.get(reason).map_or(0, |count| count.load(Ordering::Relaxed))
                 };
                 wide(machine.each().map(of).sum())
             }

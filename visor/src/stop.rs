@@ -66,9 +66,7 @@ fn on_panic(info: &PanicInfo<'_>) -> ! {
             Current.read(GUEST_RIP),
         ));
     }
-    events::show_last(16, |entry| {
-        print_regardless(format_args!("visor: [panic] {entry}\n"))
-    });
+    events::show_last(16, |entry| print_regardless(format_args!("visor: [panic] {entry}\n")));
     print_regardless(format_args!("visor: halted\n"));
     match machine.map(|machine| machine.on_panic) {
         Some(OnPanic::Reset) => reset::machine(),

@@ -30,11 +30,7 @@ struct State {
 
 impl State {
     fn rules(&self) -> Rules<'_> {
-        Rules {
-            frames: &self.frames,
-            mtrrs: &self.mtrrs,
-            denied: &[],
-        }
+        Rules { frames: &self.frames, mtrrs: &self.mtrrs, denied: &[] }
     }
 }
 
@@ -57,10 +53,7 @@ impl Tlb for Local {
 
 impl HostTables {
     /// The frame table over `ram`, with what is `claimed` the visor's, and EPT01; all in `pool`.
-    #[expect(
-        clippy::large_stack_frames,
-        reason = "runs once, on the boot stack of 64 KiB"
-    )]
+    #[expect(clippy::large_stack_frames, reason = "runs once, on the boot stack of 64 KiB")]
     pub(crate) fn build(
         pool: &mut Pool,
         ram: &'static [Span],
@@ -79,23 +72,10 @@ impl HostTables {
         }
         let registers = mtrr::Registers::read(read_msr);
         let mtrrs = Mtrrs::read(width, |index| registers.value(index).unwrap_or(0));
-        let rules = Rules {
-            frames: &frames,
-            mtrrs: &mtrrs,
-            denied: &[],
-        };
+        let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied: &[] };
         let ept = Ept01::build(pool, &rules, ept01::end(width)).ok()?;
         let pointer = ept.pointer();
-        Some(Self {
-            state: Mutex::new(State {
-                frames,
-                registers,
-                mtrrs,
-                ept,
-            }),
-            pointer,
-            width,
-        })
+        Some(Self { state: Mutex::new(State { frames, registers, mtrrs, ept }), pointer, width })
     }
 
     /// The EPT pointer for the VMCS.
@@ -120,9 +100,7 @@ impl HostTables {
             // In the middle of a change, with the caches off (SDM vol. 3, 13.11.8).
             return true;
         }
-        let mtrrs = Mtrrs::read(self.width, |index| {
-            state.registers.value(index).unwrap_or(0)
-        });
+        let mtrrs = Mtrrs::read(self.width, |index| state.registers.value(index).unwrap_or(0));
         if mtrrs != state.mtrrs {
             state.mtrrs = mtrrs;
             let mut pool = POOL.lock();

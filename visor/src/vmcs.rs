@@ -72,11 +72,7 @@ pub(crate) fn capabilities() -> RawCapabilities {
     let secondary = cpu::high(primary) & Primary::SECONDARY.bits() != 0;
     let secondary = if secondary { read_msr(0x48b) } else { 0 };
     // EPT or VPID (bits 1 and 5) bring their capability register along.
-    let ept_vpid = if cpu::high(secondary) & 0b10_0010 != 0 {
-        read_msr(0x48c)
-    } else {
-        0
-    };
+    let ept_vpid = if cpu::high(secondary) & 0b10_0010 != 0 { read_msr(0x48c) } else { 0 };
     RawCapabilities {
         basic,
         pin: read_msr(0x481 + shift),
@@ -114,21 +110,11 @@ fn set_control_registers(capabilities: &RawCapabilities) {
         | Cr4Flags::OSXMMEXCPT_ENABLE
         | Cr4Flags::PAGE_GLOBAL;
     let features = cpuid(1, 0).ecx;
-    let structured = if cpuid(0, 0).eax >= 7 {
-        cpuid(7, 0).ebx
-    } else {
-        0
-    };
+    let structured = if cpuid(0, 0).eax >= 7 { cpuid(7, 0).ebx } else { 0 };
     for (present, flag) in [
         (features & 1 << 26 != 0, Cr4Flags::OSXSAVE),
-        (
-            structured & 1 << 7 != 0,
-            Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION,
-        ),
-        (
-            structured & 1 << 20 != 0,
-            Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION,
-        ),
+        (structured & 1 << 7 != 0, Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION),
+        (structured & 1 << 20 != 0, Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION),
     ] {
         wanted.set(flag, present);
     }
@@ -153,11 +139,7 @@ pub(crate) fn address_width() -> u8 {
     let [activate @ .., _, _, _] = read_msr(TME_ACTIVATE).to_le_bytes();
     let [flags, _, _, _, key_bits] = activate;
     let on = u64::from(flags) & LOCKED_AND_ON == LOCKED_AND_ON;
-    if on {
-        width.saturating_sub(key_bits & 15)
-    } else {
-        width
-    }
+    if on { width.saturating_sub(key_bits & 15) } else { width }
 }
 
 /// The memory-type table that firmware left: the host's to begin with.
@@ -177,12 +159,8 @@ pub(crate) fn prepare(cpu: &PerCpu, machine: &Machine, host_pat: u64) {
     v.write(EXCEPTION_BITMAP, 0);
     v.write(f::PAGE_FAULT_MASK, 0);
     v.write(f::PAGE_FAULT_MATCH, 0);
-    for count in [
-        CR3_TARGET_COUNT,
-        EXIT_MSR_STORE_COUNT,
-        EXIT_MSR_LOAD_COUNT,
-        ENTRY_MSR_LOAD_COUNT,
-    ] {
+    for count in [CR3_TARGET_COUNT, EXIT_MSR_STORE_COUNT, EXIT_MSR_LOAD_COUNT, ENTRY_MSR_LOAD_COUNT]
+    {
         v.write(count, 0);
     }
     v.write(f::IO_BITMAP_A, machine.io_bitmap_a.base());
@@ -238,8 +216,5 @@ fn root_state(cpu: &PerCpu) {
     v.write(f::HOST_PAT, VISOR_PAT);
     v.write(f::HOST_EFER, read_msr(EFER));
     v.write(f::HOST_RSP, cpu.exit_stack_top());
-    v.write(
-        f::HOST_RIP,
-        u64::try_from((&raw const vm_exit).addr()).unwrap_or(0),
-    );
+    v.write(f::HOST_RIP, u64::try_from((&raw const vm_exit).addr()).unwrap_or(0));
 }

@@ -56,11 +56,7 @@ impl<'m> Madt<'m> {
             let [kind, len] = raw::array(rest, 0).unwrap_or_default();
             let bytes = rest.get(..len.into()).filter(|bytes| bytes.len() >= 2);
             offset += bytes.map_or(rest.len(), <[u8]>::len);
-            let entry = |bytes| Entry {
-                kind,
-                bytes,
-                broken,
-            };
+            let entry = |bytes| Entry { kind, bytes, broken };
             Some(bytes.map(entry).ok_or(broken))
         })
     }
@@ -148,12 +144,7 @@ impl McfgRegion {
         let base = raw::quad(entry, 0).filter(|base| base.is_multiple_of(BUS))?;
         let bus = |number: u64| base.checked_add(number * BUS);
         let span = Span::new(bus(first_bus.into())?, bus(u64::from(last_bus) + 1)?)?;
-        let region = Self {
-            segment,
-            first_bus,
-            last_bus,
-            span,
-        };
+        let region = Self { segment, first_bus, last_bus, span };
         (first_bus <= last_bus).then_some(region)
     }
 }

@@ -15,10 +15,7 @@ fn machine(tables: &[Vec<u8>]) -> Fake {
     let mut memory = Fake::default();
     let at = |number: u64| 0x7f00_1000 + number * 0x10000;
     let list: Vec<u64> = (0..).map(at).take(tables.len()).collect();
-    let narrow: Vec<u8> = list
-        .iter()
-        .flat_map(|at| at.to_le_bytes()[..4].to_vec())
-        .collect();
+    let narrow: Vec<u8> = list.iter().flat_map(|at| at.to_le_bytes()[..4].to_vec()).collect();
     memory.put(RSDT.into(), table(*b"RSDT", &narrow));
     memory.put(XSDT, table(*b"XSDT", &quads(&list)));
     for (at, table) in list.into_iter().zip(tables) {
@@ -61,11 +58,7 @@ fn broken(offset: usize) -> AcpiError {
 #[test]
 fn tables_are_found_through_either_root() {
     let memory = machine(&[table(*b"SSDT", b"one"), table(*b"DMAR", b"two")]);
-    for copy in [
-        pointer(RSDT, None),
-        pointer(RSDT, Some(0)),
-        pointer(0, Some(XSDT)),
-    ] {
+    for copy in [pointer(RSDT, None), pointer(RSDT, Some(0)), pointer(0, Some(XSDT))] {
         let root = Root::find(&memory, Some(&copy)).expect("a root");
         let found = root.table(&memory, Signature::DMAR).expect("good tables");
         assert_eq!(found.map(|table| &table[36..]), Some(&b"two"[..]));
@@ -127,10 +120,7 @@ fn a_table_with_a_wrong_byte_is_refused() {
     for at in 8..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 0x80;
-        assert_eq!(
-            processors(bad),
-            Err(AcpiError::BadChecksum(Signature::MADT))
-        );
+        assert_eq!(processors(bad), Err(AcpiError::BadChecksum(Signature::MADT)));
     }
 }
 
@@ -140,21 +130,14 @@ fn a_table_with_a_length_that_cannot_be_is_refused() {
         let mut bad = madt(&[&local_apic(0, 1)]);
         bad[4..8].copy_from_slice(&words(&[len]));
         let found = processors(bad);
-        assert_eq!(
-            found,
-            Err(AcpiError::Unreadable(Signature::MADT, 0x7f00_1000)),
-            "{len:#x}"
-        );
+        assert_eq!(found, Err(AcpiError::Unreadable(Signature::MADT, 0x7f00_1000)), "{len:#x}");
     }
 }
 
 #[test]
 fn a_root_that_points_nowhere_is_refused() {
     let found = Root::find(&machine(&[]), Some(&pointer(0x1000, None))).err();
-    assert_eq!(
-        found,
-        Some(AcpiError::Unreadable(Signature(*b"RSDT"), 0x1000))
-    );
+    assert_eq!(found, Some(AcpiError::Unreadable(Signature(*b"RSDT"), 0x1000)));
     let memory = Fake::with(XSDT, table(*b"XSDT", &quads(&[0x9999])));
     let found = root(&memory).and_then(|root| root.table(&memory, Signature::MADT));
     assert_eq!(found, Err(AcpiError::Unreadable(Signature::MADT, 0x9999)));
@@ -164,10 +147,7 @@ fn a_root_that_points_nowhere_is_refused() {
 fn a_root_of_another_name_is_refused() {
     let at = u32::try_from(XSDT).expect("low");
     let found = Root::find(&machine(&[]), Some(&pointer(at, None))).err();
-    assert_eq!(
-        found,
-        Some(AcpiError::Unreadable(Signature(*b"RSDT"), XSDT))
-    );
+    assert_eq!(found, Some(AcpiError::Unreadable(Signature(*b"RSDT"), XSDT)));
 }
 
 #[test]
@@ -199,18 +179,8 @@ fn enabled_processors_are_listed_in_order() {
 #[test]
 fn an_entry_without_length_or_end_is_refused() {
     let first = local_apic(0, 1);
-    for bad in [
-        &[0, 0][..],
-        &[7, 1],
-        &[9, 16, 0, 0],
-        &[5],
-        &[0, 7, 0, 1, 1, 0, 0],
-    ] {
-        assert_eq!(
-            processors(madt(&[&first, bad])),
-            Err(broken(ENTRIES + 8)),
-            "{bad:?}"
-        );
+    for bad in [&[0, 0][..], &[7, 1], &[9, 16, 0, 0], &[5], &[0, 7, 0, 1, 1, 0, 0]] {
+        assert_eq!(processors(madt(&[&first, bad])), Err(broken(ENTRIES + 8)), "{bad:?}");
     }
 }
 
@@ -235,17 +205,11 @@ fn a_processor_that_is_listed_twice_is_one_processor() {
 #[test]
 fn a_machine_has_between_one_and_512_processors() {
     assert_eq!(processors(madt(&[])), Err(AcpiError::NoProcessor));
-    assert_eq!(
-        processors(table(*b"SSDT", b"")),
-        Err(AcpiError::Missing(Signature::MADT))
-    );
+    assert_eq!(processors(table(*b"SSDT", b"")), Err(AcpiError::Missing(Signature::MADT)));
     let all = |count| -> Vec<u8> { (0..count).flat_map(|id| local_x2apic(id, 1)).collect() };
     let ids = processors(madt(&[&all(512)]));
     assert_eq!(ids.map(|ids| ids.len()), Ok(512));
-    assert_eq!(
-        processors(madt(&[&all(513)])),
-        Err(AcpiError::TooMany(Signature::MADT))
-    );
+    assert_eq!(processors(madt(&[&all(513)])), Err(AcpiError::TooMany(Signature::MADT)));
 }
 
 #[test]
@@ -257,10 +221,7 @@ fn the_local_apic_is_where_the_last_word_says() {
     assert_eq!(address(madt(&[])), Ok(0xfee0_0000));
     let moved = [&[5, 12, 0, 0][..], &quads(&[0x12_fee0_0000])].concat();
     assert_eq!(address(madt(&[&moved])), Ok(0x12_fee0_0000));
-    assert_eq!(
-        address(madt(&[&[5, 11, 0, 0, 0, 0, 0, 0, 0, 0, 0]])),
-        Err(broken(ENTRIES))
-    );
+    assert_eq!(address(madt(&[&[5, 11, 0, 0, 0, 0, 0, 0, 0, 0, 0]])), Err(broken(ENTRIES)));
 }
 
 #[test]
@@ -278,11 +239,7 @@ fn configuration_space_has_a_mib_for_each_bus() {
         last_bus: 0x1f,
         span: span(0xe100_0000, 0xe200_0000),
     };
-    let both = [
-        entry(0xe000_0000, 1, 0x10, 0x1f),
-        entry(1 << 40, 0, 0, 0xff),
-    ]
-    .concat();
+    let both = [entry(0xe000_0000, 1, 0x10, 0x1f), entry(1 << 40, 0, 0, 0xff)].concat();
     let found = regions(&both).expect("a good table");
     assert_eq!(found[0], expected);
     assert_eq!(found[1].span, span(1 << 40, (1 << 40) + (256 << 20)));
@@ -295,12 +252,7 @@ fn configuration_space_has_a_mib_for_each_bus() {
     let many = entry(0xe000_0000, 0, 0, 0).repeat(17);
     assert_eq!(regions(&many), Err(AcpiError::TooMany(Signature::MCFG)));
     let memory = machine(&[]);
-    assert_eq!(
-        root(&memory)
-            .and_then(|root| mcfg(&memory, root))
-            .map(|list| list.len()),
-        Ok(0)
-    );
+    assert_eq!(root(&memory).and_then(|root| mcfg(&memory, root)).map(|list| list.len()), Ok(0));
 }
 
 #[test]
@@ -315,10 +267,7 @@ fn the_reset_register_is_memory_or_a_port() {
         reset_register(&memory, root(&memory)?)
     };
     const YES: u32 = 1 << 10;
-    assert_eq!(
-        register(244, YES, 1, 0xcf9),
-        Ok(Some(ResetRegister::Port(0xcf9, 6)))
-    );
+    assert_eq!(register(244, YES, 1, 0xcf9), Ok(Some(ResetRegister::Port(0xcf9, 6))));
     let memory = Ok(Some(ResetRegister::Memory(0xfed0_0000, 6)));
     assert_eq!(register(244, YES, 0, 0xfed0_0000), memory);
     assert_eq!(register(244, YES, 2, 0), Ok(None));

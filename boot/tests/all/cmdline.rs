@@ -3,10 +3,7 @@ use proptest::prelude::*;
 
 #[test]
 fn an_empty_line_gives_the_defaults() {
-    let serial = Serial::Port {
-        port: 0x3f8,
-        baud: 115_200,
-    };
+    let serial = Serial::Port { port: 0x3f8, baud: 115_200 };
     let options = parse(b"   ").expect("nothing is wrong");
     assert_eq!(options, Options::default());
     assert_eq!(options.serial, serial);
@@ -17,16 +14,9 @@ fn an_empty_line_gives_the_defaults() {
 fn every_word_does_what_it_says() {
     let options =
         parse(b"log=debug serial=0x2f8,9600   panic=reset quirk=bochs-init").expect("a good line");
-    let serial = Serial::Port {
-        port: 0x2f8,
-        baud: 9600,
-    };
-    let expected = Options {
-        log: LogLevel::Debug,
-        serial,
-        panic: OnPanic::Reset,
-        quirk: Quirk::BochsInit,
-    };
+    let serial = Serial::Port { port: 0x2f8, baud: 9600 };
+    let expected =
+        Options { log: LogLevel::Debug, serial, panic: OnPanic::Reset, quirk: Quirk::BochsInit };
     assert_eq!(options, expected);
 }
 
@@ -34,9 +24,7 @@ fn every_word_does_what_it_says() {
 fn every_documented_value_is_taken() {
     for word in WORDS {
         for value in word.values.split('|') {
-            let value = value
-                .replace("0xPORT[,BAUD]", "0x3e8,57600")
-                .replace('N', "2");
+            let value = value.replace("0xPORT[,BAUD]", "0x3e8,57600").replace('N', "2");
             let line = format!("{}={value}", word.name);
             assert!(parse(line.as_bytes()).is_ok(), "{line}");
         }
@@ -45,12 +33,7 @@ fn every_documented_value_is_taken() {
 
 #[test]
 fn the_four_usual_ports_have_names() {
-    for (name, expected) in [
-        ("com1", 0x3f8),
-        ("com2", 0x2f8),
-        ("com3", 0x3e8),
-        ("com4", 0x2e8),
-    ] {
+    for (name, expected) in [("com1", 0x3f8), ("com2", 0x2f8), ("com3", 0x3e8), ("com4", 0x2e8)] {
         let line = format!("serial={name}");
         let options = parse(line.as_bytes()).expect("a good line");
         let Serial::Port { port, .. } = options.serial else {
@@ -62,23 +45,14 @@ fn the_four_usual_ports_have_names() {
 
 #[test]
 fn an_unknown_word_is_refused_by_name() {
-    assert_eq!(
-        parse(b"log=info iommu=off"),
-        Err(CmdlineError::UnknownWord("iommu=off"))
-    );
+    assert_eq!(parse(b"log=info iommu=off"), Err(CmdlineError::UnknownWord("iommu=off")));
     let message = parse(b"foo").map_err(|error| error.to_string());
-    assert_eq!(
-        message,
-        Err("command line: unknown word \"foo\"".to_owned())
-    );
+    assert_eq!(message, Err("command line: unknown word \"foo\"".to_owned()));
 }
 
 #[test]
 fn a_repeated_word_is_refused() {
-    assert_eq!(
-        parse(b"panic=halt panic=halt"),
-        Err(CmdlineError::Repeated("panic=halt"))
-    );
+    assert_eq!(parse(b"panic=halt panic=halt"), Err(CmdlineError::Repeated("panic=halt")));
 }
 
 #[test]
@@ -107,10 +81,7 @@ fn a_bad_value_is_refused() {
 
 #[test]
 fn control_characters_and_other_alphabets_are_refused() {
-    assert_eq!(
-        parse(b"log=info\tpanic=halt"),
-        Err(CmdlineError::NotText(b'\t'))
-    );
+    assert_eq!(parse(b"log=info\tpanic=halt"), Err(CmdlineError::NotText(b'\t')));
     assert_eq!(parse(b"log=\x1b[31m"), Err(CmdlineError::NotText(0x1b)));
     assert_eq!(parse("log=é".as_bytes()), Err(CmdlineError::NotText(0xc3)));
 }

@@ -10,10 +10,7 @@ const WB: u64 = 8;
 fn loaded(entries: &[(u32, u64, u64, u64)]) -> Vec<(u64, u64, u32)> {
     let bytes = descriptors(entries);
     let mut map = MemoryMap::EMPTY;
-    EfiMap::parse(&bytes, 48)
-        .expect("a good map")
-        .load(&mut map)
-        .expect("room");
+    EfiMap::parse(&bytes, 48).expect("a good map").load(&mut map).expect("room");
     let region = |r: boot::memmap::Region| (r.span.start(), r.span.len() / PAGE, r.kind.number());
     map.regions().map(region).collect()
 }
@@ -21,7 +18,7 @@ fn loaded(entries: &[(u32, u64, u64, u64)]) -> Vec<(u64, u64, u32)> {
 fn carved(bytes: &[u8], hole: ept::addr::Span) -> Vec<u8> {
     let mut out = Vec::new();
     let map = EfiMap::parse(bytes, 48).expect("a good map");
-    let result: Result<(), ()> = map.carve(hole, &mut |piece| {
+    let result: Result<(), ()> = map.carve(&[hole], &mut |piece| {
         out.extend(piece);
         Ok(())
     });
@@ -33,11 +30,7 @@ fn carved(bytes: &[u8], hole: ept::addr::Span) -> Vec<u8> {
 fn types_become_the_kinds_that_linux_gives_them() {
     let kinds = [2, 1, 1, 1, 1, 2, 2, 1, 5, 3, 4, 2, 2, 2, 7];
     for (kind, expected) in (0..).zip(kinds) {
-        assert_eq!(
-            loaded(&[(kind, 0x1000, 1, WB)]),
-            [(0x1000, 1, expected)],
-            "type {kind}"
-        );
+        assert_eq!(loaded(&[(kind, 0x1000, 1, WB)]), [(0x1000, 1, expected)], "type {kind}");
     }
     assert_eq!(loaded(&[(0x8000_0001, 0x1000, 1, WB)]), [(0x1000, 1, 2)]);
 }
@@ -51,20 +44,14 @@ fn memory_that_cannot_be_cached_or_has_a_purpose_is_no_ram() {
 #[test]
 fn unaccepted_memory_is_refused() {
     let bytes = descriptors(&[(7, 0, 1, WB), (15, 0x10_0000, 1, WB)]);
-    assert_eq!(
-        EfiMap::parse(&bytes, 48).err(),
-        Some(MapError::Unaccepted(0x10_0000))
-    );
+    assert_eq!(EfiMap::parse(&bytes, 48).err(), Some(MapError::Unaccepted(0x10_0000)));
 }
 
 #[test]
 fn a_descriptor_that_names_no_memory_is_refused() {
     for (base, pages) in [(0x800, 1), (0, u64::MAX), (1 << 52, 1), (0, (1 << 40) + 1)] {
         let bytes = descriptors(&[(7, base, pages, WB)]);
-        assert_eq!(
-            EfiMap::parse(&bytes, 48).err(),
-            Some(MapError::BadEntry(base))
-        );
+        assert_eq!(EfiMap::parse(&bytes, 48).err(), Some(MapError::BadEntry(base)));
     }
 }
 
@@ -72,26 +59,15 @@ fn a_descriptor_that_names_no_memory_is_refused() {
 fn descriptors_have_a_size_that_divides_the_map() {
     let bytes = [0; 96];
     for size in [0, 8, 32, 39, 44, 56] {
-        assert_eq!(
-            EfiMap::parse(&bytes, size).err(),
-            Some(MapError::BadEntrySize(size))
-        );
+        assert_eq!(EfiMap::parse(&bytes, size).err(), Some(MapError::BadEntrySize(size)));
     }
     assert!(EfiMap::parse(&bytes, 48).is_ok());
-    assert_eq!(
-        EfiMap::parse(&bytes[..40], 40)
-            .expect("a good map")
-            .descriptor_size(),
-        40
-    );
+    assert_eq!(EfiMap::parse(&bytes[..40], 40).expect("a good map").descriptor_size(), 40);
 }
 
 #[test]
 fn the_size_of_a_descriptor_is_a_multiple_of_eight() {
-    assert_eq!(
-        EfiMap::parse(&[0; 88], 44).err(),
-        Some(MapError::BadEntrySize(44))
-    );
+    assert_eq!(EfiMap::parse(&[0; 88], 44).err(), Some(MapError::BadEntrySize(44)));
 }
 
 #[test]
@@ -170,4 +146,20 @@ proptest! {
             .collect();
         prop_assert_eq!(pages(&after), expected);
     }
+}
+
+#[test]
+fn two_holes_in_one_descriptor_are_both_reserved() {
+    let bytes = descriptors(&[(7, 0x1000, 8, WB)]);
+    let mut out: Vec<u8> = Vec::new();
+    let map = EfiMap::parse(&bytes, 48).expect("a good map");
+    let holes = [span(0x2000, 0x3000), span(0x5000, 0x7000)];
+    let result: Result<(), ()> = map.carve(&holes, &mut |piece| {
+        out.extend(piece);
+        Ok(())
+    });
+    result.expect("a sink that takes all");
+    let pieces = [(7, 0x1000, 1), (0, 0x2000, 1), (7, 0x3000, 2), (0, 0x5000, 2), (7, 0x7000, 2)];
+    let expected = pieces.map(|(kind, start, pages)| (kind, start, pages, WB));
+    assert_eq!(out, descriptors(&expected));
 }

@@ -119,9 +119,7 @@ impl Tags {
 /// An ACPI table with a right length and checksum.
 pub(crate) fn table(signature: [u8; 4], body: &[u8]) -> Vec<u8> {
     let mut table = signature.to_vec();
-    table.extend(words(&[
-        u32::try_from(body.len() + 36).expect("a short table")
-    ]));
+    table.extend(words(&[u32::try_from(body.len() + 36).expect("a short table")]));
     table.resize(36, 0);
     table.extend(body);
     table[9] = sum(&table).wrapping_neg();

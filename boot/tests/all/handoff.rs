@@ -13,8 +13,7 @@ const MIB: u64 = 1 << 20;
 fn info<'m>(memory: &'m Fake, magic: u32) -> BootInfo<'m> {
     let mut info = BootInfo::EMPTY;
     let entry = Entry { magic, address: AT };
-    info.read(memory, entry, Span::default())
-        .expect("good information");
+    info.read(memory, entry, Span::default()).expect("good information");
     info
 }
 
@@ -27,7 +26,7 @@ fn map_of(info: &BootInfo<'_>, reservation: Span) -> MemoryMap {
 
 fn written(info: &BootInfo<'_>, reservation: Span) -> Vec<u8> {
     let mut out = vec![0xaa; 0x1_0000];
-    let len = write(info, &map_of(info, reservation), reservation, &mut out).expect("room");
+    let len = write(info, &map_of(info, reservation), &[reservation], &mut out).expect("room");
     out.truncate(len);
     out
 }
@@ -38,11 +37,7 @@ fn good() -> Tags {
         .tag(2, b"GRUB 2.06\0")
         .module(0x40_0000, 0x50_0000, "console=ttyS0")
         .module(0x60_0000, 0x60_1234, "initrd")
-        .map(&[
-            (0, 0x9_f000, 1),
-            (0xf_0000, 0x1_0000, 2),
-            (MIB, 255 * MIB, 1),
-        ])
+        .map(&[(0, 0x9_f000, 1), (0xf_0000, 0x1_0000, 2), (MIB, 255 * MIB, 1)])
 }
 
 /// Kind and body of each tag.
@@ -62,10 +57,7 @@ fn tags(bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
 }
 
 fn body(bytes: &[u8], kind: u32) -> Option<Vec<u8>> {
-    tags(bytes)
-        .into_iter()
-        .find(|tag| tag.0 == kind)
-        .map(|tag| tag.1)
+    tags(bytes).into_iter().find(|tag| tag.0 == kind).map(|tag| tag.1)
 }
 
 #[test]
@@ -80,14 +72,7 @@ fn the_host_gets_its_own_command_line_and_every_module() {
     let mut map = MemoryMap::EMPTY;
     host.map.load(&mut map).expect("a good map");
     let ram: Vec<_> = map.ram().collect();
-    assert_eq!(
-        ram,
-        [
-            span(0, 0x9_f000),
-            span(MIB, 200 * MIB),
-            span(208 * MIB, 256 * MIB)
-        ]
-    );
+    assert_eq!(ram, [span(0, 0x9_f000), span(MIB, 200 * MIB), span(208 * MIB, 256 * MIB)]);
 }
 
 #[test]
@@ -100,9 +85,7 @@ fn the_size_of_low_and_high_memory_ends_at_the_reservation() {
 
 #[test]
 fn low_memory_is_at_most_640_kib() {
-    let all = Tags::default()
-        .module(0x40_0000, 0x50_0000, "")
-        .map(&[(0, 256 * MIB, 1)]);
+    let all = Tags::default().module(0x40_0000, 0x50_0000, "").map(&[(0, 256 * MIB, 1)]);
     let memory = Fake::with(AT.into(), all.finish());
     let out = written(&info(&memory, MAGIC2), span(200 * MIB, 208 * MIB));
     assert_eq!(body(&out, 4), Some(crate::fake::words(&[640, 199 * 1024])));
@@ -117,20 +100,13 @@ fn what_the_host_may_need_is_copied_and_nothing_else() {
     let memory = Fake::with(AT.into(), all.tag(16, b"second card").finish());
     let out = written(&info(&memory, MAGIC2), span(200 * MIB, 208 * MIB));
     let kinds: Vec<u32> = tags(&out).iter().map(|tag| tag.0).collect();
-    assert_eq!(
-        kinds,
-        [1, 2, 3, 3, 4, 6, 5, 7, 8, 10, 12, 13, 14, 15, 16, 16, 0]
-    );
+    assert_eq!(kinds, [1, 2, 3, 3, 4, 6, 5, 7, 8, 10, 12, 13, 14, 15, 16, 16, 0]);
     assert_eq!(body(&out, 15), Some(vec![15; 11]));
 }
 
 #[test]
 fn the_efi_map_is_carved_like_the_other() {
-    let efi = [
-        (7, 0, 0x9f, 8),
-        (2, MIB, 0xff00, 8),
-        (5, 0x1_0000_0000, 16, 8),
-    ];
+    let efi = [(7, 0, 0x9f, 8), (2, MIB, 0xff00, 8), (5, 0x1_0000_0000, 16, 8)];
     let memory = Fake::with(AT.into(), good().efi(&efi).finish());
     let reservation = span(200 * MIB, 208 * MIB);
     let out = Fake::with(AT.into(), written(&info(&memory, MAGIC2), reservation));
@@ -180,12 +156,8 @@ fn a_map_that_still_lists_the_reservation_is_refused() {
     let memory = Fake::with(AT.into(), good().finish());
     let info = info(&memory, MAGIC2);
     let map = map_of(&info, span(200 * MIB, 208 * MIB));
-    for wrong in [
-        span(198 * MIB, 208 * MIB),
-        span(200 * MIB, 208 * MIB + 1),
-        span(7, 8),
-    ] {
-        let result = write(&info, &map, wrong, &mut [0; 4096]);
+    for wrong in [span(198 * MIB, 208 * MIB), span(200 * MIB, 208 * MIB + 1), span(7, 8)] {
+        let result = write(&info, &map, &[wrong], &mut [0; 4096]);
         assert_eq!(result, Err(HandoffError::NotCarved));
     }
 }
@@ -198,10 +170,10 @@ fn what_does_not_fit_is_refused() {
     let map = map_of(&info, reservation);
     let len = written(&info, reservation).len();
     for room in 0..len {
-        let result = write(&info, &map, reservation, &mut vec![0; room]);
+        let result = write(&info, &map, &[reservation], &mut vec![0; room]);
         assert_eq!(result, Err(HandoffError::NoRoom));
     }
-    assert_eq!(write(&info, &map, reservation, &mut vec![0; len]), Ok(len));
+    assert_eq!(write(&info, &map, &[reservation], &mut vec![0; len]), Ok(len));
 }
 
 fn ram(spans: &[(u64, u64)]) -> MemoryMap {
@@ -216,28 +188,16 @@ fn ram(spans: &[(u64, u64)]) -> MemoryMap {
 fn the_loader_goes_to_the_top_of_memory_below_4_gib() {
     let map = ram(&[(0, 0x9_f000), (MIB, 3071 * MIB), (4096 * MIB, 8192 * MIB)]);
     assert_eq!(loader_area(&map, &[]), Some(span(3068 * MIB, 3070 * MIB)));
-    let avoid = [
-        span(3069 * MIB, 3069 * MIB + 1),
-        span(3061 * MIB, 3067 * MIB),
-    ];
-    assert_eq!(
-        loader_area(&map, &avoid),
-        Some(span(3058 * MIB, 3060 * MIB))
-    );
+    let avoid = [span(3069 * MIB, 3069 * MIB + 1), span(3061 * MIB, 3067 * MIB)];
+    assert_eq!(loader_area(&map, &avoid), Some(span(3058 * MIB, 3060 * MIB)));
 }
 
 #[test]
 fn without_room_there_is_no_loader_area() {
     assert_eq!(loader_area(&ram(&[(0, 4 * MIB - 1)]), &[]), None);
     assert_eq!(loader_area(&ram(&[(4096 * MIB, 8192 * MIB)]), &[]), None);
-    assert_eq!(
-        loader_area(&ram(&[(0, 4 * MIB)]), &[span(3 * MIB, 4 * MIB)]),
-        None
-    );
-    assert_eq!(
-        loader_area(&ram(&[(0, 4 * MIB)]), &[]),
-        Some(span(2 * MIB, 4 * MIB))
-    );
+    assert_eq!(loader_area(&ram(&[(0, 4 * MIB)]), &[span(3 * MIB, 4 * MIB)]), None);
+    assert_eq!(loader_area(&ram(&[(0, 4 * MIB)]), &[]), Some(span(2 * MIB, 4 * MIB)));
 }
 
 proptest! {

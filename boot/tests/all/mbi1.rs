@@ -7,10 +7,7 @@ use crate::fake::{Fake, Info1, map_entries, span, words};
 const AT: u32 = 0x9000;
 
 fn read<T>(memory: &Fake, look: impl FnOnce(&BootInfo<'_>) -> T) -> Result<T, MbiError> {
-    let entry = Entry {
-        magic: MAGIC1,
-        address: AT,
-    };
+    let entry = Entry { magic: MAGIC1, address: AT };
     let mut info = BootInfo::EMPTY;
     info.read(memory, entry, span(0x10_0000, 0x20_0000))?;
     Ok(look(&info))
@@ -21,10 +18,7 @@ fn good() -> Info1 {
         .cmdline(0xd000, "visor.elf log=debug")
         .loader_name(0xe000, "qemu")
         .map(0x9300, &[(0, 0x9_fc00, 1), (0x10_0000, 0x700_0000, 1)])
-        .modules(
-            0x9400,
-            &[(0x40_0000, 0x50_0000, 0xf000), (0x60_0000, 0x60_0001, 0)],
-        )
+        .modules(0x9400, &[(0x40_0000, 0x50_0000, 0xf000), (0x60_0000, 0x60_0001, 0)])
         .text(0xf000, "bzImage quiet")
 }
 
@@ -59,9 +53,7 @@ fn what_the_loader_says_is_understood() {
 fn every_piece_of_the_information_is_taken() {
     read(&memory(good()), |info| {
         let taken = info.taken();
-        for at in [
-            0x9000, 0x9073, 0xd000, 0xe000, 0x9300, 0x9400, 0x941f, 0xf000, 0x40_0000,
-        ] {
+        for at in [0x9000, 0x9073, 0xd000, 0xe000, 0x9300, 0x9400, 0x941f, 0xf000, 0x40_0000] {
             assert!(taken.iter().any(|span| span.contains(at)), "{at:#x}");
         }
     })
@@ -72,9 +64,7 @@ fn every_piece_of_the_information_is_taken() {
 fn a_field_whose_flag_is_clear_is_not_read() {
     let mut info = good();
     info.flags &= !(1 << 2 | 1 << 9);
-    let strings = read(&memory(info), |info| {
-        (info.cmdline.len(), info.loader_name.len())
-    });
+    let strings = read(&memory(info), |info| (info.cmdline.len(), info.loader_name.len()));
     assert_eq!(strings, Ok((0, 0)));
     let mut info = good();
     info.flags &= !(1 << 3);
@@ -117,24 +107,16 @@ fn a_string_may_end_with_the_last_byte_that_can_be_read() {
 #[test]
 fn modules_are_checked_as_those_of_multiboot2_are() {
     let with = |start, end| error(good().modules(0xb000, &[(start, end, 0)]));
-    assert_eq!(
-        with(0x70_0000, 0x60_0000),
-        Some(MbiError::ModuleInverted(0))
-    );
+    assert_eq!(with(0x70_0000, 0x60_0000), Some(MbiError::ModuleInverted(0)));
     assert_eq!(with(0x70_0000, 0x70_0000), Some(MbiError::ModuleEmpty(0)));
     assert_eq!(with(0, 0x10_0001), Some(MbiError::ModuleInImage(0)));
     assert_eq!(error(good().modules(0xb000, &[])), Some(MbiError::NoModule));
     let module = |number: u32| (0x100_0000 + number, 0x100_0001 + number, 0xf000);
     let many: Vec<_> = (0..32).map(module).collect();
-    let full = read(&memory(good().modules(0xb000, &many)), |info| {
-        info.modules.len()
-    });
+    let full = read(&memory(good().modules(0xb000, &many)), |info| info.modules.len());
     assert_eq!(full, Ok(32));
     let more: Vec<_> = (0..33).map(module).collect();
-    assert_eq!(
-        error(good().modules(0xb000, &more)),
-        Some(MbiError::TooManyModules)
-    );
+    assert_eq!(error(good().modules(0xb000, &more)), Some(MbiError::TooManyModules));
 }
 
 #[test]
@@ -142,9 +124,7 @@ fn entries_of_the_map_have_the_size_they_say() {
     let load = |map: Vec<u8>| {
         let len = u32::try_from(map.len()).expect("small");
         let info = good().field(44, len).field(48, 0xc000).bytes(0xc000, map);
-        read(&memory(info), |info| {
-            info.map.load(&mut { MemoryMap::EMPTY })
-        })
+        read(&memory(info), |info| info.map.load(&mut { MemoryMap::EMPTY }))
     };
     let entry = map_entries(&[(0, 0x1000, 1)]);
     let sized = |size: u32, len| [&words(&[size]), &entry[..len]].concat();
@@ -154,10 +134,7 @@ fn entries_of_the_map_have_the_size_they_say() {
     assert_eq!(load(sized(19, 19)), Ok(Err(MapError::BadEntrySize(19))));
     assert_eq!(load(sized(0, 20)), Ok(Err(MapError::BadEntrySize(0))));
     assert_eq!(load(sized(24, 20)), Ok(Err(MapError::BadEntrySize(24))));
-    assert_eq!(
-        load(sized(u32::MAX, 20)),
-        Ok(Err(MapError::BadEntrySize(u32::MAX)))
-    );
+    assert_eq!(load(sized(u32::MAX, 20)), Ok(Err(MapError::BadEntrySize(u32::MAX))));
     assert_eq!(load(vec![20, 0, 0]), Ok(Err(MapError::BadEntrySize(0))));
 }
 

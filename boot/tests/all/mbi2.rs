@@ -9,10 +9,7 @@ const RAM: (u64, u64, u32) = (0, 0x1000_0000, 1);
 
 fn read<T>(bytes: &[u8], look: impl FnOnce(&BootInfo<'_>) -> T) -> Result<T, MbiError> {
     let memory = Fake::with(AT.into(), bytes);
-    let entry = Entry {
-        magic: MAGIC2,
-        address: AT,
-    };
+    let entry = Entry { magic: MAGIC2, address: AT };
     let mut info = BootInfo::EMPTY;
     info.read(&memory, entry, span(0x10_0000, 0x20_0000))?;
     Ok(look(&info))
@@ -34,10 +31,7 @@ fn good() -> Tags {
 
 #[test]
 fn what_the_loader_says_is_understood() {
-    let bytes = good()
-        .tag(4242, b"what nobody knows")
-        .tag(15, b"new")
-        .finish();
+    let bytes = good().tag(4242, b"what nobody knows").tag(15, b"new").finish();
     let len = u64::try_from(bytes.len()).expect("small");
     read(&bytes, |info| {
         assert_eq!(info.cmdline, b"log=debug");
@@ -48,10 +42,7 @@ fn what_the_loader_says_is_understood() {
         assert_eq!(info.modules[1].string, b"");
         assert_eq!(info.rsdp(), Some(&b"new"[..]));
         let (kernel, initrd) = (info.modules[0].span, info.modules[1].span);
-        assert_eq!(
-            info.taken()[..],
-            [kernel, initrd, span(0x1_0000, 0x1_0000 + len)]
-        );
+        assert_eq!(info.taken()[..], [kernel, initrd, span(0x1_0000, 0x1_0000 + len)]);
         let mut map = MemoryMap::EMPTY;
         info.map.load(&mut map).expect("a good map");
         assert_eq!(map.ram().collect::<Vec<_>>(), [span(0, 0x1000_0000)]);
@@ -79,10 +70,7 @@ fn the_map_of_efi_firmware_is_preferred() {
 
 #[test]
 fn another_magic_is_no_multiboot_loader() {
-    let entry = Entry {
-        magic: 0x36d7_6288,
-        address: AT,
-    };
+    let entry = Entry { magic: 0x36d7_6288, address: AT };
     let error = { BootInfo::EMPTY }.read(&Fake::default(), entry, span(0, 0));
     assert_eq!(error, Err(MbiError::BadMagic(0x36d7_6288)));
 }
@@ -91,10 +79,7 @@ fn another_magic_is_no_multiboot_loader() {
 fn a_structure_that_is_elsewhere_is_refused() {
     let memory = Fake::with(AT.into(), good().finish());
     for address in [0, AT + 4, AT - 8, 0xffff_fff8] {
-        let entry = Entry {
-            magic: MAGIC2,
-            address,
-        };
+        let entry = Entry { magic: MAGIC2, address };
         let error = { BootInfo::EMPTY }.read(&memory, entry, span(0, 0));
         assert_eq!(error, Err(MbiError::BadStructure(address)));
     }
@@ -104,10 +89,7 @@ fn a_structure_that_is_elsewhere_is_refused() {
 fn a_misaligned_structure_is_refused() {
     let address = AT + 4;
     let memory = Fake::with(address.into(), good().finish());
-    let entry = Entry {
-        magic: MAGIC2,
-        address,
-    };
+    let entry = Entry { magic: MAGIC2, address };
     let error = { BootInfo::EMPTY }.read(&memory, entry, span(0, 0));
     assert_eq!(error, Err(MbiError::BadStructure(address)));
 }
@@ -125,10 +107,7 @@ fn a_structure_cut_anywhere_is_refused() {
 
 #[test]
 fn without_an_end_tag_the_information_is_refused() {
-    assert_eq!(
-        read(&good().unfinished(), |_| ()).err(),
-        Some(MbiError::NoEndTag)
-    );
+    assert_eq!(read(&good().unfinished(), |_| ()).err(), Some(MbiError::NoEndTag));
 }
 
 #[test]
@@ -155,10 +134,7 @@ fn a_string_without_an_end_is_refused() {
     assert_eq!(error(good_but(2, b"GRUB")), Some(MbiError::BadTag(2)));
     let module = words(&[0x60_0000, 0x70_0000, u32::MAX]);
     assert_eq!(error(good().tag(3, module)), Some(MbiError::BadTag(3)));
-    assert_eq!(
-        error(good().tag(3, words(&[0x60_0000]))),
-        Some(MbiError::BadTag(3))
-    );
+    assert_eq!(error(good().tag(3, words(&[0x60_0000]))), Some(MbiError::BadTag(3)));
 }
 
 fn good_but(kind: u32, body: &[u8]) -> Tags {
@@ -180,24 +156,15 @@ fn a_host_kernel_is_needed() {
     let error = error(Tags::default().map(&[RAM]));
     assert_eq!(error, Some(MbiError::NoModule));
     let message = MbiError::NoModule.to_string();
-    assert_eq!(
-        message,
-        "multiboot: no host kernel: give it as the first module"
-    );
+    assert_eq!(message, "multiboot: no host kernel: give it as the first module");
 }
 
 #[test]
 fn a_module_is_where_a_module_can_be() {
     let with = |start, end| error(good().module(start, end, ""));
-    assert_eq!(
-        with(0x70_0000, 0x60_0000),
-        Some(MbiError::ModuleInverted(2))
-    );
+    assert_eq!(with(0x70_0000, 0x60_0000), Some(MbiError::ModuleInverted(2)));
     assert_eq!(with(0x70_0000, 0x70_0000), Some(MbiError::ModuleEmpty(2)));
-    assert_eq!(
-        with(0x4f_ffff, 0x60_0000),
-        Some(MbiError::ModuleOverlaps(2))
-    );
+    assert_eq!(with(0x4f_ffff, 0x60_0000), Some(MbiError::ModuleOverlaps(2)));
     assert_eq!(with(0x1f_ffff, 0x20_0001), Some(MbiError::ModuleInImage(2)));
     assert_eq!(with(0x20_0000, 0x20_0001), None);
 }
@@ -217,17 +184,10 @@ fn a_module_that_ends_past_memory_is_refused() {
 #[test]
 fn thirty_two_modules_are_taken_and_no_more() {
     let module = |tags: Tags, number: u32| {
-        tags.module(
-            0x100_0000 + number * 0x1000,
-            0x100_0001 + number * 0x1000,
-            "",
-        )
+        tags.module(0x100_0000 + number * 0x1000, 0x100_0001 + number * 0x1000, "")
     };
     let full = (2..32).fold(good(), module);
-    assert_eq!(
-        read(&full.clone().finish(), |info| info.modules.len()),
-        Ok(32)
-    );
+    assert_eq!(read(&full.clone().finish(), |info| info.modules.len()), Ok(32));
     assert_eq!(error(module(full, 32)), Some(MbiError::TooManyModules));
 }
 
@@ -235,20 +195,11 @@ fn thirty_two_modules_are_taken_and_no_more() {
 fn a_memory_map_is_needed() {
     let tags = Tags::default().module(0x40_0000, 0x50_0000, "");
     assert_eq!(error(tags.clone()), Some(MbiError::NoMemoryMap));
-    assert_eq!(
-        error(tags.clone().tag(6, words(&[24]))),
-        Some(MbiError::BadTag(6))
-    );
-    let map_error = |tags: Tags| {
-        read(&tags.finish(), |info| {
-            info.map.load(&mut { MemoryMap::EMPTY })
-        })
-    };
+    assert_eq!(error(tags.clone().tag(6, words(&[24]))), Some(MbiError::BadTag(6)));
+    let map_error =
+        |tags: Tags| read(&tags.finish(), |info| info.map.load(&mut { MemoryMap::EMPTY }));
     assert_eq!(map_error(tags.clone().map(&[])), Ok(Err(MapError::NoRam)));
-    assert_eq!(
-        map_error(tags.clone().map(&[(0, 0x1000, 2)])),
-        Ok(Err(MapError::NoRam))
-    );
+    assert_eq!(map_error(tags.clone().map(&[(0, 0x1000, 2)])), Ok(Err(MapError::NoRam)));
     let past = tags.clone().map(&[RAM, (1 << 52, 1, 2)]);
     assert_eq!(map_error(past), Ok(Err(MapError::BadEntry(1 << 52))));
     let around = tags.clone().map(&[(u64::MAX, 2, 1)]);

@@ -22,9 +22,7 @@ fn listed(map: &MemoryMap) -> Vec<(u64, u64, u32)> {
 /// Kind of each of the first bytes.
 fn bytes(map: &MemoryMap) -> Vec<u32> {
     let at = |at| map.regions().find(|region| region.span.contains(at));
-    (0..END)
-        .map(|byte| at(byte).map_or(0, |region| region.kind.number()))
-        .collect()
+    (0..END).map(|byte| at(byte).map_or(0, |region| region.kind.number())).collect()
 }
 
 /// What is the higher of two kinds: the order that the crate's documentation gives.
@@ -42,21 +40,12 @@ fn entry() -> impl Strategy<Value = (u64, u64, u32)> {
 #[test]
 fn where_entries_overlap_the_more_restrictive_kind_holds() {
     let map = painted(&[(0, 100, 2), (50, 150, 1), (120, 130, 3)]);
-    assert_eq!(
-        listed(&map),
-        [(0, 100, 2), (100, 120, 1), (120, 130, 3), (130, 150, 1)]
-    );
+    assert_eq!(listed(&map), [(0, 100, 2), (100, 120, 1), (120, 130, 3), (130, 150, 1)]);
 }
 
 #[test]
 fn entries_that_touch_become_one() {
-    let map = painted(&[
-        (10, 20, 1),
-        (0, 10, 1),
-        (30, 40, 1),
-        (20, 30, 1),
-        (50, 50, 2),
-    ]);
+    let map = painted(&[(10, 20, 1), (0, 10, 1), (30, 40, 1), (20, 30, 1), (50, 50, 2)]);
     assert_eq!(listed(&map), [(0, 40, 1)]);
 }
 
@@ -75,11 +64,7 @@ fn the_map_reaches_to_the_last_physical_address() {
 
 #[test]
 fn only_whole_pages_are_ram() {
-    let map = painted(&[
-        (1, 3 * PAGE, 1),
-        (8 * PAGE + 1, 9 * PAGE, 1),
-        (9 * PAGE, 10 * PAGE, 3),
-    ]);
+    let map = painted(&[(1, 3 * PAGE, 1), (8 * PAGE + 1, 9 * PAGE, 1), (9 * PAGE, 10 * PAGE, 3)]);
     assert_eq!(map.ram().collect::<Vec<_>>(), [span(PAGE, 3 * PAGE)]);
     assert!(map.is_ram(span(1, 3 * PAGE)));
     assert!(!map.is_ram(span(0, PAGE)));
@@ -97,8 +82,7 @@ fn two_hundred_and_fifty_six_regions_fit_and_no_more() {
     assert_eq!(map.paint(span(3000, 3001), Kind::RAM), Err(MapError::Full));
     assert_eq!(map.paint(span(1, 2), Kind::RESERVED), Err(MapError::Full));
     assert_eq!(listed(&map), before);
-    map.paint(span(0, 2555), Kind::UNUSABLE)
-        .expect("fewer regions");
+    map.paint(span(0, 2555), Kind::UNUSABLE).expect("fewer regions");
     assert_eq!(listed(&map), [(0, 2555, 5)]);
 }
 

@@ -88,19 +88,12 @@ fn grub_bios(kernel: u32) -> Tags {
         .tag(1, b"log=debug serial=com1,115200\0")
         .tag(2, b"GRUB 2.06-13+deb12u1\0")
         .tag(10, [0; 20])
-        .module(
-            kernel,
-            kernel + 0x78_b000,
-            "root=/dev/sda1 ro console=ttyS0",
-        )
+        .module(kernel, kernel + 0x78_b000, "root=/dev/sda1 ro console=ttyS0")
         .module(kernel + 0x78_c000, kernel + 0x1f0_0000, "")
         .tag(6, [words(&[24, 0]), map_entries(LAPTOP)].concat())
         .tag(4, words(&[639, 0x1f_fb80]))
         .tag(5, words(&[0x80, 0, u32::MAX]))
-        .tag(
-            8,
-            [words(&[0xb_8000, 0, 160, 80, 25]), vec![16, 2, 0, 0]].concat(),
-        )
+        .tag(8, [words(&[0xb_8000, 0, 160, 80, 25]), vec![16, 2, 0, 0]].concat())
         .tag(14, pointer(0x7c2b_1000, None))
         .tag(9, words(&[0, 40, 0]))
 }
@@ -120,19 +113,7 @@ fn qemu() -> Vec<u8> {
     let map: Vec<u8> = map_entries(QEMU).chunks(24).flat_map(sized).collect();
     let pieces: [(usize, &[u8]); 5] = [
         (0x100, &map),
-        (
-            0x200,
-            &words(&[
-                0x40_0000,
-                0x50_0000,
-                at(0x240),
-                0,
-                0x50_0000,
-                0x51_0000,
-                0,
-                0,
-            ]),
-        ),
+        (0x200, &words(&[0x40_0000, 0x50_0000, at(0x240), 0, 0x50_0000, 0x51_0000, 0, 0])),
         (0x240, b"bzImage console=ttyS0 ro\0"),
         (0x280, b"visor.elf log=info\0"),
         (0x2c0, b"qemu\0"),
@@ -154,19 +135,10 @@ fn processors() -> [Vec<u8>; 2] {
     let cores = (0..2).flat_map(|id| [0, 8, id, id, 1, 0, 0, 0]);
     let io_apic = [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0];
     let irq = [2, 10, 0, 0, 2, 0, 0, 0, 0, 0, 4, 6, 0xff, 5, 0, 1];
-    let small = header
-        .iter()
-        .copied()
-        .chain(cores)
-        .chain(io_apic)
-        .chain(irq)
-        .collect();
+    let small = header.iter().copied().chain(cores).chain(io_apic).chain(irq).collect();
     let many = (0..64).flat_map(|id| [vec![9, 16, 0, 0], words(&[id * 4, 1, id])].concat());
     let moved = [vec![5, 12, 0, 0], quads(&[0xfee0_0000])].concat();
-    [
-        small,
-        header.iter().copied().chain(many).chain(moved).collect(),
-    ]
+    [small, header.iter().copied().chain(many).chain(moved).collect()]
 }
 
 /// The first pages of a BIOS: root pointer, root table, table of processors.
@@ -199,14 +171,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("acpi/two", with(1, &small)),
         ("acpi/many", with(1, &large)),
         ("acpi/configuration", with(1, &configuration)),
-        (
-            "cmdline/all",
-            b"log=debug serial=0x2f8,9600 panic=reset".to_vec(),
-        ),
-        (
-            "cmdline/named",
-            b"/boot/visor.elf log=warn serial=com2 panic=halt".to_vec(),
-        ),
+        ("cmdline/all", b"log=debug serial=0x2f8,9600 panic=reset".to_vec()),
+        ("cmdline/named", b"/boot/visor.elf log=warn serial=com2 panic=halt".to_vec()),
     ]
 }
 
@@ -234,12 +200,8 @@ fn what_real_loaders_hand_over_is_taken() {
         page.resize(4096, 0xff);
         let memory = Fake::with(INFO.into(), page);
         let mut info = BootInfo::EMPTY;
-        let entry = Entry {
-            magic,
-            address: INFO,
-        };
-        info.read(&memory, entry, span(0x10_0000, 0x20_0000))
-            .expect("good information");
+        let entry = Entry { magic, address: INFO };
+        info.read(&memory, entry, span(0x10_0000, 0x20_0000)).expect("good information");
         assert_eq!(info.modules.len(), modules);
         let mut map = MemoryMap::EMPTY;
         info.map.load(&mut map).expect("a good map");

@@ -30,14 +30,9 @@ fn probes(span: Span) -> [u64; 4] {
 /// What the page at `address` should translate to, asked of that page alone.
 fn expected(rules: &Rules<'_>, address: u64) -> Option<(u64, MemoryType)> {
     let page = Span::sized(address & !0xfff, PAGE).unwrap();
-    let Types::One(kind) = rules.mtrrs.type_of(page) else {
-        panic!("a page has one type")
-    };
+    let Types::One(kind) = rules.mtrrs.type_of(page) else { panic!("a page has one type") };
     let visor = rules.frames.owner(Frame::containing(address)) == Some(Owner::Visor);
-    let denied = rules
-        .denied
-        .iter()
-        .any(|denied| denied.grow_to(PAGE).overlaps(page));
+    let denied = rules.denied.iter().any(|denied| denied.grow_to(PAGE).overlaps(page));
     (address < END && !visor && !denied).then_some((page.start(), kind))
 }
 
@@ -46,20 +41,10 @@ fn check(mem: &Fake, ept: Ept01, rules: &Rules<'_>, address: u64) {
     let wanted = expected(rules, address);
     let walked = mem.hardware_walk(address);
     let kind = |bits: u64| MemoryType::from_number((bits >> 3 & 7).to_le_bytes()[0]).unwrap();
-    assert_eq!(
-        walked.map(|(to, bits)| (to & !0xfff, kind(bits))),
-        wanted,
-        "{address:#x}"
-    );
-    assert!(
-        walked.is_none_or(|(to, bits)| to == address && bits & 0xf47 == 7),
-        "{address:#x}"
-    );
+    assert_eq!(walked.map(|(to, bits)| (to & !0xfff, kind(bits))), wanted, "{address:#x}");
+    assert!(walked.is_none_or(|(to, bits)| to == address && bits & 0xf47 == 7), "{address:#x}");
     let found = ept.walk(mem, address);
-    assert_eq!(
-        found.map(|(leaf, _)| leaf.memory_type),
-        wanted.map(|(_, kind)| kind)
-    );
+    assert_eq!(found.map(|(leaf, _)| leaf.memory_type), wanted.map(|(_, kind)| kind));
     assert!(found.is_none_or(|(leaf, level)| leaf.rights == Rights::All
         && leaf.frame.base() == address - address % level.bytes()));
 }
@@ -71,8 +56,7 @@ fn edges(rules: &Rules<'_>, spans: &[Span]) -> Vec<u64> {
         .chain(spans.iter().chain(rules.denied).copied())
         .flat_map(|span| {
             let ends = [span.start(), span.end()];
-            ends.into_iter()
-                .flat_map(|at| [at.saturating_sub(1), at, at ^ PAGE, at ^ LARGE])
+            ends.into_iter().flat_map(|at| [at.saturating_sub(1), at, at ^ PAGE, at ^ LARGE])
         })
         .collect()
 }
@@ -81,11 +65,7 @@ const DENIED: [Span; 0] = [];
 
 /// A PC with 6 GiB: its RAM, its registers, where the visor lies.
 fn pc() -> ([Span; 3], Registers, Span) {
-    let ram = [
-        span(0, 636 << 10),
-        span(MIB, 3 * GIB - 2 * MIB - 5 * PAGE),
-        span(4 * GIB, 7 * GIB),
-    ];
+    let ram = [span(0, 636 << 10), span(MIB, 3 * GIB - 2 * MIB - 5 * PAGE), span(4 * GIB, 7 * GIB)];
     let registers = Registers::plain(6).with(3 * GIB, GIB, 0).with_legacy_hole();
     (ram, registers, span(7 * GIB - 18 * MIB, 7 * GIB))
 }
@@ -99,11 +79,7 @@ fn a_pc_gets_the_largest_leaves_that_its_map_permits() {
     frames.apply(visor, Event::Claim).unwrap();
     // The last page only in part: there is no smaller leaf to tell its parts apart.
     let denied = [span(0xfed4_0000, 0xfed4_4801)];
-    let rules = Rules {
-        frames: &frames,
-        mtrrs: &mtrrs,
-        denied: &denied,
-    };
+    let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied: &denied };
     let mut mem = Fake::new(100);
     mem.secret = [probes(visor), probes(denied[0].grow_to(PAGE))].concat();
     let ept = Ept01::build(&mut mem, &rules, END).unwrap();
@@ -139,11 +115,7 @@ fn the_pointer_names_the_root_of_a_four_level_walk() {
     let mtrrs = registers.read();
     let mut storage = storage(&ram);
     let frames = FrameTable::new(&ram, &mut storage).unwrap();
-    let rules = Rules {
-        frames: &frames,
-        mtrrs: &mtrrs,
-        denied: &DENIED,
-    };
+    let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied: &DENIED };
     let ept = Ept01::build(&mut Fake::new(100), &rules, END).unwrap();
     assert_eq!(ept.pointer(), 1 << 47 | 0x1e);
     assert_eq!(ept.all(), span(0, END));
@@ -179,21 +151,10 @@ impl<'r> World<'r> {
         let mtrrs = registers.read();
         let mut mem = Fake::new(1 << 16);
         mem.secret = denied.iter().copied().flat_map(probes).collect();
-        let rules = Rules {
-            frames: &frames,
-            mtrrs: &mtrrs,
-            denied,
-        };
+        let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied };
         let ept = Ept01::build(&mut mem, &rules, END).unwrap();
         mem.live = true;
-        Self {
-            frames,
-            mtrrs,
-            denied,
-            mem,
-            ept,
-            claimed: Vec::new(),
-        }
+        Self { frames, mtrrs, denied, mem, ept, claimed: Vec::new() }
     }
 
     /// Follows `change`; what was claimed must be out of reach before the flush is even due.
@@ -215,37 +176,22 @@ impl<'r> World<'r> {
                 claim
             }
         };
-        let rules = Rules {
-            frames: &self.frames,
-            mtrrs: &self.mtrrs,
-            denied: self.denied,
-        };
+        let rules = Rules { frames: &self.frames, mtrrs: &self.mtrrs, denied: self.denied };
         let stale = self.ept.revise(&mut self.mem, &rules, changed);
         if let Some(claim) = new {
             self.mem.secret.extend(probes(claim));
             self.claimed.push(claim);
-            assert!(
-                stale.span().covers(claim),
-                "what was taken away must be flushed"
-            );
+            assert!(stale.span().covers(claim), "what was taken away must be flushed");
         }
         for address in &self.mem.secret {
-            assert_eq!(
-                self.mem.hardware_walk(*address),
-                None,
-                "{address:#x} after revise"
-            );
+            assert_eq!(self.mem.hardware_walk(*address), None, "{address:#x} after revise");
         }
         let flushed = stale.flush(&mut self.mem);
         self.ept.complete(&mut self.mem, &rules, flushed)
     }
 
     fn rules(&self) -> Rules<'_> {
-        Rules {
-            frames: &self.frames,
-            mtrrs: &self.mtrrs,
-            denied: self.denied,
-        }
+        Rules { frames: &self.frames, mtrrs: &self.mtrrs, denied: self.denied }
     }
 }
 
@@ -333,19 +279,11 @@ fn building_with_too_few_frames_fails_and_shows_nothing_of_the_visor() {
     let mut storage = storage(&ram);
     let mut frames = FrameTable::new(&ram, &mut storage).unwrap();
     frames.apply(visor, Event::Claim).unwrap();
-    let rules = Rules {
-        frames: &frames,
-        mtrrs: &mtrrs,
-        denied: &DENIED,
-    };
+    let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied: &DENIED };
     for left in 0..5 {
         let mut mem = Fake::new(left);
         mem.secret = probes(visor).to_vec();
-        assert_eq!(
-            Ept01::build(&mut mem, &rules, END).map(|_| ()),
-            Err(Exhausted),
-            "{left}"
-        );
+        assert_eq!(Ept01::build(&mut mem, &rules, END).map(|_| ()), Err(Exhausted), "{left}");
     }
     assert!(Ept01::build(&mut Fake::new(5), &rules, END).is_ok());
 }
@@ -358,11 +296,7 @@ fn a_claim_in_a_huge_page_takes_out_the_whole_page_until_the_flush() {
     let mut world = World::new(frames, &Registers::plain(6), &DENIED);
     let claim = span(GIB + 7 * PAGE, GIB + 8 * PAGE);
     world.frames.apply(claim, Event::Claim).unwrap();
-    let rules = Rules {
-        frames: &world.frames,
-        mtrrs: &world.mtrrs,
-        denied: &DENIED,
-    };
+    let rules = Rules { frames: &world.frames, mtrrs: &world.mtrrs, denied: &DENIED };
     let stale = world.ept.revise(&mut world.mem, &rules, claim);
     assert_eq!(stale.span(), span(GIB, 2 * GIB));
     assert_eq!(world.ept.walk(&world.mem, GIB), None);
@@ -383,25 +317,15 @@ fn a_change_of_type_alone_happens_in_place() {
     let mut world = World::new(frames, &Registers::plain(6), &DENIED);
     let before = (world.mem.given(), world.mem.stores);
     world.mtrrs = Registers::plain(6).with(GIB, GIB, 4).read();
-    let rules = Rules {
-        frames: &world.frames,
-        mtrrs: &world.mtrrs,
-        denied: &DENIED,
-    };
+    let rules = Rules { frames: &world.frames, mtrrs: &world.mtrrs, denied: &DENIED };
     let stale = world.ept.revise(&mut world.mem, &rules, world.ept.all());
-    let leaf = Leaf {
-        frame: Frame::at(GIB).unwrap(),
-        rights: Rights::All,
-        memory_type: MemoryType::Wt,
-    };
+    let leaf =
+        Leaf { frame: Frame::at(GIB).unwrap(), rights: Rights::All, memory_type: MemoryType::Wt };
     assert_eq!(world.ept.walk(&world.mem, GIB), Some((leaf, Level::Pdpt)));
     assert_eq!(stale.span(), span(GIB, 2 * GIB));
     let flushed = stale.flush(&mut world.mem);
     world.ept.complete(&mut world.mem, &rules, flushed).unwrap();
-    assert_eq!(
-        (world.mem.given(), world.mem.stores),
-        (before.0, before.1 + 1)
-    );
+    assert_eq!((world.mem.given(), world.mem.stores), (before.0, before.1 + 1));
 }
 
 #[test]
@@ -411,11 +335,7 @@ fn rules_that_did_not_change_need_no_flush() {
     let frames = FrameTable::new(&ram, &mut storage).unwrap();
     let mut world = World::new(frames, &registers, &DENIED);
     let stores = world.mem.stores;
-    let rules = Rules {
-        frames: &world.frames,
-        mtrrs: &world.mtrrs,
-        denied: &DENIED,
-    };
+    let rules = Rules { frames: &world.frames, mtrrs: &world.mtrrs, denied: &DENIED };
     let stale = world.ept.revise(&mut world.mem, &rules, world.ept.all());
     assert!(stale.span().is_empty());
     let flushed = stale.flush(&mut world.mem);
@@ -429,23 +349,15 @@ fn the_computed_bound_suffices_for_ten_ranges_moved_once_everywhere() {
     let mut storage = storage(&ram);
     let mut frames = FrameTable::new(&ram, &mut storage).unwrap();
     frames.apply(visor, Event::Claim).unwrap();
-    let denied: Vec<_> = (8..16)
-        .map(|at| span(at * GIB + PAGE, at * GIB + GIB - PAGE))
-        .collect();
+    let denied: Vec<_> = (8..16).map(|at| span(at * GIB + PAGE, at * GIB + GIB - PAGE)).collect();
     let ranges = |first: u64| {
         // The base is not aligned to the length: as bad as a range can be placed.
         let mut registers = Registers::plain(6).with_legacy_hole();
         registers.cap = registers.cap & !0xff | 10;
-        (0..10).fold(registers, |r, n| {
-            r.with((first + n) * GIB + 3 * MIB, PAGE, 0)
-        })
+        (0..10).fold(registers, |r, n| r.with((first + n) * GIB + 3 * MIB, PAGE, 0))
     };
     let mut world = World::new(frames, &ranges(10), &denied);
     world.follow(&ram, &Change::Types(ranges(20))).unwrap();
     let needed = usize::try_from(tables_needed(END)).unwrap();
-    assert!(
-        world.mem.given() <= needed,
-        "{} of {needed}",
-        world.mem.given()
-    );
+    assert!(world.mem.given() <= needed, "{} of {needed}", world.mem.given());
 }

@@ -94,9 +94,7 @@ impl TableMem for Fake {
         let number = Self::number(table.base());
         let old = std::mem::replace(&mut self.tables[number][index], raw);
         self.stores += 1;
-        let block = self
-            .block_of(number, index)
-            .expect("a store to a table that is not linked");
+        let block = self.block_of(number, index).expect("a store to a table that is not linked");
         let shift = block.len().ilog2();
         if raw & 7 != 0 && (shift == 39 || shift > 12 && raw & 0x80 == 0) {
             let below = Self::number(raw & 0x000f_ffff_ffff_f000);
@@ -105,10 +103,7 @@ impl TableMem for Fake {
         }
         if self.live && old & 7 != 0 && old != raw {
             // Of the same size and place, or nothing.
-            assert!(
-                raw == 0 || (old ^ raw) & !0x38 == 0,
-                "{old:#x} becomes {raw:#x} at once"
-            );
+            assert!(raw == 0 || (old ^ raw) & !0x38 == 0, "{old:#x} becomes {raw:#x} at once");
             let _ = self.stale.insert(block.start(), block);
         } else if self.live
             && raw & 7 != 0
@@ -117,11 +112,7 @@ impl TableMem for Fake {
             panic!("{raw:#x} is stored before {stale:x?} was flushed");
         }
         for address in &self.secret {
-            assert_eq!(
-                self.hardware_walk(*address),
-                None,
-                "{address:#x} is reachable"
-            );
+            assert_eq!(self.hardware_walk(*address), None, "{address:#x} is reachable");
         }
     }
 }

@@ -105,10 +105,7 @@ fn a_refused_claim_changes_nothing() {
     let last = span(MIB - PAGE, MIB);
     table.apply(last, Event::Claim).unwrap();
     let beyond = span(0, MIB + PAGE);
-    assert_eq!(
-        table.apply(beyond, Event::Claim),
-        Err(Refusal::NotRam(beyond))
-    );
+    assert_eq!(table.apply(beyond, Event::Claim), Err(Refusal::NotRam(beyond)));
     let taken = ram[0];
     let refusal = Refusal::Owned(taken, Owner::Visor);
     assert_eq!(table.apply(taken, Event::Claim), Err(refusal));
@@ -116,10 +113,7 @@ fn a_refused_claim_changes_nothing() {
     assert_eq!(table.apply(half, Event::Claim), Err(Refusal::NotRam(half)));
     let rest = span(0, MIB - PAGE);
     assert_eq!(table.uniform(rest, |owner| owner), Some(Some(Owner::Host)));
-    assert_eq!(
-        refusal.to_string(),
-        "frame table: 0x0..0x100000 has a frame of the visor's"
-    );
+    assert_eq!(refusal.to_string(), "frame table: 0x0..0x100000 has a frame of the visor's");
 }
 
 #[test]

@@ -25,12 +25,7 @@ pub(crate) struct Registers {
 impl Registers {
     /// On, without any range.
     pub(crate) fn plain(default: u64) -> Self {
-        Self {
-            cap: CAP,
-            default: default | 1 << 11,
-            fixed: [0; 11],
-            variable: Vec::new(),
-        }
+        Self { cap: CAP, default: default | 1 << 11, fixed: [0; 11], variable: Vec::new() }
     }
 
     /// Adds a range of `len` bytes, a power of two.
@@ -49,9 +44,7 @@ impl Registers {
     }
 
     pub(crate) fn msr(&self, index: u32) -> u64 {
-        let fixed = [
-            0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
-        ];
+        let fixed = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
         if let Some(at) = fixed.iter().position(|f| *f == index) {
             assert!(self.cap & 1 << 8 != 0, "no fixed ranges here");
             return self.fixed[at];
@@ -61,10 +54,7 @@ impl Registers {
             0x2ff => self.default,
             _ => {
                 let offset = usize::try_from(index.checked_sub(0x200).unwrap()).unwrap();
-                assert!(
-                    offset / 2 < usize::from(self.cap.to_le_bytes()[0]),
-                    "no such MSR"
-                );
+                assert!(offset / 2 < usize::from(self.cap.to_le_bytes()[0]), "no such MSR");
                 let (base, mask) = self.variable.get(offset / 2).copied().unwrap_or_default();
                 [base, mask][offset % 2]
             }
@@ -86,16 +76,13 @@ pub(crate) fn registers() -> impl Strategy<Value = Registers> {
         .prop_map(|(base, a, b)| (base, (a | b) & !0xfff | HIGH));
     let contiguous =
         (any::<u64>(), 12..WIDTH).prop_map(|(base, bits)| (base, (1 << WIDTH) - (1_u64 << bits)));
-    let pair = (
-        prop_oneof![weird, contiguous],
-        kind.clone(),
-        prop::bool::weighted(0.9),
-    )
-        .prop_map(|((base, mask), kind, valid)| {
+    let pair = (prop_oneof![weird, contiguous], kind.clone(), prop::bool::weighted(0.9)).prop_map(
+        |((base, mask), kind, valid)| {
             // Few distinct high bits, so that ranges overlap and lie where spans are drawn.
             let base = base & 0x2_407f_f000 | kind;
             (base, mask & 0xf_ffff_f000 | u64::from(valid) << 11)
-        });
+        },
+    );
     let on = prop::bool::weighted(0.9);
     (kind, on, on, any::<[u64; 11]>(), vec(pair, 0..=8)).prop_map(
         |(kind, on, fixed_on, fixed, variable)| Registers {

@@ -9,11 +9,7 @@ use crate::machine::{CAP, GIB, MIB, Registers, WIDTH, registers};
 /// The number of the type at `address`, by the letter of SDM vol. 3, 12.11.4.1.
 fn type_at(registers: &Registers, address: u64) -> u8 {
     let sane = |raw: u8| {
-        if [0, 1, 4, 5, 6].contains(&raw) {
-            raw
-        } else {
-            0
-        }
+        if [0, 1, 4, 5, 6].contains(&raw) { raw } else { 0 }
     };
     let low = |raw: u64| sane(raw.to_le_bytes()[0]);
     if registers.default & 1 << 11 == 0 {
@@ -57,9 +53,7 @@ fn number(types: Types) -> Option<u8> {
 fn slow_type_of(registers: &Registers, span: Span) -> Option<u8> {
     let first = type_at(registers, span.start());
     let pages = span.len() / PAGE;
-    (0..pages)
-        .all(|page| type_at(registers, span.start() + page * PAGE) == first)
-        .then_some(first)
+    (0..pages).all(|page| type_at(registers, span.start() + page * PAGE) == first).then_some(first)
 }
 
 proptest! {
@@ -104,10 +98,7 @@ fn the_hole_below_4_gib_is_uncacheable_and_the_rest_write_back() {
     let registers = Registers::plain(6).with(3 * GIB, GIB, 0);
     assert_eq!(types(&registers, 0, 3 * GIB), Types::One(MemoryType::Wb));
     assert_eq!(types(&registers, 3 * GIB, GIB), Types::One(MemoryType::Uc));
-    assert_eq!(
-        types(&registers, 4 * GIB, 60 * GIB),
-        Types::One(MemoryType::Wb)
-    );
+    assert_eq!(types(&registers, 4 * GIB, 60 * GIB), Types::One(MemoryType::Wb));
     assert_eq!(types(&registers, 0, 4 * GIB), Types::Mixed);
 }
 
@@ -115,10 +106,7 @@ fn the_hole_below_4_gib_is_uncacheable_and_the_rest_write_back() {
 fn a_range_of_one_page_makes_its_gigabyte_mixed() {
     let registers = Registers::plain(6).with(5 * GIB + 77 * PAGE, PAGE, 1);
     assert_eq!(types(&registers, 5 * GIB, GIB), Types::Mixed);
-    assert_eq!(
-        types(&registers, 5 * GIB + 77 * PAGE, PAGE),
-        Types::One(MemoryType::Wc)
-    );
+    assert_eq!(types(&registers, 5 * GIB + 77 * PAGE, PAGE), Types::One(MemoryType::Wc));
     assert_eq!(types(&registers, 6 * GIB, GIB), Types::One(MemoryType::Wb));
 }
 
@@ -129,14 +117,8 @@ fn a_mask_with_holes_repeats_its_range() {
     let mask = 0xf_8000_0000 | MIB;
     registers.variable.push((MIB, mask | 1 << 11));
     for odd in [1, 3, 2047] {
-        assert_eq!(
-            types(&registers, odd * MIB, MIB),
-            Types::One(MemoryType::Uc)
-        );
-        assert_eq!(
-            types(&registers, (odd - 1) * MIB, MIB),
-            Types::One(MemoryType::Wb)
-        );
+        assert_eq!(types(&registers, odd * MIB, MIB), Types::One(MemoryType::Uc));
+        assert_eq!(types(&registers, (odd - 1) * MIB, MIB), Types::One(MemoryType::Wb));
     }
     assert_eq!(types(&registers, 0, GIB), Types::Mixed);
     assert_eq!(types(&registers, 2 * GIB, GIB), Types::One(MemoryType::Wb));
@@ -179,19 +161,13 @@ fn memory_is_uncacheable_while_the_mtrrs_are_off() {
 fn fixed_ranges_overrule_variable_ones_below_1_mib() {
     let registers = Registers::plain(6).with(0, MIB, 1).with_legacy_hole();
     assert_eq!(types(&registers, 0, 640 << 10), Types::One(MemoryType::Wb));
-    assert_eq!(
-        types(&registers, 640 << 10, 384 << 10),
-        Types::One(MemoryType::Uc)
-    );
+    assert_eq!(types(&registers, 640 << 10, 384 << 10), Types::One(MemoryType::Uc));
     assert_eq!(types(&registers, 0, 2 * MIB), Types::Mixed);
 }
 
 #[test]
 fn an_empty_span_has_no_type() {
-    assert_eq!(
-        Registers::plain(6).read().type_of(Span::EMPTY),
-        Types::Mixed
-    );
+    assert_eq!(Registers::plain(6).read().type_of(Span::EMPTY), Types::Mixed);
 }
 
 #[test]
@@ -218,11 +194,7 @@ fn writable(index: u32) -> u64 {
 #[test]
 fn a_write_is_valid_exactly_without_reserved_bits_in_an_existing_register() {
     for index in 0..0x400 {
-        assert_eq!(
-            is_valid_write(index, 0, CAP, WIDTH),
-            writable(index) != 0,
-            "{index:#x}"
-        );
+        assert_eq!(is_valid_write(index, 0, CAP, WIDTH), writable(index) != 0, "{index:#x}");
         assert!(is_mtrr(index) || writable(index) == 0, "{index:#x}");
         // Types 1 and 4 are valid, 2 is not: single bits of the type fields need no other rule.
         for bit in 0..64 {
@@ -233,11 +205,7 @@ fn a_write_is_valid_exactly_without_reserved_bits_in_an_existing_register() {
                 _ => bit < 8,
             };
             let valid = value & writable(index) != 0 && (!in_type || [0, 2].contains(&(bit % 8)));
-            assert_eq!(
-                is_valid_write(index, value, CAP, WIDTH),
-                valid,
-                "{index:#x} {value:#x}"
-            );
+            assert_eq!(is_valid_write(index, value, CAP, WIDTH), valid, "{index:#x} {value:#x}");
         }
     }
 }
@@ -253,11 +221,7 @@ fn every_type_field_of_a_written_value_is_checked() {
             (0x250, value << 56 | 0x0006_0606_0606_0606),
             (0x26f, value << 24),
         ] {
-            assert_eq!(
-                is_valid_write(index, value, CAP, WIDTH),
-                valid,
-                "{index:#x} {value:#x}"
-            );
+            assert_eq!(is_valid_write(index, value, CAP, WIDTH), valid, "{index:#x} {value:#x}");
         }
     }
 }

@@ -15,59 +15,34 @@ fn span(start: u64, end: u64) -> Span {
 }
 
 fn need<'r>(ram: &'r [Span], processors: u32, width: u8) -> Need<'r> {
-    Need {
-        image: 2 * MIB,
-        processors,
-        per_processor: 64 << 10,
-        ram,
-        width,
-    }
+    Need { image: 2 * MIB, processors, per_processor: 64 << 10, ram, width }
 }
 
 /// RAM of `gib` GiB with the usual hole below 4 GiB.
 fn ram(gib: u64) -> [Span; 3] {
     let low = (gib * GIB).min(3 * GIB);
-    [
-        span(0, 640 << 10),
-        span(MIB, low),
-        span(4 * GIB, 4 * GIB + gib * GIB - low),
-    ]
+    [span(0, 640 << 10), span(MIB, low), span(4 * GIB, 4 * GIB + gib * GIB - low)]
 }
 
 #[test]
 fn the_visor_takes_at_most_one_percent_and_16_mib() {
-    for (gib, processors, width) in [
-        (1, 4, 39),
-        (1, 2, 52),
-        (16, 16, 46),
-        (512, 512, 46),
-        (512, 256, 52),
-    ] {
+    for (gib, processors, width) in
+        [(1, 4, 39), (1, 2, 52), (16, 16, 46), (512, 512, 46), (512, 256, 52)]
+    {
         let ram = ram(gib);
         let size = size(&need(&ram, processors, width));
         let limit = gib * GIB / 100 + 16 * MIB;
-        assert!(
-            size.total() <= limit,
-            "{gib} GiB: {size:?} is {} bytes",
-            size.total()
-        );
+        assert!(size.total() <= limit, "{gib} GiB: {size:?} is {} bytes", size.total());
     }
 }
 
 #[test]
 fn every_purpose_has_its_share_and_the_total_is_whole_large_pages() {
     let ram = ram(16);
-    let size = size(&Need {
-        image: 5,
-        per_processor: 5,
-        ..need(&ram, 3, 40)
-    });
+    let size = size(&Need { image: 5, per_processor: 5, ..need(&ram, 3, 40) });
     assert_eq!(size.image, PAGE);
     assert_eq!(size.processors, 3 * PAGE);
-    assert_eq!(
-        size.frame_table,
-        (FrameTable::entries(&ram) * 8).next_multiple_of(PAGE)
-    );
+    assert_eq!(size.frame_table, (FrameTable::entries(&ram) * 8).next_multiple_of(PAGE));
     assert_eq!(size.ept % PAGE, 0);
     // Page directories of 16 GiB and the first 4, at least.
     assert!(size.paging >= 20 * PAGE);

@@ -52,10 +52,5 @@ pub(super) fn flat(at: usize, addresses: [u32; 4]) -> Result<Flat, LoadError> {
     let before = header.checked_sub(load).ok_or(LoadError::Truncated)?;
     let at = u32::try_from(at).map_err(|_| LoadError::Truncated)?;
     let offset = at.checked_sub(before).ok_or(LoadError::Truncated)?;
-    Ok(Flat {
-        offset: offset.into(),
-        load,
-        load_end,
-        bss_end,
-    })
+    Ok(Flat { offset: offset.into(), load, load_end, bss_end })
 }

@@ -33,10 +33,7 @@ pub(super) fn find(file: &[u8], handoff: Handoff<'_>) -> Option<Result<Request, 
 
 fn is_header(file: &[u8], at: usize) -> bool {
     let word = |offset| u32_at(file, at + offset).unwrap_or(0);
-    let sum = word(0)
-        .wrapping_add(word(4))
-        .wrapping_add(word(8))
-        .wrapping_add(word(12));
+    let sum = word(0).wrapping_add(word(4)).wrapping_add(word(8)).wrapping_add(word(12));
     word(0) == MAGIC && word(4) == ARCHITECTURE_386 && sum == 0
 }
 
@@ -59,9 +56,7 @@ impl Tag<'_> {
 
 fn read(file: &[u8], at: usize, handoff: Handoff<'_>) -> Result<Request, LoadError> {
     let len = u32_at(file, at + 8).ok_or(LoadError::Truncated)?;
-    let header = at
-        .checked_add(index(len.into()))
-        .and_then(|end| file.get(at..end));
+    let header = at.checked_add(index(len.into())).and_then(|end| file.get(at..end));
     let header = header.ok_or(LoadError::Truncated)?;
     let mut request = Request::plain(Protocol::Multiboot2);
     let mut place = 16_usize;
@@ -83,14 +78,8 @@ fn read(file: &[u8], at: usize, handoff: Handoff<'_>) -> Result<Request, LoadErr
 
 fn tag(header: &[u8], at: usize) -> Option<Tag<'_>> {
     let size = index(u32_at(header, at.checked_add(4)?)?.into());
-    let bytes = header
-        .get(at..at.checked_add(size)?)
-        .filter(|bytes| bytes.len() >= 8)?;
-    Some(Tag {
-        kind: u16_at(bytes, 0)?,
-        flags: u16_at(bytes, 2)?,
-        bytes,
-    })
+    let bytes = header.get(at..at.checked_add(size)?).filter(|bytes| bytes.len() >= 8)?;
+    Some(Tag { kind: u16_at(bytes, 0)?, flags: u16_at(bytes, 2)?, bytes })
 }
 
 /// Adds what `tag` asks for to `request`; `at` is the header's file offset.
@@ -123,9 +112,7 @@ fn informed(tag: &Tag<'_>, handoff: Handoff<'_>) -> Result<(), LoadError> {
     let wanted = wanted.iter().map(|bytes| u32::from_le_bytes(*bytes));
     let mut missing =
         wanted.filter(|&kind| !matches!(kind, MODULE | LOAD_BASE) && handoff.tag(kind).is_none());
-    missing
-        .next()
-        .map_or(Ok(()), |kind| Err(LoadError::Information(kind)))
+    missing.next().map_or(Ok(()), |kind| Err(LoadError::Information(kind)))
 }
 
 fn relocation(tag: &Tag<'_>) -> Result<Relocation, LoadError> {

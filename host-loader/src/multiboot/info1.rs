@@ -54,11 +54,8 @@ fn module_list(layout: &Layout<'_, '_>, scratch: &mut Scratch<'_>) -> Result<u32
         *place = scratch.string(module.string)?;
     }
     let list = scratch.piece(layout.modules().count() * MODULE, 8)?;
-    for ((entry, module), string) in list
-        .bytes
-        .chunks_exact_mut(MODULE)
-        .zip(layout.modules())
-        .zip(strings)
+    for ((entry, module), string) in
+        list.bytes.chunks_exact_mut(MODULE).zip(layout.modules()).zip(strings)
     {
         put(entry, 0, &address(module.span.start())?.to_le_bytes());
         put(entry, 4, &address(module.span.end())?.to_le_bytes());

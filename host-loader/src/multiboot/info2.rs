@@ -28,19 +28,12 @@ pub(super) fn write(
     told: Told,
     scratch: &mut Scratch<'_>,
 ) -> Result<u32, LoadError> {
-    let mut counter = Writer {
-        out: &mut [],
-        at: HEADER,
-    };
+    let mut counter = Writer { out: &mut [], at: HEADER };
     counter.tags(layout, told)?;
     let total = counter.at;
     let piece = scratch.piece(total, 8)?;
     put(piece.bytes, 0, &word(total)?);
-    Writer {
-        out: piece.bytes,
-        at: HEADER,
-    }
-    .tags(layout, told)?;
+    Writer { out: piece.bytes, at: HEADER }.tags(layout, told)?;
     Ok(piece.at)
 }
 
@@ -101,13 +94,9 @@ impl Writer<'_> {
 }
 
 fn word(number: usize) -> Result<[u8; 4], LoadError> {
-    u32::try_from(number)
-        .map(u32::to_le_bytes)
-        .map_err(|_| LoadError::ScratchFull)
+    u32::try_from(number).map(u32::to_le_bytes).map_err(|_| LoadError::ScratchFull)
 }
 
 fn address(number: u64) -> Result<[u8; 4], LoadError> {
-    u32::try_from(number)
-        .map(u32::to_le_bytes)
-        .map_err(|_| LoadError::ScratchFull)
+    u32::try_from(number).map(u32::to_le_bytes).map_err(|_| LoadError::ScratchFull)
 }

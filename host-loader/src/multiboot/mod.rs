@@ -71,17 +71,9 @@ impl Request {
     }
 
     fn site(&self, hull: Span) -> Site {
-        self.relocation
-            .map_or(Site::Fixed(hull), |Relocation { within, align }| {
-                Site::Preferred(
-                    hull,
-                    Need {
-                        len: hull.len(),
-                        align,
-                        within,
-                    },
-                )
-            })
+        self.relocation.map_or(Site::Fixed(hull), |Relocation { within, align }| {
+            Site::Preferred(hull, Need { len: hull.len(), align, within })
+        })
     }
 }
 
@@ -95,39 +87,22 @@ pub(crate) fn plan(
     let image = request.image(file)?;
     let target = layout.site(request.site(image.hull()))?;
     let eip = image.entry(request.entry, target)?;
-    layout.clear(
-        target,
-        Manners {
-            align: request.align,
-            below: LOW_END,
-        },
-    )?;
+    layout.clear(target, Manners { align: request.align, below: LOW_END })?;
     let tables = match request.protocol {
         Protocol::Multiboot2 => {
             let load_base = request.relocation.map(|_| target.start());
-            let told = Told {
-                firmware: request.firmware,
-                load_base,
-            };
+            let told = Told { firmware: request.firmware, load_base };
             info2::write(layout, told, scratch)?
         }
         Protocol::Multiboot1 | Protocol::Linux => info1::write(layout, scratch)?,
     };
     image.load(layout, target)?;
-    Ok(Entry {
-        protocol: request.protocol,
-        eip,
-        tables,
-    })
+    Ok(Entry { protocol: request.protocol, eip, tables })
 }
 
 /// The magics of gzip, xz, zstd and LZ4 files.
-const COMPRESSED: [&[u8]; 4] = [
-    b"\x1f\x8b",
-    b"\xfd7zXZ\0",
-    b"\x28\xb5\x2f\xfd",
-    b"\x02\x21\x4c\x18",
-];
+const COMPRESSED: [&[u8]; 4] =
+    [b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18"];
 
 /// Why `file` is not taken for a kernel.
 fn unknown(file: &[u8]) -> LoadError {

@@ -8,12 +8,7 @@ const KERNEL: u64 = 0x20_0000;
 
 /// A multiboot kernel on a machine whose BIOS has 639 KiB of conventional memory.
 fn machine(header: &[u8]) -> Machine {
-    let part = Part {
-        virt: KERNEL,
-        phys: KERNEL,
-        bytes: content(3, 0x1000),
-        memory: 0x1000,
-    };
+    let part = Part { virt: KERNEL, phys: KERNEL, bytes: content(3, 0x1000), memory: 0x1000 };
     let mut machine = Machine::with_kernel(elf(32, KERNEL, header, &[part]));
     machine.map[0] = (0, 0x9_fc00, 1);
     machine.map[1] = (0x9_fc00, 0x6_0400, 2);
@@ -36,11 +31,7 @@ fn a_service_at_the_top_of_conventional_memory_answers_instead() {
     assert_eq!(word(service, 4), 0xf000_f859, "the old vector");
     assert_eq!(word(service, 2) & 0xffff, 4, "entries");
     assert_eq!(word(service, 8) & 0xffff, 19, "where they begin");
-    assert_eq!(
-        word(service, 10),
-        128 << 16 | 15 << 10,
-        "24 MiB: 15 MiB and 128 times 64 KiB"
-    );
+    assert_eq!(word(service, 10), 128 << 16 | 15 << 10, "24 MiB: 15 MiB and 128 times 64 KiB");
     assert_eq!(word(service, 14) & 0xffff, 23 << 10);
 }
 
@@ -71,10 +62,7 @@ fn every_map_has_the_services_memory_reserved() {
     }
     assert_eq!(word(info, at + 4), 16 + 4 * 24);
     let map = &info[size(at.into())..];
-    assert_eq!(
-        [word(map, 8), word(map, 24), word(map, 40), word(map, 56)],
-        [24, AT, AT, 2]
-    );
+    assert_eq!([word(map, 8), word(map, 24), word(map, 40), word(map, 56)], [24, AT, AT, 2]);
 }
 
 #[test]
@@ -105,9 +93,7 @@ fn a_service_without_room_is_an_error() {
 
 #[test]
 fn on_an_efi_machine_the_acpi_pointer_is_where_a_bios_has_it() {
-    let machine = machine(&header2(&[]))
-        .tag(12, vec![0; 8])
-        .tag(14, b"RSD PTR old".to_vec());
+    let machine = machine(&header2(&[])).tag(12, vec![0; 8]).tag(14, b"RSD PTR old".to_vec());
     let booted = machine.tag(15, b"RSD PTR new".to_vec()).boot().unwrap();
     assert_eq!(word(&booted.bytes, 0x40e) & 0xffff, 0x9e00, "segment");
     assert_eq!(word(&booted.bytes, 0x413) & 0xffff, AT >> 10, "KiB");
@@ -118,9 +104,7 @@ fn on_an_efi_machine_the_acpi_pointer_is_where_a_bios_has_it() {
 #[test]
 fn a_kernel_with_an_efi_entry_is_not_told_of_efi() {
     let kinds = |header: &[u8]| {
-        let machine = machine(header)
-            .tag(12, vec![0; 8])
-            .tag(15, b"RSD PTR ".to_vec());
+        let machine = machine(header).tag(12, vec![0; 8]).tag(15, b"RSD PTR ".to_vec());
         let booted = machine.boot().unwrap();
         let (mut at, mut kinds) = (8, vec![]);
         while word(booted.tables(), at) != 0 {

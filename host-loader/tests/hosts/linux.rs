@@ -47,13 +47,7 @@ fn the_command_line_loses_the_images_name_unless_grub_2_did_it_already() {
 
 #[test]
 fn a_command_line_longer_than_the_kernel_takes_is_refused() {
-    let kernel = |command_line_max| {
-        BzImage {
-            command_line_max,
-            ..BzImage::default()
-        }
-        .file()
-    };
+    let kernel = |command_line_max| BzImage { command_line_max, ..BzImage::default() }.file();
     let line = "root=/dev/sda".len();
     assert!(Machine::with_kernel(kernel(13)).boot().is_ok());
     let refused = Machine::with_kernel(kernel(12)).boot();
@@ -78,10 +72,7 @@ fn an_initrd_in_the_kernels_way_moves_to_the_top_of_memory() {
 
 #[test]
 fn an_initrd_above_the_kernels_limit_moves_below_it() {
-    let image = BzImage {
-        initrd_max: 0xb0_0fff,
-        ..BzImage::default()
-    };
+    let image = BzImage { initrd_max: 0xb0_0fff, ..BzImage::default() };
     let machine = Machine::with_kernel(image.file()).module(20 * MIB, content(5, 5000));
     let booted = machine.boot().unwrap();
     let at = word(booted.tables(), 0x218);
@@ -91,10 +82,7 @@ fn an_initrd_above_the_kernels_limit_moves_below_it() {
 
 #[test]
 fn an_initrd_off_a_page_boundary_moves_to_one() {
-    let booted = linux()
-        .module(10 * MIB + 16, content(5, 5000))
-        .boot()
-        .unwrap();
+    let booted = linux().module(10 * MIB + 16, content(5, 5000)).boot().unwrap();
     let at = word(booted.tables(), 0x218);
     assert_eq!(at % 4096, 0);
     assert_eq!(booted.at(at)[..5000], content(5, 5000));
@@ -118,28 +106,17 @@ fn entries_of_ram_that_touch_are_one_piece() {
 
 #[test]
 fn a_second_initrd_is_refused() {
-    let machine = linux()
-        .module(10 * MIB, content(1, 1))
-        .module(11 * MIB, content(1, 1));
+    let machine = linux().module(10 * MIB, content(1, 1)).module(11 * MIB, content(1, 1));
     assert_eq!(machine.boot().unwrap_err(), LoadError::ExtraModules(2));
 }
 
 #[test]
 fn a_kernel_that_lies_in_its_own_way_still_arrives_whole() {
-    for at in [
-        4 * MIB - 0x1000,
-        4 * MIB + 0x200,
-        4 * MIB - SETUP_LEN,
-        6 * MIB,
-    ] {
+    for at in [4 * MIB - 0x1000, 4 * MIB + 0x200, 4 * MIB - SETUP_LEN, 6 * MIB] {
         let mut machine = linux();
         machine.files[0].at = at;
         let booted = machine.boot().unwrap();
-        assert_eq!(
-            booted.at(0x40_0000)[..0x12340],
-            content(11, 0x12340),
-            "{at:#x}"
-        );
+        assert_eq!(booted.at(0x40_0000)[..0x12340], content(11, 0x12340), "{at:#x}");
     }
 }
 
@@ -148,11 +125,7 @@ const SETUP_LEN: u64 = 3 * 512;
 #[test]
 fn a_relocatable_kernel_goes_up_when_its_preferred_address_is_taken() {
     let mut machine = linux();
-    machine.map = vec![
-        (0, 0x9_f000, 1),
-        (MIB, 4 * MIB, 1),
-        (6 * MIB, END - 6 * MIB, 1),
-    ];
+    machine.map = vec![(0, 0x9_f000, 1), (MIB, 4 * MIB, 1), (6 * MIB, END - 6 * MIB, 1)];
     let booted = machine.boot().unwrap();
     assert_eq!(booted.entry.eip, 0x60_0000);
     assert_eq!(word(booted.tables(), 0x214), 0x60_0000);
@@ -167,10 +140,7 @@ fn a_kernel_never_lands_in_the_loader_area() {
 
 #[test]
 fn a_kernel_that_cannot_be_moved_is_refused_when_its_place_is_taken() {
-    let image = BzImage {
-        relocatable: 0,
-        ..BzImage::default()
-    };
+    let image = BzImage { relocatable: 0, ..BzImage::default() };
     let mut machine = Machine::with_kernel(image.file());
     machine.map = vec![(MIB, 4 * MIB, 1), (6 * MIB, END - 6 * MIB, 1)];
     let refused = LoadError::NoRoomForKernel(0x40_0000, 0x30_0000);
@@ -179,10 +149,7 @@ fn a_kernel_that_cannot_be_moved_is_refused_when_its_place_is_taken() {
 
 #[test]
 fn the_memory_needed_for_decompression_counts_not_the_files_size() {
-    let image = BzImage {
-        init_size: 0x80_0000,
-        ..BzImage::default()
-    };
+    let image = BzImage { init_size: 0x80_0000, ..BzImage::default() };
     let mut machine = Machine::with_kernel(image.file());
     machine.map = vec![(MIB, 10 * MIB, 1), (12 * MIB, 12 * MIB, 1)];
     machine.files[0].at = 12 * MIB;
@@ -193,61 +160,21 @@ fn the_memory_needed_for_decompression_counts_not_the_files_size() {
 fn broken_kernels_are_refused_by_name() {
     let boot = |image: BzImage| Machine::with_kernel(image.file()).boot().unwrap_err();
     let good = BzImage::default;
-    assert_eq!(
-        boot(BzImage {
-            version: 0x209,
-            ..good()
-        }),
-        LoadError::OldProtocol(0x209)
-    );
-    assert_eq!(
-        boot(BzImage {
-            load_flags: 0,
-            ..good()
-        }),
-        LoadError::LinuxHeader
-    );
-    assert_eq!(
-        boot(BzImage {
-            alignment: 3,
-            ..good()
-        }),
-        LoadError::LinuxHeader
-    );
-    assert_eq!(
-        boot(BzImage {
-            preferred: u64::MAX,
-            ..good()
-        }),
-        LoadError::LinuxHeader
-    );
-    assert_eq!(
-        boot(BzImage {
-            preferred: 0xffff_f000,
-            ..good()
-        }),
-        LoadError::LinuxHeader
-    );
+    assert_eq!(boot(BzImage { version: 0x209, ..good() }), LoadError::OldProtocol(0x209));
+    assert_eq!(boot(BzImage { load_flags: 0, ..good() }), LoadError::LinuxHeader);
+    assert_eq!(boot(BzImage { alignment: 3, ..good() }), LoadError::LinuxHeader);
+    assert_eq!(boot(BzImage { preferred: u64::MAX, ..good() }), LoadError::LinuxHeader);
+    assert_eq!(boot(BzImage { preferred: 0xffff_f000, ..good() }), LoadError::LinuxHeader);
     let mut file = good().file();
     file.truncate(SETUP + 1000);
-    assert_eq!(
-        Machine::with_kernel(file).boot().unwrap_err(),
-        LoadError::Truncated
-    );
+    assert_eq!(Machine::with_kernel(file).boot().unwrap_err(), LoadError::Truncated);
 }
 
 #[test]
 fn every_cut_of_a_kernel_is_refused() {
-    let file = BzImage {
-        payload: 64,
-        ..BzImage::default()
-    }
-    .file();
+    let file = BzImage { payload: 64, ..BzImage::default() }.file();
     for len in 1..file.len() {
-        assert!(
-            Machine::with_kernel(file[..len].to_vec()).boot().is_err(),
-            "{len}"
-        );
+        assert!(Machine::with_kernel(file[..len].to_vec()).boot().is_err(), "{len}");
     }
 }
 
@@ -291,13 +218,7 @@ fn without_a_framebuffer_a_bios_machine_has_vga_text() {
 /// The body of a framebuffer tag of direct colour.
 fn framebuffer(base: u64) -> Vec<u8> {
     let words = [4096_u32, 1024, 768].map(u32::to_le_bytes).concat();
-    [
-        &base.to_le_bytes()[..],
-        &words,
-        &[32, 1, 0, 0],
-        &[16, 8, 8, 8, 0, 8],
-    ]
-    .concat()
+    [&base.to_le_bytes()[..], &words, &[32, 1, 0, 0], &[16, 8, 8, 8, 0, 8]].concat()
 }
 
 #[test]
@@ -305,10 +226,7 @@ fn a_linear_framebuffer_is_described() {
     let booted = linux().tag(8, framebuffer(0xe000_0000)).boot().unwrap();
     let page = booted.tables();
     assert_eq!(page[0xf], 0x23);
-    assert_eq!(
-        [word(page, 0x12), word(page, 0x16) & 0xffff],
-        [768 << 16 | 1024, 32]
-    );
+    assert_eq!([word(page, 0x12), word(page, 0x16) & 0xffff], [768 << 16 | 1024, 32]);
     assert_eq!([word(page, 0x18), word(page, 0x1c)], [0xe000_0000, 48]);
     assert_eq!(page[0x24..0x26], 4096_u16.to_le_bytes());
     assert_eq!(page[0x26..0x2e], [8, 16, 8, 8, 8, 0, 8, 24]);
@@ -318,11 +236,7 @@ fn a_linear_framebuffer_is_described() {
 fn efi_map(entries: &[(u32, u64, u64)]) -> Vec<u8> {
     let mut body = [48_u32, 1].map(u32::to_le_bytes).concat();
     for (kind, base, pages) in entries {
-        body.extend(
-            [u64::from(*kind), *base, 0, *pages, 0, 0]
-                .map(u64::to_le_bytes)
-                .concat(),
-        );
+        body.extend([u64::from(*kind), *base, 0, *pages, 0, 0].map(u64::to_le_bytes).concat());
     }
     body
 }
@@ -330,9 +244,7 @@ fn efi_map(entries: &[(u32, u64, u64)]) -> Vec<u8> {
 #[test]
 fn efi_firmware_is_described() {
     let map = efi_map(&[(7, MIB, 23 * 256)]);
-    let machine = linux()
-        .tag(12, 0x1_2345_6789_u64.to_le_bytes().to_vec())
-        .tag(17, map.clone());
+    let machine = linux().tag(12, 0x1_2345_6789_u64.to_le_bytes().to_vec()).tag(17, map.clone());
     let booted = machine.tag(8, framebuffer(0x40_e000_0000)).boot().unwrap();
     let page = booted.tables();
     assert_eq!(page[0x1c0..0x1c4], *b"EL64");
@@ -340,10 +252,7 @@ fn efi_firmware_is_described() {
     assert_eq!([word(page, 0x1c8), word(page, 0x1cc)], [48, 1]);
     assert_eq!([word(page, 0x1d4), word(page, 0x1dc)], [48, 0]);
     let handoff = machine_handoff_offset(word(page, 0x1d0));
-    assert!(
-        handoff < 0x1_0000,
-        "the map is read where the visor left it"
-    );
+    assert!(handoff < 0x1_0000, "the map is read where the visor left it");
     assert_eq!(page[0xf], 0x70);
     assert_eq!([word(page, 0x1c), word(page, 0x3a)], [4096 * 768, 0x40]);
     assert_eq!(word(page, 0x36), 2, "64-bit framebuffer address");
@@ -356,17 +265,10 @@ fn machine_handoff_offset(at: u32) -> u64 {
 #[test]
 fn a_kernel_spares_boot_services_memory_as_long_as_it_can() {
     let machine = linux().tag(12, vec![0; 8]);
-    let spread = efi_map(&[
-        (7, MIB, 768),
-        (4, 4 * MIB, 16),
-        (7, 4 * MIB + 0x1_0000, 5104),
-    ]);
+    let spread = efi_map(&[(7, MIB, 768), (4, 4 * MIB, 16), (7, 4 * MIB + 0x1_0000, 5104)]);
     let booted = machine.clone().tag(17, spread).boot().unwrap();
     assert_eq!(booted.entry.eip, 0x60_0000);
-    let booted = machine
-        .tag(17, efi_map(&[(4, MIB, 23 * 256)]))
-        .boot()
-        .unwrap();
+    let booted = machine.tag(17, efi_map(&[(4, MIB, 23 * 256)])).boot().unwrap();
     assert_eq!(booted.entry.eip, 0x40_0000, "there is no other RAM");
 }
 
@@ -378,13 +280,7 @@ fn a_module_in_the_loader_area_is_refused() {
 
 #[test]
 fn no_room_for_the_initrd_is_said_so() {
-    let image = BzImage {
-        initrd_max: 0x7f_ffff,
-        ..BzImage::default()
-    };
+    let image = BzImage { initrd_max: 0x7f_ffff, ..BzImage::default() };
     let machine = Machine::with_kernel(image.file()).module(16 * MIB, content(9, size(4 * MIB)));
-    assert_eq!(
-        machine.boot().unwrap_err(),
-        LoadError::NoRoomForModule(1, 4 * MIB)
-    );
+    assert_eq!(machine.boot().unwrap_err(), LoadError::NoRoomForModule(1, 4 * MIB));
 }

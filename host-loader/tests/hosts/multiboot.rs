@@ -8,12 +8,7 @@ const BASE: u64 = 0x20_0000;
 
 /// 0x3000 bytes at 2 MiB and 0x1000 more to be zeroed.
 fn part() -> Part {
-    Part {
-        virt: BASE,
-        phys: BASE,
-        bytes: content(3, 0x3000),
-        memory: 0x4000,
-    }
+    Part { virt: BASE, phys: BASE, bytes: content(3, 0x3000), memory: 0x4000 }
 }
 
 fn elf32(header: &[u8]) -> Machine {
@@ -53,15 +48,9 @@ fn a_multiboot1_elf_is_loaded_and_its_rest_is_zeroed() {
 
 #[test]
 fn an_entry_point_of_a_kernel_linked_high_is_translated() {
-    let high = Part {
-        virt: 0xffff_8000_0020_0000,
-        ..part()
-    };
+    let high = Part { virt: 0xffff_8000_0020_0000, ..part() };
     let file = elf(64, 0xffff_8000_0020_0100, &header1(0, &[]), &[high]);
-    assert_eq!(
-        Machine::with_kernel(file).boot().unwrap().entry.eip,
-        0x20_0100
-    );
+    assert_eq!(Machine::with_kernel(file).boot().unwrap().entry.eip, 0x20_0100);
 }
 
 #[test]
@@ -73,11 +62,7 @@ fn an_entry_point_outside_the_image_is_refused() {
 
 #[test]
 fn segments_keep_their_distance() {
-    let second = Part {
-        virt: BASE + 0x8000,
-        phys: BASE + 0x8000,
-        ..part()
-    };
+    let second = Part { virt: BASE + 0x8000, phys: BASE + 0x8000, ..part() };
     let file = elf(32, BASE, &header1(0, &[]), &[part(), second]);
     let booted = Machine::with_kernel(file).boot().unwrap();
     assert_eq!(booted.at(0x20_8000)[..0x3000], content(3, 0x3000));
@@ -94,17 +79,11 @@ fn multiboot1_information_names_memory_modules_and_loader() {
     assert_eq!(booted.text(word(info, 64)), "GRUB 0.97");
     assert_eq!(word(info, 20), 1, "modules");
     let module = booted.at(word(info, 24));
-    assert_eq!(
-        [word(module, 0), word(module, 4)],
-        [0xa0_0000, 0xa0_0000 + 5000]
-    );
+    assert_eq!([word(module, 0), word(module, 4)], [0xa0_0000, 0xa0_0000 + 5000]);
     assert_eq!(booted.text(word(module, 8)), "module one two");
     assert_eq!(word(info, 44), 3 * 24);
     let map = booted.at(word(info, 48));
-    assert_eq!(
-        [word(map, 0), word(map, 24), word(map, 28)],
-        [20, 20, 0x9_f000]
-    );
+    assert_eq!([word(map, 0), word(map, 24), word(map, 28)], [20, 20, 0x9_f000]);
     assert_eq!([word(map, 36), word(map, 44)], [0x6_1000, 2]);
 }
 
@@ -119,10 +98,7 @@ fn multiboot2_information_is_the_handoff_without_the_kernel() {
     assert_eq!(tag(info, 2).unwrap()[8..], *b"GRUB 0.97\0");
     assert_eq!(tag(info, 14).unwrap()[8..], *b"RSD PTR ");
     let module = tag(info, 3).unwrap();
-    assert_eq!(
-        [word(module, 8), word(module, 12)],
-        [0xa0_0000, 0xa0_0000 + 5000]
-    );
+    assert_eq!([word(module, 8), word(module, 12)], [0xa0_0000, 0xa0_0000 + 5000]);
     assert_eq!(module[16..], *b"module one two\0");
     assert_eq!(tag(info, 6).unwrap().len(), 16 + 3 * 24);
     assert_eq!(tag(info, 21), None, "not relocatable");
@@ -162,10 +138,8 @@ fn only_a_kernel_that_asks_for_pages_has_its_modules_aligned() {
 
 #[test]
 fn a_relocatable_kernel_moves_as_a_whole_when_its_place_is_taken() {
-    let tags: [(u16, u16, &[u32]); 2] = [
-        (10, 0, &[0x20_0000, u32::MAX, 0x10_0000, 1]),
-        (3, 0, &[0x20_0200]),
-    ];
+    let tags: [(u16, u16, &[u32]); 2] =
+        [(10, 0, &[0x20_0000, u32::MAX, 0x10_0000, 1]), (3, 0, &[0x20_0200])];
     let mut machine = elf32(&header2(&tags));
     let booted = machine.boot().unwrap();
     assert_eq!(word(tag(booted.tables(), 21).unwrap(), 8), 0x20_0000);
@@ -173,10 +147,7 @@ fn a_relocatable_kernel_moves_as_a_whole_when_its_place_is_taken() {
     let booted = machine.boot().unwrap();
     assert_eq!(booted.entry.eip, 0x50_0200);
     assert_eq!(word(tag(booted.tables(), 21).unwrap(), 8), 0x50_0000);
-    assert_eq!(
-        booted.at(0x50_0000 + 0x1000)[..0x2000],
-        content(3, 0x3000)[0x1000..]
-    );
+    assert_eq!(booted.at(0x50_0000 + 0x1000)[..0x2000], content(3, 0x3000)[0x1000..]);
 }
 
 #[test]
@@ -193,10 +164,7 @@ fn a_kernel_that_reserved_memory_is_in_the_way_of_is_refused() {
     let mut machine = elf32(&header1(0, &[]));
     machine.map.push((BASE + 0x3fff, 1, 2));
     machine.map[2] = (MIB, MIB + 0x3000, 1);
-    assert_eq!(
-        machine.boot().unwrap_err(),
-        LoadError::NoRoomForKernel(BASE, 0x4000)
-    );
+    assert_eq!(machine.boot().unwrap_err(), LoadError::NoRoomForKernel(BASE, 0x4000));
 }
 
 #[test]
@@ -205,36 +173,19 @@ fn multiboot2_is_preferred_and_multiboot1_is_the_way_out() {
         let second = header2(&[(1, 0, request)]);
         let mut header = header1(0, &[]);
         header.resize(16, 0);
-        elf32(&[header, second].concat())
-            .boot()
-            .unwrap()
-            .entry
-            .protocol
+        elf32(&[header, second].concat()).boot().unwrap().entry.protocol
     };
     assert_eq!(both(&[4, 6]), Protocol::Multiboot2);
-    assert_eq!(
-        both(&[9]),
-        Protocol::Multiboot1,
-        "no ELF sections are passed"
-    );
+    assert_eq!(both(&[9]), Protocol::Multiboot1, "no ELF sections are passed");
 }
 
 #[test]
 fn what_a_header_requires_and_is_not_there_is_refused() {
-    assert_eq!(
-        refusal(&header2(&[(1, 0, &[4, 6, 9])])),
-        LoadError::Information(9)
-    );
-    assert_eq!(
-        refusal(&header2(&[(5, 0, &[0, 0, 0])])),
-        LoadError::HeaderTag(5)
-    );
+    assert_eq!(refusal(&header2(&[(1, 0, &[4, 6, 9])])), LoadError::Information(9));
+    assert_eq!(refusal(&header2(&[(5, 0, &[0, 0, 0])])), LoadError::HeaderTag(5));
     assert_eq!(refusal(&header2(&[(77, 0, &[])])), LoadError::HeaderTag(77));
     assert_eq!(refusal(&header1(4, &[0; 9])), LoadError::HeaderFlags(4));
-    assert_eq!(
-        refusal(&header1(0x8000, &[])),
-        LoadError::HeaderFlags(0x8000)
-    );
+    assert_eq!(refusal(&header1(0x8000, &[])), LoadError::HeaderFlags(0x8000));
 }
 
 #[test]
@@ -242,10 +193,7 @@ fn what_a_header_only_wishes_is_passed_over() {
     let tags: [(u16, u16, &[u32]); 4] =
         [(1, 1, &[9]), (5, 1, &[0, 0, 0]), (77, 1, &[]), (9, 1, &[1])];
     assert!(elf32(&header2(&tags)).boot().is_ok());
-    assert!(
-        elf32(&header1(0x4_0000, &[])).boot().is_ok(),
-        "the upper half is optional"
-    );
+    assert!(elf32(&header1(0x4_0000, &[])).boot().is_ok(), "the upper half is optional");
 }
 
 #[test]
@@ -277,21 +225,14 @@ fn the_same_addresses_work_in_a_multiboot2_header() {
     let mut file = content(3, 0x1000);
     file[0x210..0x210 + header.len()].copy_from_slice(&header);
     let booted = Machine::with_kernel(file.clone()).boot().unwrap();
-    assert_eq!(
-        booted.at(0x20_0000)[..0xe00],
-        file[0x200..],
-        "the rest of the file"
-    );
+    assert_eq!(booted.at(0x20_0000)[..0xe00], file[0x200..], "the rest of the file");
 }
 
 #[test]
 fn a_kernel_that_is_still_compressed_is_named_so() {
     for magic in [&b"\x1f\x8b\x08\0"[..], b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"] {
         let file = [magic, &[0; 100]].concat();
-        assert_eq!(
-            Machine::with_kernel(file).boot().unwrap_err(),
-            LoadError::Compressed
-        );
+        assert_eq!(Machine::with_kernel(file).boot().unwrap_err(), LoadError::Compressed);
     }
     let empty = Machine::with_kernel(vec![0; 100]).boot().unwrap_err();
     assert_eq!(empty, LoadError::UnknownImage);
@@ -300,17 +241,10 @@ fn a_kernel_that_is_still_compressed_is_named_so() {
 #[test]
 fn no_cut_of_a_kernel_starts() {
     for bits in [32, 64] {
-        let short = Part {
-            bytes: content(3, 64),
-            memory: 64,
-            ..part()
-        };
+        let short = Part { bytes: content(3, 64), memory: 64, ..part() };
         let file = elf(bits, BASE, &header2(&[(6, 0, &[])]), &[short]);
         for len in 1..file.len() {
-            assert!(
-                Machine::with_kernel(file[..len].to_vec()).boot().is_err(),
-                "{len}"
-            );
+            assert!(Machine::with_kernel(file[..len].to_vec()).boot().is_err(), "{len}");
         }
     }
 }

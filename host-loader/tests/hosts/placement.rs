@@ -26,49 +26,18 @@ fn kernel(kind: u8, to: u64, len: usize) -> Kernel {
     let header = match kind {
         0 => {
             let (preferred, init_size) = (to, u32::try_from(len + BSS).unwrap());
-            let kernel = BzImage {
-                preferred,
-                init_size,
-                alignment: 4096,
-                ..BzImage::default()
-            };
-            let file = BzImage {
-                payload: len & !0xf,
-                ..kernel
-            }
-            .file();
-            return Kernel {
-                file,
-                loaded: SETUP,
-                memory: init_size.into(),
-            };
+            let kernel = BzImage { preferred, init_size, alignment: 4096, ..BzImage::default() };
+            let file = BzImage { payload: len & !0xf, ..kernel }.file();
+            return Kernel { file, loaded: SETUP, memory: init_size.into() };
         }
         1 => header1(3, &[]),
         2 => header2(&[(1, 0, &[6])]),
-        _ => header2(&[
-            (6, 0, &[]),
-            (10, 0, &[0x10_0000, u32::MAX, 4096, 0]),
-            (3, 0, &[narrow]),
-        ]),
+        _ => header2(&[(6, 0, &[]), (10, 0, &[0x10_0000, u32::MAX, 4096, 0]), (3, 0, &[narrow])]),
     };
     let memory = number(len + BSS);
-    let part = Part {
-        virt: to,
-        phys: to,
-        bytes: content(17, len),
-        memory,
-    };
-    let file = elf(
-        if len.is_multiple_of(2) { 32 } else { 64 },
-        to,
-        &header,
-        &[part],
-    );
-    Kernel {
-        file,
-        loaded: crate::machine::kernels::FIRST,
-        memory,
-    }
+    let part = Part { virt: to, phys: to, bytes: content(17, len), memory };
+    let file = elf(if len.is_multiple_of(2) { 32 } else { 64 }, to, &header, &[part]);
+    Kernel { file, loaded: crate::machine::kernels::FIRST, memory }
 }
 
 /// A machine with a kernel of each kind (see [`kernel`]), up to three modules (one for Linux), and
@@ -87,11 +56,7 @@ fn machine() -> impl Strategy<Value = (Machine, Kernel, u8)> {
         if let Some(hole) = hole {
             let after = hole + HOLE;
             machine.map.truncate(2);
-            machine.map.extend([
-                (MIB, hole - MIB, 1),
-                (hole, HOLE, 2),
-                (after, END - after, 1),
-            ]);
+            machine.map.extend([(MIB, hole - MIB, 1), (hole, HOLE, 2), (after, END - after, 1)]);
         }
         files.truncate(if kind == 0 { 2 } else { 4 });
         machine.files[0].at = slot(0) + files[0].0;
@@ -114,18 +79,11 @@ fn span(at: u64, len: usize) -> Span {
 
 /// Whether a boot loader could have left this: every file and the loader area in RAM.
 fn is_possible(machine: &Machine) -> bool {
-    let files = machine
-        .files
-        .iter()
-        .map(|file| span(file.at, file.bytes.len()));
+    let files = machine.files.iter().map(|file| span(file.at, file.bytes.len()));
     let holes = machine.map.iter().filter(|entry| entry.2 == 2);
-    files
-        .chain([span(machine.area, size(2 * MIB))])
-        .all(|span| {
-            !holes
-                .clone()
-                .any(|&(base, len, _)| Span::sized(base, len).unwrap().overlaps(span))
-        })
+    files.chain([span(machine.area, size(2 * MIB))]).all(|span| {
+        !holes.clone().any(|&(base, len, _)| Span::sized(base, len).unwrap().overlaps(span))
+    })
 }
 
 /// Where the kernel says its modules are.
@@ -140,10 +98,7 @@ fn modules(booted: &Booted) -> Vec<Span> {
         }
         Protocol::Multiboot1 => {
             let list = booted.at(word(tables, 24));
-            list.chunks(16)
-                .take(size(word(tables, 20).into()))
-                .map(ends)
-                .collect()
+            list.chunks(16).take(size(word(tables, 20).into())).map(ends).collect()
         }
         Protocol::Multiboot2 => {
             let (mut at, mut found) = (8, vec![]);

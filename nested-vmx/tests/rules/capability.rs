@@ -46,11 +46,7 @@ fn needs() -> Vec<Need> {
         (R::Primary, &[32 + 31], M::Ept),
         (R::Secondary, &[32 + 1], M::Ept),
         (R::Secondary, &[32 + 7], M::UnrestrictedGuest),
-        (
-            R::Exit,
-            &[32 + 2, 32 + 9, 32 + 18, 32 + 19, 32 + 20, 32 + 21],
-            M::PatEferSwitch,
-        ),
+        (R::Exit, &[32 + 2, 32 + 9, 32 + 18, 32 + 19, 32 + 20, 32 + 21], M::PatEferSwitch),
         (R::Entry, &[32 + 2, 32 + 14, 32 + 15], M::PatEferSwitch),
         (R::Misc, &[8], M::WaitForSipi),
         (R::EptVpid, &[6, 14, 16, 17], M::EptPages),
@@ -58,11 +54,7 @@ fn needs() -> Vec<Need> {
     ];
     rows.iter()
         .flat_map(|&(register, bits, missing)| {
-            bits.iter().map(move |&bit| Need {
-                register,
-                bit,
-                missing,
-            })
+            bits.iter().map(move |&bit| Need { register, bit, missing })
         })
         .collect()
 }
@@ -112,13 +104,7 @@ fn halves(capability: u64) -> (u32, u32) {
 }
 
 fn values(controls: Controls) -> [u32; 5] {
-    [
-        controls.pin,
-        controls.primary,
-        controls.secondary,
-        controls.exit,
-        controls.entry,
-    ]
+    [controls.pin, controls.primary, controls.secondary, controls.exit, controls.entry]
 }
 
 fn registers(raw: &RawCapabilities) -> [u64; 5] {
@@ -196,32 +182,22 @@ fn forced_exits_on_cr3_are_refused() {
 #[test]
 fn vmcs_memory_must_be_write_back() {
     for kind in (0..16).filter(|kind| *kind != 6) {
-        let raw = RawCapabilities {
-            basic: kind << 50 | !(15 << 50),
-            ..ABLE
-        };
+        let raw = RawCapabilities { basic: kind << 50 | !(15 << 50), ..ABLE };
         assert_eq!(raw.host_controls(), Err(Missing::VmcsMemoryType));
     }
 }
 
 #[test]
 fn a_processor_without_secondary_controls_has_no_ept() {
-    let raw = RawCapabilities {
-        primary: ABLE.primary & !(1 << 63),
-        secondary: 0,
-        ept_vpid: 0,
-        ..ABLE
-    };
+    let raw =
+        RawCapabilities { primary: ABLE.primary & !(1 << 63), secondary: 0, ept_vpid: 0, ..ABLE };
     assert_eq!(raw.host_controls(), Err(Missing::Ept));
 }
 
 #[test]
 fn the_revision_is_the_low_31_bits() {
     assert_eq!(ABLE.revision(), REVISION);
-    let all = RawCapabilities {
-        basic: u64::MAX,
-        ..ABLE
-    };
+    let all = RawCapabilities { basic: u64::MAX, ..ABLE };
     assert_eq!(all.revision(), 0x7fff_ffff);
 }
 

@@ -16,11 +16,7 @@ fn hidden(leaf: u32, subleaf: u32) -> Answer {
         (1, _) => [&[], &[], &[2, 4, 5, 6], &[21]],
         // Hardware feedback, Thread Director; what they report
         (6, _) => {
-            return Answer {
-                eax: 1 << 19 | 1 << 23,
-                edx: u32::MAX,
-                ..Answer::default()
-            };
+            return Answer { eax: 1 << 19 | 1 << 23, edx: u32::MAX, ..Answer::default() };
         }
         // PT; CET_SS, KL; PCONFIG, LBR, CET_IBT
         (7, 0) => [&[], &[25], &[7, 23], &[18, 19, 20]],
@@ -34,12 +30,7 @@ fn hidden(leaf: u32, subleaf: u32) -> Answer {
     Answer { eax, ebx, ecx, edx }
 }
 
-const ALL: Answer = Answer {
-    eax: u32::MAX,
-    ebx: u32::MAX,
-    ecx: u32::MAX,
-    edx: u32::MAX,
-};
+const ALL: Answer = Answer { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
 
 /// What follows the host's CR4: a bit of ECX, and where it comes from.
 fn followed(leaf: u32, subleaf: u32) -> Option<(u32, u64)> {
@@ -54,11 +45,7 @@ fn expected(leaf: u32, subleaf: u32, raw: Answer, cr4: u64) -> Answer {
     let hidden = hidden(leaf, subleaf);
     let mut ecx = raw.ecx & !hidden.ecx;
     if let Some((bit, source)) = followed(leaf, subleaf) {
-        ecx = if cr4 & source == 0 {
-            ecx & !bit
-        } else {
-            ecx | bit
-        };
+        ecx = if cr4 & source == 0 { ecx & !bit } else { ecx | bit };
     }
     Answer {
         eax: raw.eax & !hidden.eax,
@@ -82,10 +69,7 @@ fn check(leaf: u32, subleaf: u32) {
 
 #[test]
 fn each_leaf_hides_its_bits_and_nothing_else() {
-    for leaf in (0..0x100)
-        .chain(0x8000_0000..0x8000_0030)
-        .chain([0x4000_0000])
-    {
+    for leaf in (0..0x100).chain(0x8000_0000..0x8000_0030).chain([0x4000_0000]) {
         for subleaf in (0..8).chain([63, u32::MAX]) {
             check(leaf, subleaf);
         }

@@ -73,11 +73,7 @@ fn pdptes(memory: &Entries, cr3: u64) -> Option<[u64; 4]> {
 fn model(old: Host, memory: &Entries, operand: u64) -> Option<Host> {
     let mut new = old;
     let in_64_bit_mode = old.lma && old.long_code;
-    let operand = if in_64_bit_mode {
-        operand
-    } else {
-        operand % (1 << 32)
-    };
+    let operand = if in_64_bit_mode { operand } else { operand % (1 << 32) };
     if operand >> 32 != 0 {
         return None;
     }
@@ -103,9 +99,7 @@ fn model(old: Host, memory: &Entries, operand: u64) -> Option<Host> {
         }
         _ => {}
     }
-    let loads = [CD, NW, PG]
-        .iter()
-        .any(|&number| bit(old.cr0, number) != bit(new.cr0, number));
+    let loads = [CD, NW, PG].iter().any(|&number| bit(old.cr0, number) != bit(new.cr0, number));
     if loads && bit(new.cr0, PG) && old.pae && !new.lma {
         new.pdptes = pdptes(memory, old.cr3)?;
     }
@@ -124,20 +118,11 @@ fn vmcs(host: Host) -> FakeVmcs {
         .with(f::GUEST_CR0, host.cr0 | 1 << NE)
         .with(f::CR0_SHADOW, host.cr0)
         .with(f::GUEST_CR3, host.cr3)
-        .with(
-            f::GUEST_CR4,
-            1 << 13 | flag(host.pae, 5) | flag(host.pcide, 17),
-        )
+        .with(f::GUEST_CR4, 1 << 13 | flag(host.pae, 5) | flag(host.pcide, 17))
         .with(f::GUEST_EFER, 1 | flag(host.lme, 8) | flag(host.lma, 10))
         .with(f::ENTRY_CONTROLS, OTHER_ENTRY_CONTROLS | lma << 9)
-        .with(
-            Segment::Cs.fields().rights,
-            0x9b | u32::from(host.long_code) << 13,
-        )
-        .with(
-            Segment::Tr.fields().rights,
-            if host.old_task { 0x83 } else { 0x8b },
-        )
+        .with(Segment::Cs.fields().rights, 0x9b | u32::from(host.long_code) << 13)
+        .with(Segment::Tr.fields().rights, if host.old_task { 0x83 } else { 0x8b })
         .with(f::GUEST_PDPTE0, pdpte0)
         .with(f::GUEST_PDPTE1, pdpte1)
         .with(f::GUEST_PDPTE2, pdpte2)
@@ -158,12 +143,7 @@ fn check(old: Host, memory: &Entries, operand: u64) {
 const CR3: u64 = 0x12_3456_7fe0;
 const TABLE: Entries = Entries {
     base: 0x3456_7fe0,
-    values: [
-        Some(0x1001),
-        Some(0x2e19),
-        Some(0xffff_ffff_ffff_fffe),
-        Some(0),
-    ],
+    values: [Some(0x1001), Some(0x2e19), Some(0xffff_ffff_ffff_fffe), Some(0)],
 };
 
 /// All valid combinations of what the instruction looks at.
@@ -277,29 +257,12 @@ impl HostMemory for Counted {
 
 #[test]
 fn directory_pointers_are_only_read_under_pae_paging_and_when_paging_or_caching_changes() {
-    let paging = Host {
-        cr0: 1 << ET | PAGED,
-        ..about_to_page()
-    };
+    let paging = Host { cr0: 1 << ET | PAGED, ..about_to_page() };
     for (old, operand, reads) in [
         (about_to_page(), PAGED, 4),
         (about_to_page(), 1 << PE, 0),
-        (
-            Host {
-                pae: false,
-                ..about_to_page()
-            },
-            PAGED,
-            0,
-        ),
-        (
-            Host {
-                lme: true,
-                ..about_to_page()
-            },
-            PAGED,
-            0,
-        ),
+        (Host { pae: false, ..about_to_page() }, PAGED, 0),
+        (Host { lme: true, ..about_to_page() }, PAGED, 0),
         (paging, PAGED | 1 << NE, 0),
         (paging, PAGED | 1 << CD, 4),
         (paging, 1 << PE, 0),
@@ -321,9 +284,7 @@ fn the_host_never_sees_that_numeric_errors_are_forced() {
 #[test]
 fn the_visor_owns_the_bits_of_what_it_hides() {
     // VMXE, SMXE, KL, CET, FRED.
-    let hidden = [13, 14, 19, 23, 32]
-        .iter()
-        .fold(0, |sum, n| sum | 1_u64 << n);
+    let hidden = [13, 14, 19, 23, 32].iter().fold(0, |sum, n| sum | 1_u64 << n);
     assert_eq!(CR4_OWNED, hidden);
     assert_eq!(CR0_CACHE, 3 << 29);
 }

@@ -47,14 +47,8 @@ fn control_registers(v: &FakeVmcs) -> Checks {
         ("CR4.VMXE is fixed to 1", bit(cr4, 13)),
         ("CR0.PG needs PE", !bit(cr0, 31) || bit(cr0, 0)),
         ("CR4.CET needs CR0.WP", !bit(cr4, 23) || bit(cr0, 16)),
-        (
-            "DEBUGCTL has no reserved bits",
-            v.read(f::GUEST_DEBUGCTL) & !0xffc3 == 0,
-        ),
-        (
-            "IA-32e mode needs paging and PAE",
-            !ia32e(v) || bit(cr0, 31) && bit(cr4, 5),
-        ),
+        ("DEBUGCTL has no reserved bits", v.read(f::GUEST_DEBUGCTL) & !0xffc3 == 0),
+        ("IA-32e mode needs paging and PAE", !ia32e(v) || bit(cr0, 31) && bit(cr4, 5)),
         ("CR4.PCIDE needs IA-32e mode", !bit(cr4, 17) || ia32e(v)),
         ("CR3 fits 52 bits", v.read(f::GUEST_CR3) >> 52 == 0),
         ("DR7 has 32 bits", fits_in_32_bits(v.read(f::GUEST_DR7))),
@@ -65,17 +59,11 @@ fn control_registers(v: &FakeVmcs) -> Checks {
         ),
         (
             "PAT holds memory types",
-            v.read(f::GUEST_PAT)
-                .to_le_bytes()
-                .iter()
-                .all(|t| [0, 1, 4, 5, 6, 7].contains(t)),
+            v.read(f::GUEST_PAT).to_le_bytes().iter().all(|t| [0, 1, 4, 5, 6, 7].contains(t)),
         ),
         ("EFER has no reserved bits", efer & !0xd01 == 0),
         ("EFER.LMA is the entry control", bit(efer, 10) == ia32e(v)),
-        (
-            "EFER.LMA is LME under paging",
-            !bit(cr0, 31) || bit(efer, 8) == bit(efer, 10),
-        ),
+        ("EFER.LMA is LME under paging", !bit(cr0, 31) || bit(efer, 8) == bit(efer, 10)),
     ]
 }
 
@@ -134,10 +122,7 @@ fn code_segment(v: &FakeVmcs) -> Checks {
             !matches!(cs.kind, 9 | 11) || cs.dpl == ss.dpl,
         ),
         ("CS has a base of 32 bits", fits_in_32_bits(cs.base)),
-        (
-            "64-bit code has no D bit",
-            !(ia32e(v) && bit(cs.rights, 13) && bit(cs.rights, 14)),
-        ),
+        ("64-bit code has no D bit", !(ia32e(v) && bit(cs.rights, 13) && bit(cs.rights, 14))),
     ]
 }
 
@@ -145,22 +130,10 @@ fn code_segment(v: &FakeVmcs) -> Checks {
 fn data_segments(v: &FakeVmcs) -> Checks {
     let ss = seen(v, Segment::Ss);
     let mut checks = vec![
-        (
-            "SS is writable data",
-            !ss.is_usable() || matches!(ss.kind, 3 | 7),
-        ),
-        (
-            "SS has DPL 0 in real mode",
-            bit(v.read(f::GUEST_CR0), 0) || ss.dpl == 0,
-        ),
+        ("SS is writable data", !ss.is_usable() || matches!(ss.kind, 3 | 7)),
+        ("SS has DPL 0 in real mode", bit(v.read(f::GUEST_CR0), 0) || ss.dpl == 0),
     ];
-    let all = [
-        Segment::Es,
-        Segment::Ss,
-        Segment::Ds,
-        Segment::Fs,
-        Segment::Gs,
-    ];
+    let all = [Segment::Es, Segment::Ss, Segment::Ds, Segment::Fs, Segment::Gs];
     for segment in all.map(|segment| seen(v, segment)) {
         if segment.is_usable() {
             let readable = segment.kind & 0b1000 == 0 || segment.kind & 0b10 != 0;
@@ -178,17 +151,10 @@ fn data_segments(v: &FakeVmcs) -> Checks {
 fn system_segments(v: &FakeVmcs) -> Checks {
     let (ldtr, tr) = (seen(v, Segment::Ldtr), seen(v, Segment::Tr));
     let ldt_or = |holds: bool| !ldtr.is_usable() || holds;
-    let busy = if ia32e(v) {
-        tr.kind == 11
-    } else {
-        matches!(tr.kind, 3 | 11)
-    };
+    let busy = if ia32e(v) { tr.kind == 11 } else { matches!(tr.kind, 3 | 11) };
     vec![
         ("LDTR is in the GDT", ldt_or(!bit(ldtr.selector, 2))),
-        (
-            "LDTR is an LDT",
-            ldt_or(ldtr.kind == 2 && !bit(ldtr.rights, 4)),
-        ),
+        ("LDTR is an LDT", ldt_or(ldtr.kind == 2 && !bit(ldtr.rights, 4))),
         ("LDTR is sound", ldt_or(ldtr.is_sound())),
         ("LDTR has a canonical base", ldt_or(is_canonical(ldtr.base))),
         ("TR is in the GDT", !bit(tr.selector, 2)),
@@ -211,14 +177,8 @@ fn rip_and_rflags(v: &FakeVmcs) -> Checks {
     let rflags = v.read(f::GUEST_RFLAGS);
     let long = ia32e(v) && bit(seen(v, Segment::Cs).rights, 13);
     vec![
-        (
-            "RIP has 32 bits outside of 64-bit mode",
-            long || fits_in_32_bits(v.read(f::GUEST_RIP)),
-        ),
-        (
-            "RFLAGS has no reserved bits and bit 1",
-            rflags & 0xffff_ffff_ffc0_802a == 2,
-        ),
+        ("RIP has 32 bits outside of 64-bit mode", long || fits_in_32_bits(v.read(f::GUEST_RIP))),
+        ("RFLAGS has no reserved bits and bit 1", rflags & 0xffff_ffff_ffc0_802a == 2),
         (
             "virtual-8086 mode needs protected mode",
             !bit(rflags, 17) || bit(v.read(f::GUEST_CR0), 0) && !ia32e(v),
@@ -239,10 +199,7 @@ fn non_register_state(v: &FakeVmcs) -> Checks {
             "nothing blocks interrupts for an instruction outside of the active state",
             activity == 0 || blocking & 0b11 == 0,
         ),
-        (
-            "nothing is injected while waiting for SIPI",
-            activity != 3 || !injects,
-        ),
+        ("nothing is injected while waiting for SIPI", activity != 3 || !injects),
         ("no reserved blocking", blocking & !0b1_1111 == 0),
         ("not both STI and MOV SS", blocking & 0b11 != 0b11),
         ("no SMI blocking outside of SMM", !bit(blocking, 2)),

@@ -100,12 +100,7 @@ fn no_two_reasons_share_a_name() {
     let unnamed = (0..COUNTED_REASONS).filter(|&n| REASON_NAMES[n].is_empty());
     assert_eq!(unnamed.collect::<Vec<_>>(), [35, 38, 42]);
     // Ones from the middle of every stretch between the gaps.
-    for (number, name) in [
-        (28, "cr-access"),
-        (36, "mwait"),
-        (40, "pause"),
-        (54, "wbinvd"),
-    ] {
+    for (number, name) in [(28, "cr-access"), (36, "mwait"), (40, "pause"), (54, "wbinvd")] {
         assert_eq!(REASON_NAMES[number], name);
     }
     assert_eq!(REASON_NAMES[COUNTED_REASONS - 1], "other");
@@ -164,11 +159,7 @@ fn gp_after(kind: u32, vector: u32) -> Outcome {
     const INT_N: u32 = 4;
     const INT3_OR_INTO: u32 = 6;
     const HARDWARE_EXCEPTION: u32 = 3;
-    let first = if kind == HARDWARE_EXCEPTION {
-        class(vector)
-    } else {
-        Class::Benign
-    };
+    let first = if kind == HARDWARE_EXCEPTION { class(vector) } else { Class::Benign };
     match first {
         Class::Benign => Outcome::Inject(Event::GeneralProtection(u32::from(
             kind != INT_N && kind != INT3_OR_INTO,

@@ -208,10 +208,7 @@ fn no_two_fields_share_an_encoding() {
 #[test]
 fn all_segments_are_listed_once_in_the_order_of_their_encodings() {
     let encodings = Segment::ALL.map(|segment| segment.fields().selector.encoding());
-    assert_eq!(
-        encodings.to_vec(),
-        (0x800..0x810).step_by(2).collect::<Vec<_>>()
-    );
+    assert_eq!(encodings.to_vec(), (0x800..0x810).step_by(2).collect::<Vec<_>>());
 }
 
 /// Whether a field of width `T` may have this encoding.

@@ -44,11 +44,7 @@ fn an_access_is_decoded_from_its_size_direction_and_port() {
             };
             let string = low & 16 != 0;
             let direction = [Direction::Out, Direction::In][usize::from(low & 8 != 0)];
-            let expected = size.filter(|_| !string).map(|size| Access {
-                port,
-                size,
-                direction,
-            });
+            let expected = size.filter(|_| !string).map(|size| Access { port, size, direction });
             let others = 0xffff_ffff_0000_ffc0;
             for rest in [0, others] {
                 let raw = rest | u64::from(port) << 16 | low;
@@ -63,11 +59,7 @@ fn by_bytes(port: u16, size: Size, bytes: u16) -> Target {
     let touched = (0..bytes).map(|byte| u32::from(port) + u32::from(byte));
     if touched.clone().any(|port| (0xcfc..=0xcff).contains(&port)) {
         // One byte is enough to write a register of the host bridge.
-        if port < 0xcfc {
-            Target::Nothing
-        } else {
-            Target::PciData
-        }
+        if port < 0xcfc { Target::Nothing } else { Target::PciData }
     } else if (port, size) == (0xcf8, Size::Dword) {
         Target::PciAddress
     } else if (port, size) == (0xce0, Size::Dword) {
@@ -82,11 +74,7 @@ fn no_byte_of_configuration_data_is_reached_without_its_rule() {
     for port in 0..=u16::MAX {
         for (size, bytes) in SIZES {
             for direction in [Direction::In, Direction::Out] {
-                let access = Access {
-                    port,
-                    size,
-                    direction,
-                };
+                let access = Access { port, size, direction };
                 assert_eq!(access.target(), by_bytes(port, size, bytes), "{access:x?}");
             }
         }

@@ -61,12 +61,7 @@ fn exactly_the_accesses_with_a_rule_exit() {
             let read_exits = matches!(kind, Kind::Absent | Kind::FeatureControl | Kind::Mtrr);
             assert_eq!(exits(&bitmap, reads, low), read_exits, "{:#x}", first + low);
             let write_exits = kind != Kind::Free;
-            assert_eq!(
-                exits(&bitmap, writes, low),
-                write_exits,
-                "{:#x}",
-                first + low
-            );
+            assert_eq!(exits(&bitmap, writes, low), write_exits, "{:#x}", first + low);
         }
     }
 }
@@ -75,14 +70,7 @@ fn exactly_the_accesses_with_a_rule_exit() {
 fn registers_that_software_switches_often_are_free() {
     let bitmap = bitmap();
     // TSC deadline, x2APIC ICR, spec control; EFER, LSTAR, FS base, GS base.
-    for (range, low) in [
-        (0, 0x6e0),
-        (0, 0x830),
-        (0, 0x48),
-        (1, 0x80),
-        (1, 0x82),
-        (1, 0x100),
-    ] {
+    for (range, low) in [(0, 0x6e0), (0, 0x830), (0, 0x48), (1, 0x80), (1, 0x82), (1, 0x100)] {
         let (_, reads, writes) = RANGES[range];
         assert!(!exits(&bitmap, reads, low) && !exits(&bitmap, writes, low));
     }
@@ -93,10 +81,7 @@ fn check_read(index: u32) {
     let expected = match kind(index) {
         Kind::Free | Kind::Absent => Read::Fault,
         // SENTER enables 15:8, VMX enables 2:1; the lock.
-        Kind::FeatureControl => Read::Masked {
-            clear: 0xff06,
-            set: 1,
-        },
+        Kind::FeatureControl => Read::Masked { clear: 0xff06, set: 1 },
         Kind::Mtrr => Read::Mtrr,
         Kind::ReadOnly | Kind::MicrocodeUpdate | Kind::ApicBase | Kind::MiscEnable => shown,
     };

@@ -70,21 +70,10 @@ fn entered(change: impl Fn(&mut FakeVmcs)) -> FakeVmcs {
 /// Selector, base, limit, access rights.
 fn segment(v: &FakeVmcs, segment: Segment) -> (u16, u64, u32, u32) {
     let fields = segment.fields();
-    (
-        v.read(fields.selector),
-        v.read(fields.base),
-        v.read(fields.limit),
-        v.read(fields.rights),
-    )
+    (v.read(fields.selector), v.read(fields.base), v.read(fields.limit), v.read(fields.rights))
 }
 
-const DATA: [Segment; 5] = [
-    Segment::Es,
-    Segment::Ss,
-    Segment::Ds,
-    Segment::Fs,
-    Segment::Gs,
-];
+const DATA: [Segment; 5] = [Segment::Es, Segment::Ss, Segment::Ds, Segment::Fs, Segment::Gs];
 
 #[test]
 fn the_checks_refuse_a_state_that_nobody_set_up() {
@@ -155,10 +144,8 @@ fn a_start_up_vector_names_a_page_below_1_mib() {
         assert_eq!(v.read(f::GUEST_RIP), 0);
         // The rest is as after INIT.
         let cs = Segment::Cs.fields();
-        let rest = v
-            .with(cs.selector, 0xf000)
-            .with(cs.base, 0xffff_0000)
-            .with(f::GUEST_RIP, 0xfff0);
+        let rest =
+            v.with(cs.selector, 0xf000).with(cs.base, 0xffff_0000).with(f::GUEST_RIP, 0xfff0);
         assert_eq!(rest, entered(init));
     }
 }

@@ -55,10 +55,7 @@ impl Memory for Window {
 /// Reads boot information and, if it is good, hands it on as the visor does.
 pub fn hand_over(memory: &dyn Memory, magic: u32) {
     let image = Span::sized(0x10_0000, 0x10_0000).expect("a span");
-    let entry = Entry {
-        magic,
-        address: INFO,
-    };
+    let entry = Entry { magic, address: INFO };
     let mut info = BootInfo::EMPTY;
     if let Err(error) = info.read(memory, entry, image) {
         return one_line(&error.to_string());
@@ -66,11 +63,7 @@ pub fn hand_over(memory: &dyn Memory, magic: u32) {
     assert!(!info.modules.is_empty());
     for (number, module) in info.modules.iter().enumerate() {
         assert!(!module.span.is_empty() && !module.span.overlaps(image));
-        assert!(
-            !info.modules[..number]
-                .iter()
-                .any(|other| other.span.overlaps(module.span))
-        );
+        assert!(!info.modules[..number].iter().any(|other| other.span.overlaps(module.span)));
     }
     let mut map = MemoryMap::EMPTY;
     if let Err(error) = info.map.load(&mut map) {
@@ -84,12 +77,12 @@ pub fn hand_over(memory: &dyn Memory, magic: u32) {
         return;
     };
     let mut out = vec![0; 0x1_0000];
-    assert!(handoff::write(&info, &map, reservation, &mut out).is_err());
+    assert!(handoff::write(&info, &map, &[reservation], &mut out).is_err());
     if map.carve(reservation).is_err() || map.ram().next().is_none() {
         return;
     }
     check_area(&info, &map, reservation);
-    let Ok(len) = handoff::write(&info, &map, reservation, &mut out) else {
+    let Ok(len) = handoff::write(&info, &map, &[reservation], &mut out) else {
         return;
     };
     out.truncate(len);
@@ -107,13 +100,9 @@ fn check_area(info: &BootInfo<'_>, map: &MemoryMap, reservation: Span) {
 
 /// The host reads what the visor knows, less the reservation.
 fn read_back(info: &BootInfo<'_>, map: &MemoryMap, memory: &Window) {
-    let entry = Entry {
-        magic: MAGIC2,
-        address: INFO,
-    };
+    let entry = Entry { magic: MAGIC2, address: INFO };
     let mut host = BootInfo::EMPTY;
-    host.read(memory, entry, Span::default())
-        .expect("what was written is good");
+    host.read(memory, entry, Span::default()).expect("what was written is good");
     assert_eq!(host.modules[..], info.modules[..]);
     assert_eq!(host.loader_name, info.loader_name);
     assert_eq!(host.cmdline, info.modules[0].string);

@@ -22,11 +22,7 @@ pub(crate) fn visor() -> Result<PathBuf> {
     let out = paths::target("visor")?;
     tool::show(&mut cargo(&workspace, &["-p", "loader"])).context("cannot build the loader")?;
     let fresh = out.join("loader.bin.new");
-    objcopy(
-        &["-O", "binary"],
-        &workspace.join(RELEASE).join("loader"),
-        &fresh,
-    )?;
+    objcopy(&["-O", "binary"], &workspace.join(RELEASE).join("loader"), &fresh)?;
     let blob = out.join("loader.bin");
     keep_if_same(&fresh, &blob)?;
     tool::show(cargo(&workspace, &["-p", "visor"]).env("VISOR_LOADER", &blob))
@@ -56,11 +52,7 @@ pub(crate) fn guests() -> Result<Guests> {
     let built = workspace.join(RELEASE);
     let probe = out.join("probe.elf");
     // QEMU's multiboot loader takes ELF32 only; the code inside is as it was.
-    objcopy(
-        &["--strip-all", "-O", "elf32-i386"],
-        &built.join("probe"),
-        &probe,
-    )?;
+    objcopy(&["--strip-all", "-O", "elf32-i386"], &built.join("probe"), &probe)?;
     let initrd = initramfs(&built.join("init"), &[], &out.join("initrd.cpio"))?;
     Ok(Guests { probe, initrd })
 }
@@ -84,10 +76,7 @@ pub(crate) fn initramfs(init: &Path, files: &[(&str, &Path)], out: &Path) -> Res
 fn cargo(workspace: &Path, words: &[&str]) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    let _ = command
-        .args(["build", "--quiet", "--release"])
-        .args(words)
-        .current_dir(workspace);
+    let _ = command.args(["build", "--quiet", "--release"]).args(words).current_dir(workspace);
     command
 }
 

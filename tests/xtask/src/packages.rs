@@ -26,13 +26,8 @@ pub(crate) enum Need {
 
 impl Need {
     /// Everything that this harness can do.
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Build,
-        Self::Image,
-        Self::Bochs,
-        Self::Qemu,
-        Self::Kernel,
-    ];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Build, Self::Image, Self::Bochs, Self::Qemu, Self::Kernel];
 
     const fn packages(self) -> &'static [&'static str] {
         match self {
@@ -50,27 +45,16 @@ impl Need {
             ],
             Self::Bochs => &["bochs", "bochsbios", "seabios"],
             Self::Qemu => &["ovmf", "qemu-system-x86"],
-            Self::Kernel => &[
-                "bc",
-                "bison",
-                "flex",
-                "libelf-dev",
-                "libssl-dev",
-                "lz4",
-                "make",
-                "xz-utils",
-            ],
+            Self::Kernel => {
+                &["bc", "bison", "flex", "libelf-dev", "libssl-dev", "lz4", "make", "xz-utils"]
+            }
         }
     }
 }
 
 /// Installs what `needs` lack.
 pub(crate) fn install(needs: &[Need]) -> Result<()> {
-    let wanted: Vec<&str> = needs
-        .iter()
-        .flat_map(|need| need.packages())
-        .copied()
-        .collect();
+    let wanted: Vec<&str> = needs.iter().flat_map(|need| need.packages()).copied().collect();
     let missing = missing(&wanted)?;
     if missing.is_empty() {
         return Ok(());
@@ -112,9 +96,7 @@ fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
     let mut query = Command::new("dpkg-query");
     let _ = query.args(["-W", "-f", format]).args(wanted);
     // The status is 1 when a package is unknown, which is an answer here.
-    let output = query
-        .output()
-        .context("cannot start dpkg-query: this needs a Debian system")?;
+    let output = query.output().context("cannot start dpkg-query: this needs a Debian system")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(not_installed(wanted, &text))
 }
@@ -124,21 +106,13 @@ fn not_installed<'a>(wanted: &[&'a str], statuses: &str) -> Vec<&'a str> {
         let line = format!("{name} installed");
         statuses.lines().any(|status| status == line)
     };
-    wanted
-        .iter()
-        .copied()
-        .filter(|name| !installed(name))
-        .collect()
+    wanted.iter().copied().filter(|name| !installed(name)).collect()
 }
 
 /// The packages that `apt-get -s` would remove.
 fn removals(simulated: &str) -> Vec<&str> {
-    let removed = simulated
-        .lines()
-        .filter_map(|line| line.strip_prefix("Remv "));
-    removed
-        .filter_map(|rest| rest.split_whitespace().next())
-        .collect()
+    let removed = simulated.lines().filter_map(|line| line.strip_prefix("Remv "));
+    removed.filter_map(|rest| rest.split_whitespace().next()).collect()
 }
 
 /// Fetches the package lists where they do not know one of `packages`.
@@ -153,9 +127,7 @@ fn refresh_lists(packages: &[&str]) -> Result<()> {
 /// The version of `package` that would be installed.
 fn candidate(package: &str) -> Result<String> {
     let policy = tool::output(Command::new("apt-cache").args(["policy", package]))?;
-    let candidate = policy
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Candidate: "));
+    let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
     match candidate {
         Some(version) if version != "(none)" => Ok(version.to_owned()),
         Some(_) | None => bail!("no package source of this system has {package}"),
@@ -166,11 +138,8 @@ fn candidate(package: &str) -> Result<String> {
 fn depends(meta: &str) -> Result<String> {
     refresh_lists(&[meta])?;
     let text = tool::output(Command::new("apt-cache").args(["depends", meta]))?;
-    let name = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: "));
-    name.map(str::to_owned)
-        .with_context(|| format!("{meta} depends on nothing"))
+    let name = text.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+    name.map(str::to_owned).with_context(|| format!("{meta} depends on nothing"))
 }
 
 /// One thing that the tests boot, unpacked from a package.
@@ -179,11 +148,7 @@ fn unpacked(package: &str) -> Result<PathBuf> {
     let version = candidate(package)?.replace(':', "%3a");
     cached(&format!("{package}_{version}"), |dir| {
         eprintln!("xtask: fetching {package} {version}");
-        tool::run(
-            Command::new("apt-get")
-                .args(["download", "-qq", package])
-                .current_dir(dir),
-        )?;
+        tool::run(Command::new("apt-get").args(["download", "-qq", package]).current_dir(dir))?;
         let deb = only_file(dir, ".deb")?;
         tool::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
         fs::remove_file(&deb).context("cannot remove the package file")
@@ -272,43 +237,25 @@ fn key(parts: &[&[u8]]) -> String {
     for part in parts {
         hash.update(Sha256::digest(part));
     }
-    hash.finalize()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn build_kernel(source: &str, config: &Path, dir: &Path) -> Result<()> {
     install(&[Need::Build, Need::Kernel])?;
     eprintln!("xtask: fetching {source}");
-    tool::run(
-        Command::new("apt-get")
-            .args(["download", "-qq", source])
-            .current_dir(dir),
-    )?;
+    tool::run(Command::new("apt-get").args(["download", "-qq", source]).current_dir(dir))?;
     let deb = only_file(dir, ".deb")?;
     tool::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
     let archive = dir.join(format!("usr/src/{source}.tar.xz"));
-    tool::run(
-        Command::new("tar")
-            .arg("-xf")
-            .arg(&archive)
-            .arg("-C")
-            .arg(dir),
-    )?;
+    tool::run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(dir))?;
     let tree = dir.join(source);
     let mut configure = Command::new("make");
-    let _ = configure
-        .args(["-s", "allnoconfig"])
-        .env("KCONFIG_ALLCONFIG", config);
+    let _ = configure.args(["-s", "allnoconfig"]).env("KCONFIG_ALLCONFIG", config);
     tool::run(configure.current_dir(&tree))?;
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     eprintln!("xtask: building the small kernel, once: 12 minutes of processor time, {jobs} jobs");
     let mut make = Command::new("nice");
-    let _ = make
-        .args(["make", "-s", &format!("-j{jobs}"), "bzImage"])
-        .current_dir(&tree);
+    let _ = make.args(["make", "-s", &format!("-j{jobs}"), "bzImage"]).current_dir(&tree);
     tool::run(&mut make)?;
     let image = tree.join("arch/x86/boot/bzImage");
     let _ = fs::copy(image, dir.join("bzImage")).context("cannot keep the small kernel")?;
@@ -326,10 +273,7 @@ mod tests {
     fn a_package_counts_as_installed_only_in_that_state() {
         let statuses = "bochs installed\nqemu-system-x86 config-files\n";
         let wanted = ["bochs", "qemu-system-x86", "xorriso"];
-        assert_eq!(
-            not_installed(&wanted, statuses),
-            ["qemu-system-x86", "xorriso"]
-        );
+        assert_eq!(not_installed(&wanted, statuses), ["qemu-system-x86", "xorriso"]);
     }
 
     #[test]

@@ -7,11 +7,7 @@ use anyhow::{Context, Result, ensure};
 /// Runs `command` silently and gives what it printed.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let name = name(command);
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().with_context(|| missing(&name))?;
+    let Output { status, stdout, stderr } = command.output().with_context(|| missing(&name))?;
     let said = String::from_utf8_lossy(&stderr);
     ensure!(status.success(), "{name} failed: {}", said.trim());
     Ok(String::from_utf8_lossy(&stdout).into_owned())
@@ -51,10 +47,6 @@ mod tests {
     #[test]
     fn a_tool_that_is_missing_is_named_with_the_remedy() {
         let error = output(&mut Command::new("no-such-tool")).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("cannot start no-such-tool: `cargo xtask setup`")
-        );
+        assert!(error.to_string().starts_with("cannot start no-such-tool: `cargo xtask setup`"));
     }
 }

@@ -39,10 +39,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Entered(base, handoff) => {
-                write!(
-                    f,
-                    "entered with the area at {base:#x}, the handoff at {handoff:#x}"
-                )
+                write!(f, "entered with the area at {base:#x}, the handoff at {handoff:#x}")
             }
             Self::Load(error) => error.fmt(f),
         }
@@ -77,10 +74,7 @@ fn load(base: u32, handoff: u32) -> Result<Entry, Fault> {
     let handoff = Handoff::parse(tables.handoff, area)?;
     let kernel = memory.bytes(handoff.kernel()?.span);
     let low_page = memory.bytes(Span::new(0, PAGE).unwrap_or_default());
-    let bios = Bios {
-        low_page,
-        service: service::code(),
-    };
+    let bios = Bios { low_page, service: service::code() };
     let scratch_base = u32::try_from(area.scratch()).map_err(|_| entered)?;
     let mut scratch = Scratch::new(tables.scratch, scratch_base);
     let mut steps = Steps::EMPTY;

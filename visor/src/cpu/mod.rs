@@ -16,10 +16,7 @@ use nested_vmx::cr::CR0_CACHE;
 pub(crate) use x86_64::instructions::port::Port;
 
 /// `value` as a size of this 64-bit machine.
-#[expect(
-    clippy::as_conversions,
-    reason = "the visor only runs where usize has 64 bits"
-)]
+#[expect(clippy::as_conversions, reason = "the visor only runs where usize has 64 bits")]
 pub(crate) const fn size(value: u64) -> usize {
     value as usize
 }
@@ -38,12 +35,7 @@ pub(crate) const fn high(value: u64) -> u32 {
 /// Executes CPUID.
 pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Answer {
     let raw = core::arch::x86_64::__cpuid_count(leaf, subleaf);
-    Answer {
-        eax: raw.eax,
-        ebx: raw.ebx,
-        ecx: raw.ecx,
-        edx: raw.edx,
-    }
+    Answer { eax: raw.eax, ebx: raw.ebx, ecx: raw.ecx, edx: raw.edx }
 }
 
 /// The APIC id in which IPIs name this processor: 32 bits where leaf 0xB exists, else 8.

@@ -37,11 +37,7 @@ pub(crate) unsafe fn vmxon(region: Frame) -> Result<(), VmxError> {
         asm!("vmxon [{}]", "setc {}", "setz {}", in(reg) &raw const address,
              out(reg_byte) carry, out(reg_byte) zero, options(nostack));
     }
-    if carry | zero != 0 {
-        Err(VmxError::Invalid)
-    } else {
-        Ok(())
-    }
+    if carry | zero != 0 { Err(VmxError::Invalid) } else { Ok(()) }
 }
 
 /// Makes `region` a fresh VMCS and the current one.

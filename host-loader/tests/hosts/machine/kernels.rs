@@ -40,10 +40,7 @@ impl BzImage {
         let mut file = vec![0; SETUP];
         let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
         put(0x1f1, &[2]);
-        put(
-            0x1f4,
-            &u32::try_from(self.payload / 16).unwrap().to_le_bytes(),
-        );
+        put(0x1f4, &u32::try_from(self.payload / 16).unwrap().to_le_bytes());
         put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
         put(0x202, b"HdrS");
         put(0x206, &self.version.to_le_bytes());
@@ -136,9 +133,6 @@ pub(crate) fn header2(tags: &[(u16, u16, &[u32])]) -> Vec<u8> {
     let magic = 0xe852_50d6_u32;
     let len = u32::try_from(16 + body.len()).unwrap();
     let check = 0_u32.wrapping_sub(magic).wrapping_sub(len);
-    let head: Vec<u8> = [magic, 0, len, check]
-        .into_iter()
-        .flat_map(u32::to_le_bytes)
-        .collect();
+    let head: Vec<u8> = [magic, 0, len, check].into_iter().flat_map(u32::to_le_bytes).collect();
     [head, body].concat()
 }

@@ -30,11 +30,7 @@ pub(crate) fn word(bytes: &[u8], at: u32) -> u32 {
 
 /// Bytes that differ from file to file and from place to place.
 pub(crate) fn content(seed: u8, len: usize) -> Vec<u8> {
-    let step = |at: usize| {
-        u8::try_from((at * 7 + at / 251) % 253)
-            .unwrap()
-            .wrapping_mul(3)
-    };
+    let step = |at: usize| u8::try_from((at * 7 + at / 251) % 253).unwrap().wrapping_mul(3);
     (0..len).map(|at| step(at).wrapping_add(seed)).collect()
 }
 
@@ -67,17 +63,9 @@ impl Machine {
         let string = "vmlinuz root=/dev/sda";
         Self {
             area: AREA,
-            map: vec![
-                (0, 0x9_f000, 1),
-                (0x9_f000, 0x6_1000, 2),
-                (MIB, END - MIB, 1),
-            ],
+            map: vec![(0, 0x9_f000, 1), (0x9_f000, 0x6_1000, 2), (MIB, END - MIB, 1)],
             loader_name: "GRUB 0.97",
-            files: vec![File {
-                at: 8 * MIB,
-                bytes: kernel,
-                string,
-            }],
+            files: vec![File { at: 8 * MIB, bytes: kernel, string }],
             low_page: Vec::new(),
             tags: Vec::new(),
         }
@@ -85,11 +73,7 @@ impl Machine {
 
     #[must_use]
     pub(crate) fn module(mut self, at: u64, bytes: Vec<u8>) -> Self {
-        self.files.push(File {
-            at,
-            bytes,
-            string: "module one two",
-        });
+        self.files.push(File { at, bytes, string: "module one two" });
         self
     }
 
@@ -101,10 +85,7 @@ impl Machine {
 
     pub(crate) fn handoff(&self) -> Vec<u8> {
         let text = |text: &str| [text.as_bytes(), b"\0"].concat();
-        let mut tags = vec![(
-            1,
-            text(self.files.first().map_or("", |kernel| kernel.string)),
-        )];
+        let mut tags = vec![(1, text(self.files.first().map_or("", |kernel| kernel.string)))];
         tags.push((2, text(self.loader_name)));
         for file in &self.files {
             let end = file.at + number(file.bytes.len());
@@ -113,19 +94,10 @@ impl Machine {
         }
         tags.push((4, [639_u32, 1234].map(u32::to_le_bytes).concat()));
         let entry = |&(base, len, kind): &(u64, u64, u32)| {
-            [
-                &base.to_le_bytes()[..],
-                &len.to_le_bytes(),
-                &kind.to_le_bytes(),
-                &[0; 4],
-            ]
-            .concat()
+            [&base.to_le_bytes()[..], &len.to_le_bytes(), &kind.to_le_bytes(), &[0; 4]].concat()
         };
         let entries: Vec<u8> = self.map.iter().flat_map(entry).collect();
-        tags.push((
-            6,
-            [[24_u32, 0].map(u32::to_le_bytes).concat(), entries].concat(),
-        ));
+        tags.push((6, [[24_u32, 0].map(u32::to_le_bytes).concat(), entries].concat()));
         tags.extend(self.tags.iter().cloned());
         tags.push((0, Vec::new()));
         structure(&tags)
@@ -143,18 +115,12 @@ impl Machine {
         let entry = host_loader::plan(
             handoff,
             kernel,
-            Bios {
-                low_page: &self.low_page,
-                service: &SERVICE,
-            },
+            Bios { low_page: &self.low_page, service: &SERVICE },
             &mut Scratch::new(&mut scratch, base),
             &mut steps,
         )?;
 
-        let mut memory = Ram {
-            bytes: vec![0xee; size(END)],
-            machine: self,
-        };
+        let mut memory = Ram { bytes: vec![0xee; size(END)], machine: self };
         memory.bytes[..self.low_page.len()].copy_from_slice(&self.low_page);
         let at = size(area.scratch());
         memory.bytes[at..at + scratch.len()].copy_from_slice(&scratch);
@@ -164,28 +130,18 @@ impl Machine {
         }
         steps.execute(&mut memory);
         let bytes = memory.bytes;
-        Ok(Booted {
-            bytes,
-            entry,
-            steps: steps.to_vec(),
-        })
+        Ok(Booted { bytes, entry, steps: steps.to_vec() })
     }
 
     fn must_be_free(&self, span: Span) {
         let ram = self.map.iter().filter(|entry| entry.2 == 1);
         let mut pages = (span.start() / 4096..span.end().div_ceil(4096)).map(|page| page * 4096);
-        let is_ram = |page| {
-            ram.clone()
-                .any(|&(base, len, _)| base <= page && page < base + len)
-        };
+        let is_ram = |page| ram.clone().any(|&(base, len, _)| base <= page && page < base + len);
         assert!(pages.all(is_ram), "{span:x?} is not all RAM");
         let area = Area::at(self.area).unwrap().span();
         assert!(!span.overlaps(area), "{span:x?} is in the loader area");
         let is_bios = [(0x54, 4), (0x40e, 2), (0x413, 2)].contains(&(span.start(), span.len()));
-        assert!(
-            is_bios || span.start() >= 4096,
-            "{span:x?} holds the interrupt vectors"
-        );
+        assert!(is_bios || span.start() >= 4096, "{span:x?} holds the interrupt vectors");
     }
 }
 
@@ -211,10 +167,8 @@ struct Ram<'m> {
 
 impl Memory for Ram<'_> {
     fn copy(&mut self, from: Span, to: u64) {
-        self.machine
-            .must_be_free(Span::sized(to, from.len()).unwrap());
-        self.bytes
-            .copy_within(size(from.start())..size(from.end()), size(to));
+        self.machine.must_be_free(Span::sized(to, from.len()).unwrap());
+        self.bytes.copy_within(size(from.start())..size(from.end()), size(to));
     }
 
     fn zero(&mut self, span: Span) {

@@ -8,15 +8,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     match parse(line) {
         Ok(_) => {
             let line = str::from_utf8(line).expect("what was taken is text");
-            let mut names: Vec<_> = line
-                .split_whitespace()
-                .map(|word| word.split('=').next())
-                .collect();
-            assert!(
-                names
-                    .iter()
-                    .all(|name| WORDS.iter().any(|word| Some(word.name) == *name))
-            );
+            let mut names: Vec<_> =
+                line.split_whitespace().map(|word| word.split('=').next()).collect();
+            assert!(names.iter().all(|name| WORDS.iter().any(|word| Some(word.name) == *name)));
             let count = names.len();
             names.sort_unstable();
             names.dedup();

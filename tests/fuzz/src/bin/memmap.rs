@@ -48,19 +48,13 @@ fn e820(bytes: &[u8]) {
         |entry: &[u8], at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("8"));
     let entry = |entry: &[u8]| {
         let kind = u32::from_le_bytes(entry[16..20].try_into().expect("4"));
-        (
-            Span::sized(quad(entry, 0), quad(entry, 8)).expect("it was taken"),
-            kind,
-        )
+        (Span::sized(quad(entry, 0), quad(entry, 8)).expect("it was taken"), kind)
     };
     let entries: Vec<_> = bytes.chunks_exact(24).map(entry).collect();
     for (span, _) in &entries {
         for at in [span.start(), span.end().saturating_sub(1)] {
-            let kinds: Vec<_> = entries
-                .iter()
-                .filter(|entry| entry.0.contains(at))
-                .map(|entry| entry.1)
-                .collect();
+            let kinds: Vec<_> =
+                entries.iter().filter(|entry| entry.0.contains(at)).map(|entry| entry.1).collect();
             let ram = !kinds.is_empty() && kinds.iter().all(|&kind| kind == 1);
             let listed = regions.iter().find(|region| region.span.contains(at));
             assert_eq!(listed.is_some(), !kinds.is_empty());
@@ -79,24 +73,18 @@ fn efi(bytes: &[u8], size: u32) {
     let middle = regions[regions.len() / 2].span;
     let hole = Span::sized(middle.start(), middle.len() / 2 / PAGE * PAGE).expect("it is a part");
     let mut carved = Vec::new();
-    let written: Result<(), MapError> = efi.carve(hole, &mut |piece| {
+    let written: Result<(), MapError> = efi.carve(&[hole], &mut |piece| {
         carved.extend(piece);
         Ok(())
     });
     written.expect("the sink takes all");
     let mut before = MemoryMap::EMPTY;
     let mut after = MemoryMap::EMPTY;
-    if efi
-        .load(&mut before)
-        .and_then(|()| before.carve(hole))
-        .is_err()
-    {
+    if efi.load(&mut before).and_then(|()| before.carve(hole)).is_err() {
         return;
     }
     let carved = EfiMap::parse(&carved, size).expect("what was written is good");
-    carved
-        .load(&mut after)
-        .expect("no more regions than before");
+    carved.load(&mut after).expect("no more regions than before");
     assert!(before.ram().eq(after.ram()));
     assert!(!after.ram().any(|ram| ram.overlaps(hole)));
 }

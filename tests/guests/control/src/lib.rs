@@ -255,9 +255,7 @@ mod tests {
     #[test]
     fn counters_are_64_bits_wide_and_named() {
         let mut lines = Vec::new();
-        Status::find(fake())
-            .unwrap()
-            .each(|name, value| lines.push((name.to_string(), value)));
+        Status::find(fake()).unwrap().each(|name, value| lines.push((name.to_string(), value)));
         let of = |name: &str| lines.iter().find(|line| line.0 == name).map(|line| line.1);
         assert_eq!(of("exits.cpuid"), Some(0x2_0000_0007));
         assert_eq!(of("ticks"), Some(0x1_0000_0005));

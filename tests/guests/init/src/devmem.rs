@@ -98,11 +98,9 @@ fn in_child(access: Access, at: u64) -> Result<String, String> {
     let mut status = 0;
     // SAFETY: waits for the child just made.
     let _ = checked(unsafe { libc::waitpid(child, &raw mut status, 0) }.into())?;
-    Ok(
-        match (libc::WIFSIGNALED(status), libc::WEXITSTATUS(status)) {
-            (true, _) => format!("signal {}", libc::WTERMSIG(status)),
-            (false, 0) => "succeeded".to_owned(),
-            (false, code) => io::Error::from_raw_os_error(code).to_string(),
-        },
-    )
+    Ok(match (libc::WIFSIGNALED(status), libc::WEXITSTATUS(status)) {
+        (true, _) => format!("signal {}", libc::WTERMSIG(status)),
+        (false, 0) => "succeeded".to_owned(),
+        (false, code) => io::Error::from_raw_os_error(code).to_string(),
+    })
 }

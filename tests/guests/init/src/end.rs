@@ -28,10 +28,7 @@ pub(crate) fn reboot_once() -> Result<(), String> {
 pub(crate) fn start_loaded() -> Result<(), String> {
     const RB_KEXEC: i32 = 0x4558_4543;
     leave(RB_KEXEC);
-    Err(format!(
-        "the loaded kernel did not start: {}",
-        std::io::Error::last_os_error()
-    ))
+    Err(format!("the loaded kernel did not start: {}", std::io::Error::last_os_error()))
 }
 
 /// Lets the console finish, then asks the kernel.

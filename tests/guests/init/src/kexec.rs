@@ -40,9 +40,7 @@ fn load(kernel: &File, initrd: &File, line: &CString) -> Result<(), String> {
             no_flags,
         )
     };
-    checked(result)
-        .map(|_| ())
-        .map_err(|why| format!("kexec_file_load: {why}"))
+    checked(result).map(|_| ()).map_err(|why| format!("kexec_file_load: {why}"))
 }
 
 /// An archive that holds this program as `/init`.
@@ -55,9 +53,7 @@ fn own_initramfs() -> Result<File, String> {
         File::from_raw_fd(descriptor)
     };
     let archive = archive(&program);
-    file.write_all(&archive)
-        .and_then(|()| file.rewind())
-        .map_err(|why| why.to_string())?;
+    file.write_all(&archive).and_then(|()| file.rewind()).map_err(|why| why.to_string())?;
     Ok(file)
 }
 
@@ -70,21 +66,7 @@ fn archive(program: &[u8]) -> Vec<u8> {
 }
 
 fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, body: &[u8]) {
-    let fields = [
-        1,
-        mode as usize,
-        0,
-        0,
-        1,
-        0,
-        body.len(),
-        0,
-        0,
-        0,
-        0,
-        name.len() + 1,
-        0,
-    ];
+    let fields = [1, mode as usize, 0, 0, 1, 0, body.len(), 0, 0, 0, 0, name.len() + 1, 0];
     archive.extend_from_slice(b"070701");
     for field in fields {
         archive.extend_from_slice(format!("{field:08x}").as_bytes());

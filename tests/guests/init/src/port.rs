@@ -40,9 +40,7 @@ fn stay_on_first() -> Result<(), String> {
 fn allow(first: u16, count: u16) -> Result<(), String> {
     // SAFETY: only grants this process the ports.
     let result = unsafe { libc::ioperm(first.into(), count.into(), 1) };
-    checked(result.into())
-        .map(|_| ())
-        .map_err(|why| format!("port {first:#x}: {why}"))
+    checked(result.into()).map(|_| ()).map_err(|why| format!("port {first:#x}: {why}"))
 }
 
 /// Prints every value of the control port.

@@ -18,26 +18,15 @@ fn mount(kind: &str, at: &str) -> Result<(), String> {
     let kind = CString::new(kind).map_err(|e| e.to_string())?;
     let at = CString::new(at).map_err(|e| e.to_string())?;
     // SAFETY: three strings that outlive the call, and no data.
-    let result = unsafe {
-        libc::mount(
-            kind.as_ptr(),
-            at.as_ptr(),
-            kind.as_ptr(),
-            0,
-            std::ptr::null(),
-        )
-    };
+    let result =
+        unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
     checked(result.into()).map(|_| ())
 }
 
 /// Makes the kernel's console the standard input and outputs: an initramfs without `/dev/console`
 /// starts its `/init` with none.
 pub(crate) fn take_console() {
-    let Ok(console) = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/console")
-    else {
+    let Ok(console) = OpenOptions::new().read(true).write(true).open("/dev/console") else {
         return;
     };
     for number in 0..=2 {

@@ -47,11 +47,7 @@ pub(crate) fn init() {
 
 /// As [`init`], on a further processor: in the mode that the first one is in.
 pub(crate) fn init_further() {
-    let mode = if IS_X2.load(Ordering::Relaxed) {
-        X2APIC
-    } else {
-        0
-    };
+    let mode = if IS_X2.load(Ordering::Relaxed) { X2APIC } else { 0 };
     cpu::wrmsr(APIC_BASE, cpu::rdmsr(APIC_BASE) | ENABLED | mode);
     write(SPURIOUS, 0x100 | SPURIOUS_VECTOR);
     write(TIMER, MASKED);
@@ -174,10 +170,8 @@ const TIMER_PIN: u32 = 2;
 /// APIC, or nothing.
 pub(crate) fn route_pit(target: u32, command: Option<u32>) {
     let low = command.unwrap_or(MASKED) & !0x4000;
-    for (register, value) in [
-        (0x10 + 2 * TIMER_PIN + 1, target << 24),
-        (0x10 + 2 * TIMER_PIN, low),
-    ] {
+    for (register, value) in [(0x10 + 2 * TIMER_PIN + 1, target << 24), (0x10 + 2 * TIMER_PIN, low)]
+    {
         // SAFETY: the I/O APIC's index and data registers, identity-mapped; volatile, as a device.
         unsafe {
             (IO_APIC as *mut u32).write_volatile(register);

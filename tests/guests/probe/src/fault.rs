@@ -100,12 +100,7 @@ impl<T> Local<T> {
 
 const NOTHING: PerCpu = PerCpu {
     recovery: Recovery { rsp: 0, rip: 0 },
-    fault: Fault {
-        vector: 0,
-        error: 0,
-        address: 0,
-        string: [0; 2],
-    },
+    fault: Fault { vector: 0, error: 0, address: 0, string: [0; 2] },
     task: TaskState {
         reserved: 0,
         rsp: [0; 3],
@@ -138,11 +133,7 @@ unsafe extern "C" {
 /// The interrupt gate of `vector`, on the given interrupt stack (0: the current one).
 pub(crate) fn gate(vector: usize, stack: u64) -> Gate {
     let target = &raw const isr_stubs as u64 + 16 * vector as u64;
-    let ring: u64 = if vector == usize::from(LEAVE_RING3) {
-        3
-    } else {
-        0
-    };
+    let ring: u64 = if vector == usize::from(LEAVE_RING3) { 3 } else { 0 };
     let low = target & 0xffff
         | u64::from(CODE64) << 16
         | stack << 32
@@ -167,10 +158,7 @@ pub(crate) fn usual_gate(vector: usize) -> Gate {
 
 /// The table in use, for tests that build a variant.
 pub(crate) fn idt() -> cpu::Pseudo {
-    cpu::Pseudo {
-        limit: 4095,
-        base: IDT.get() as u64,
-    }
+    cpu::Pseudo { limit: 4095, base: IDT.get() as u64 }
 }
 
 /// Sets one word of the global descriptor table.
@@ -304,10 +292,7 @@ enum Runner {
 
 fn guarded<F: FnOnce() -> T, T: Copy>(call: F, runner: Runner) -> Result<T, Fault> {
     let own = PER_CPU[index()].get();
-    let mut job: Job<F, T> = Job {
-        call: MaybeUninit::new(call),
-        result: MaybeUninit::uninit(),
-    };
+    let mut job: Job<F, T> = Job { call: MaybeUninit::new(call), result: MaybeUninit::uninit() };
     let data: *mut u8 = (&raw mut job).cast();
     // SAFETY: this processor's own slot; an exception between these lines would find either the
     // old or the new recovery, and both are valid.

@@ -57,11 +57,7 @@ impl fmt::Display for BadInfo {
 static INFO: Local<Info> = Local::new(Info {
     line: [0; MAX_LINE],
     line_length: 0,
-    regions: [Region {
-        base: 0,
-        length: 0,
-        kind: 0,
-    }; MAX_REGIONS],
+    regions: [Region { base: 0, length: 0, kind: 0 }; MAX_REGIONS],
     count: 0,
 });
 
@@ -158,11 +154,7 @@ impl Info {
 
     fn add_region(&mut self, at: u64) {
         if let Some(place) = self.regions.get_mut(self.count) {
-            *place = Region {
-                base: qword(at),
-                length: qword(at + 8),
-                kind: dword(at + 16),
-            };
+            *place = Region { base: qword(at), length: qword(at + 8), kind: dword(at + 16) };
             self.count += 1;
         }
     }

@@ -56,9 +56,7 @@ fn run_all(machine: &Machine) -> power::Verdict {
         verdict = verdict.and(conclude(test.name, (test.run)(machine, &arguments)));
     }
     if verdict == power::Verdict::Nothing {
-        console::line(format_args!(
-            "FAIL none: the command line names no test; there are:"
-        ));
+        console::line(format_args!("FAIL none: the command line names no test; there are:"));
         for test in TESTS {
             console::line(format_args!("  {} {}", test.name, test.usage));
         }

@@ -36,11 +36,7 @@ pub(crate) fn hide(base: u64, end: u64) {
 /// An entry for `physical`, which need not be aligned, of the given size.
 fn entry(physical: u64, size: u64, bits: u64) -> u64 {
     let [base, end] = [0, 1].map(|index| HIDDEN[index].load(Ordering::Relaxed));
-    let present = if (base..end).contains(&physical) {
-        0
-    } else {
-        bits
-    };
+    let present = if (base..end).contains(&physical) { 0 } else { bits };
     (physical & !(size - 1)) | present
 }
 

@@ -15,10 +15,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(why: fmt::Arguments) -> Self {
-        let mut failure = Self {
-            text: [0; 112],
-            length: 0,
-        };
+        let mut failure = Self { text: [0; 112], length: 0 };
         // A line that is too long is cut; that is all that can go wrong.
         let _ = failure.write_fmt(why);
         failure
@@ -64,18 +61,11 @@ const PRINTED: u32 = 24;
 
 impl Checks {
     pub(crate) fn new() -> Self {
-        Self {
-            done: 0,
-            failed: 0,
-            first: None,
-        }
+        Self { done: 0, failed: 0, first: None }
     }
 
     /// Notes one check; `what` describes it as it should have been and as it was.
-    #[expect(
-        clippy::fn_params_excessive_bools,
-        reason = "the condition of an assertion"
-    )]
+    #[expect(clippy::fn_params_excessive_bools, reason = "the condition of an assertion")]
     pub(crate) fn that(&mut self, holds: bool, what: fmt::Arguments) {
         self.done += 1;
         if holds {
@@ -103,16 +93,12 @@ static CURRENT: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 /// Remembers which test runs, for a failure outside its own control flow.
 pub(crate) fn begin(name: &str) {
-    let index = crate::tests::TESTS
-        .iter()
-        .position(|test| test.name == name);
+    let index = crate::tests::TESTS.iter().position(|test| test.name == name);
     CURRENT.store(index.unwrap_or(usize::MAX), Ordering::Relaxed);
 }
 
 /// The name of the test that runs.
 pub(crate) fn current() -> &'static str {
     let index = CURRENT.load(Ordering::Relaxed);
-    crate::tests::TESTS
-        .get(index)
-        .map_or("boot", |test| test.name)
+    crate::tests::TESTS.get(index).map_or("boot", |test| test.name)
 }

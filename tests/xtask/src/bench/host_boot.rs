@@ -28,25 +28,14 @@ pub(super) fn measure(rig: &Rig<'_>) -> Result<Vec<Figure>> {
 fn figures(bare: &str, visor: &str) -> Result<Vec<Figure>> {
     let (without, with) = (userspace(bare)?, userspace(visor)?);
     let stats = stats(visor);
-    let stat = |name: &str| {
-        stats
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, value)| *value)
-    };
+    let stat = |name: &str| stats.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
     let ticks = stat("ticks").context("the host found no count of ticks in the visor")?;
     let exits = stat("exits").context("the host found no count of exits")?;
     let mut figures = vec![
         Figure::ratio(BENCH, "ratio", with, without, "1")?,
         Figure::count(BENCH, "instructions_without", without, "instructions"),
         Figure::count(BENCH, "instructions_with", with, "instructions"),
-        Figure::ratio(
-            BENCH,
-            "visor_instructions_per_exit",
-            ticks,
-            exits,
-            "instructions",
-        )?,
+        Figure::ratio(BENCH, "visor_instructions_per_exit", ticks, exits, "instructions")?,
     ];
     let reasons = stats.iter().filter(|(name, _)| name.starts_with("exits."));
     figures.extend(reasons.map(|(name, count)| Figure::count(BENCH, *name, *count, "exits")));
@@ -55,22 +44,16 @@ fn figures(bare: &str, visor: &str) -> Result<Vec<Figure>> {
 
 /// The emulated TSC when userspace was reached.
 fn userspace(serial: &str) -> Result<u64> {
-    let line = serial
-        .lines()
-        .find_map(|line| line.split_once("init: userspace reached tsc="));
+    let line = serial.lines().find_map(|line| line.split_once("init: userspace reached tsc="));
     let digits = line.and_then(|(_, rest)| rest.split_whitespace().next());
-    digits
-        .and_then(|digits| digits.parse().ok())
-        .context("no time of reaching userspace")
+    digits.and_then(|digits| digits.parse().ok()).context("no time of reaching userspace")
 }
 
 /// The values that the host read from the visor's control port.
 fn stats(serial: &str) -> Vec<(&str, u64)> {
     let lines = serial.lines().filter_map(|line| line.split_once("stats: "));
     let pairs = lines.filter_map(|(_, rest)| rest.split_once(' '));
-    pairs
-        .filter_map(|(name, value)| Some((name, value.trim().parse().ok()?)))
-        .collect()
+    pairs.filter_map(|(name, value)| Some((name, value.trim().parse().ok()?))).collect()
 }
 
 #[cfg(test)]
@@ -82,11 +65,7 @@ mod tests {
         let bare = "noise\ninit: userspace reached tsc=1000\n";
         let visor = "init: userspace reached tsc=1005\nstats: ticks 900\n\
                      stats: exits.cpuid 7\nstats: exits 9\n";
-        let lines: Vec<String> = figures(bare, visor)
-            .unwrap()
-            .iter()
-            .map(Figure::line)
-            .collect();
+        let lines: Vec<String> = figures(bare, visor).unwrap().iter().map(Figure::line).collect();
         assert_eq!(
             lines,
             [

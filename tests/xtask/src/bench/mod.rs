@@ -29,12 +29,7 @@ impl Figure {
         unit: &'static str,
     ) -> Self {
         let (metric, value) = (metric.into(), json!(value));
-        Self {
-            bench,
-            metric,
-            value,
-            unit,
-        }
+        Self { bench, metric, value, unit }
     }
 
     /// A figure that is `part` / `whole`, to six decimal places.
@@ -48,12 +43,7 @@ impl Figure {
         let text = decimal(part, whole)?;
         let value = serde_json::from_str(&text)?;
         let metric = metric.to_owned();
-        Ok(Self {
-            bench,
-            metric,
-            value,
-            unit,
-        })
+        Ok(Self { bench, metric, value, unit })
     }
 
     /// The figure as one object of the array that `--json` writes.
@@ -68,10 +58,7 @@ impl Figure {
 
     /// The figure for people.
     pub(crate) fn line(&self) -> String {
-        format!(
-            "{}: {} = {} {}",
-            self.bench, self.metric, self.value, self.unit
-        )
+        format!("{}: {} = {} {}", self.bench, self.metric, self.value, self.unit)
     }
 }
 
@@ -89,17 +76,12 @@ fn decimal(part: u64, whole: u64) -> Result<String> {
 type Bench = (&'static str, fn(&Rig<'_>) -> Result<Vec<Figure>>);
 
 /// Every bench there is.
-pub(crate) const BENCHES: [Bench; 2] = [
-    ("host-boot", host_boot::measure),
-    ("reservation", reservation::measure),
-];
+pub(crate) const BENCHES: [Bench; 2] =
+    [("host-boot", host_boot::measure), ("reservation", reservation::measure)];
 
 /// Runs the benches called `names`, or all.
 pub(crate) fn run(names: &[String]) -> Result<Vec<Figure>> {
-    if let Some(name) = names
-        .iter()
-        .find(|name| BENCHES.iter().all(|(known, _)| known != name))
-    {
+    if let Some(name) = names.iter().find(|name| BENCHES.iter().all(|(known, _)| known != name)) {
         let known = BENCHES.map(|(name, _)| name).join(", ");
         bail!("no bench is called {name}: there are {known}");
     }

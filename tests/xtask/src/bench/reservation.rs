@@ -18,11 +18,8 @@ const BENCH: &str = "reservation";
 const PER_PROCESSOR: u64 = 128 << 10;
 
 /// A machine of the bench: its name, GiB of memory, processors, physical-address bits.
-const MACHINES: [(&str, u64, u32, u8); 3] = [
-    ("1GiB", 1, 1, 40),
-    ("16GiB", 16, 8, 39),
-    ("512GiB", 512, 64, 46),
-];
+const MACHINES: [(&str, u64, u32, u8); 3] =
+    [("1GiB", 1, 1, 40), ("16GiB", 16, 8, 39), ("512GiB", 512, 64, 46)];
 
 /// Boots the smallest machine and computes the others.
 pub(super) fn measure(rig: &Rig<'_>) -> Result<Vec<Figure>> {
@@ -36,23 +33,10 @@ pub(super) fn measure(rig: &Rig<'_>) -> Result<Vec<Figure>> {
     let computed = MACHINES.map(|(name, gib, processors, width)| {
         let ram = ram(gib);
         let per_processor = PER_PROCESSOR;
-        (
-            name,
-            size(&Need {
-                image,
-                processors,
-                per_processor,
-                ram: &ram,
-                width,
-            })
-            .total(),
-        )
+        (name, size(&Need { image, processors, per_processor, ram: &ram, width }).total())
     });
     let same = computed.first().is_some_and(|(_, bytes)| *bytes == taken);
-    ensure!(
-        same,
-        "the visor took {taken} bytes, computed here: {computed:?}"
-    );
+    ensure!(same, "the visor took {taken} bytes, computed here: {computed:?}");
     Ok(computed
         .map(|(name, bytes)| Figure::count(BENCH, format!("bytes@{name}"), bytes, "bytes"))
         .to_vec())
@@ -61,26 +45,15 @@ pub(super) fn measure(rig: &Rig<'_>) -> Result<Vec<Figure>> {
 /// The RAM of a PC with `gib` GiB: up to 3 GiB below the hole for devices, the rest from 4 GiB on.
 fn ram(gib: u64) -> Vec<Span> {
     let low = gib.min(3);
-    let spans = [
-        Span::sized(0, low * HUGE),
-        Span::sized(4 * HUGE, (gib - low) * HUGE),
-    ];
-    spans
-        .into_iter()
-        .flatten()
-        .filter(|span| !span.is_empty())
-        .collect()
+    let spans = [Span::sized(0, low * HUGE), Span::sized(4 * HUGE, (gib - low) * HUGE)];
+    spans.into_iter().flatten().filter(|span| !span.is_empty()).collect()
 }
 
 /// The number that follows `words` in `text`.
 fn number(text: &str, words: &str) -> Result<u64> {
-    let (_, rest) = text
-        .split_once(words)
-        .with_context(|| format!("no line with: {words}"))?;
+    let (_, rest) = text.split_once(words).with_context(|| format!("no line with: {words}"))?;
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    digits
-        .parse()
-        .with_context(|| format!("no number after: {words}"))
+    digits.parse().with_context(|| format!("no number after: {words}"))
 }
 
 #[cfg(test)]
@@ -97,10 +70,7 @@ mod tests {
 
     #[test]
     fn a_number_is_found_behind_its_words() {
-        assert_eq!(
-            number("visor: [info] image of 288 KiB", "image of ").unwrap(),
-            288
-        );
+        assert_eq!(number("visor: [info] image of 288 KiB", "image of ").unwrap(), 288);
         assert!(number("image of x", "image of ").is_err());
     }
 }

@@ -33,10 +33,7 @@ fn scenes() -> [Scene; 2] {
             name: "xen",
             title: "the distribution's unmodified Xen with a Linux dom0 on the visor",
             words: "Xen believes that it owns the machine. It finds no VMX: that is the visor's.",
-            host: Host::Xen {
-                xen: String::new(),
-                dom0: "init.do=stats".to_owned(),
-            },
+            host: Host::Xen { xen: String::new(), dom0: "init.do=stats".to_owned() },
         },
     ]
 }
@@ -54,11 +51,7 @@ pub(crate) fn demo() -> Result<ExitCode> {
         println!("{line}");
     }
     let good = seen.iter().all(|(verdict, _)| *verdict == Verdict::Up);
-    Ok(if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What became of a host.
@@ -71,10 +64,7 @@ enum Verdict {
 /// Boots the host of `scene` live; the verdict and a line about what was seen.
 fn play(scene: Scene, kit: &Kit) -> Result<(Verdict, String)> {
     println!("\n=== {}\n    {}\n", scene.title, scene.words);
-    let machine = Machine {
-        seconds: 600,
-        ..Machine::default()
-    };
+    let machine = Machine { seconds: 600, ..Machine::default() };
     let payload = kit.payload(&Stack::on_visor(scene.host), &machine)?;
     let dir = paths::target("demo")?.join(scene.name);
     let outcome = machine::boot(&machine, &payload, &dir, &mut Show::new(None))?;
@@ -98,9 +88,7 @@ fn play(scene: Scene, kit: &Kit) -> Result<(Verdict, String)> {
 
 /// What the host read from the visor about its exits.
 fn exits(serial: &str) -> String {
-    let mut lines = serial
-        .lines()
-        .filter_map(|line| line.split_once("stats: exits "));
+    let mut lines = serial.lines().filter_map(|line| line.split_once("stats: exits "));
     match lines.next_back() {
         Some((_, count)) => format!("{} exits to the visor", count.trim()),
         None => "number of exits unknown".to_owned(),
@@ -113,10 +101,7 @@ mod tests {
 
     #[test]
     fn the_number_of_exits_is_what_the_host_read_last() {
-        assert_eq!(
-            exits("stats: exits.cpuid 4\r\nstats: exits 12\r\n"),
-            "12 exits to the visor"
-        );
+        assert_eq!(exits("stats: exits.cpuid 4\r\nstats: exits 12\r\n"), "12 exits to the visor");
         assert_eq!(exits(""), "number of exits unknown");
     }
 }

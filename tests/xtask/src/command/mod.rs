@@ -14,10 +14,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "Builds, boots, tests and measures the visor"
-)]
+#[command(name = "cargo xtask", about = "Builds, boots, tests and measures the visor")]
 struct Xtask {
     #[command(subcommand)]
     command: Command,

@@ -113,11 +113,7 @@ impl MachineOptions {
             cpus: self.cpus,
             memory_mib: self.memory,
             loader: self.loader,
-            triple_fault: if self.reset {
-                TripleFault::Resets
-            } else {
-                TripleFault::Ends
-            },
+            triple_fault: if self.reset { TripleFault::Resets } else { TripleFault::Ends },
             seconds: self.deadline,
         }
     }
@@ -151,11 +147,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         End::PowerOff => options.until.is_none(),
         End::TripleFault | End::Deadline | End::WallClock | End::Emulator(_) => false,
     };
-    Ok(if success {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn payload(options: &Options, machine: &Machine) -> Result<Payload> {
@@ -192,17 +184,14 @@ fn payload(options: &Options, machine: &Machine) -> Result<Payload> {
 }
 
 fn absolute(file: &Path) -> Result<PathBuf> {
-    file.canonicalize()
-        .with_context(|| format!("cannot find {}", file.display()))
+    file.canonicalize().with_context(|| format!("cannot find {}", file.display()))
 }
 
 /// Whether `file` is a bzImage: "HdrS" at 0x202 (Linux/x86 boot protocol, section 1.1).
 fn is_linux(file: &Path) -> Result<bool> {
     let mut magic = [0; 4];
     let mut open = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
-    let _ = open
-        .seek(SeekFrom::Start(0x202))
-        .context("cannot read the host kernel")?;
+    let _ = open.seek(SeekFrom::Start(0x202)).context("cannot read the host kernel")?;
     Ok(open.read_exact(&mut magic).is_ok() && &magic == b"HdrS")
 }
 
@@ -216,10 +205,7 @@ pub(crate) struct Show<'a> {
 impl<'a> Show<'a> {
     /// Shows everything, or everything until `until`.
     pub(crate) fn new(until: Option<&'a str>) -> Self {
-        Self {
-            lines: Lines::default(),
-            until,
-        }
+        Self { lines: Lines::default(), until }
     }
 }
 
@@ -231,9 +217,7 @@ impl Watch for Show<'_> {
             return Step::Stop;
         }
         let lines = self.lines.push(bytes);
-        let found = self
-            .until
-            .is_some_and(|text| lines.iter().any(|line| line.contains(text)));
+        let found = self.until.is_some_and(|text| lines.iter().any(|line| line.contains(text)));
         if found { Step::Stop } else { Step::Continue }
     }
 }

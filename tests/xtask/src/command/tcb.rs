@@ -25,9 +25,5 @@ pub(crate) fn tcb(options: &Options) -> Result<ExitCode> {
     for violation in tcb.violations() {
         eprintln!("xtask: tcb: {violation}");
     }
-    Ok(if tcb.violations().is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if tcb.violations().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

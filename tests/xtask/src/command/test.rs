@@ -37,16 +37,8 @@ pub(crate) fn test(options: Options) -> Result<ExitCode> {
     let plan = Plan {
         names: options.name,
         jobs: options.jobs.unwrap_or(cpus),
-        images: if options.keep {
-            Images::Kept
-        } else {
-            Images::Removed
-        },
+        images: if options.keep { Images::Kept } else { Images::Removed },
     };
     let tally = suite::run(suite::tests(), &plan)?;
-    Ok(if tally.good() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if tally.good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

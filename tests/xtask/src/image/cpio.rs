@@ -49,25 +49,10 @@ impl Archive {
         let links = 1;
         // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor,
         // namesize, check: eight hexadecimal digits each.
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            links,
-            0,
-            size,
-            0,
-            0,
-            major,
-            minor,
-            name_size,
-            0,
-        ];
+        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, major, minor, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
@@ -106,10 +91,7 @@ mod tests {
         let listing = cpio.wait_with_output().unwrap();
         assert!(listing.status.success());
         let text = String::from_utf8(listing.stdout).unwrap();
-        let lines: Vec<Vec<&str>> = text
-            .lines()
-            .map(|l| l.split_whitespace().collect())
-            .collect();
+        let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
         assert_eq!(lines.len(), 3);
         assert_eq!((lines[0][0], lines[0][8]), ("drwxr-xr-x", "dev"));
         assert_eq!((lines[1][4], lines[1][5]), ("5,", "1"));

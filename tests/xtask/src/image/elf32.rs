@@ -22,11 +22,7 @@ pub(crate) fn convert(elf: &[u8]) -> Result<Vec<u8>> {
     ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "not an ELF64 file");
     let entry = u32::try_from(number(elf, 24, 8)?).context("the entry point is above 4 GiB")?;
     let segments = segments(elf)?;
-    let base = segments
-        .iter()
-        .map(|segment| segment.at)
-        .min()
-        .context("nothing to load")?;
+    let base = segments.iter().map(|segment| segment.at).min().context("nothing to load")?;
     let ends = segments.iter().map(|segment| segment.at + segment.memory);
     let memory = u32::try_from(ends.max().unwrap_or(base) - base).context("too large")?;
     let mut image = Vec::new();
@@ -44,16 +40,7 @@ pub(crate) fn convert(elf: &[u8]) -> Result<Vec<u8>> {
     let size = u32::try_from(image.len()).context("too large")?;
     let mut file = header(entry);
     // Readable, writable, executable: boot loaders do not look, the program maps itself.
-    for word in [
-        LOADABLE,
-        START,
-        base,
-        base,
-        size,
-        memory.max(size),
-        7,
-        START,
-    ] {
+    for word in [LOADABLE, START, base, base, size, memory.max(size), 7, START] {
         file.extend_from_slice(&word.to_le_bytes());
     }
     file.resize(usize::try_from(START)?, 0);
@@ -79,11 +66,7 @@ fn header(entry: u32) -> Vec<u8> {
 }
 
 fn segments(elf: &[u8]) -> Result<Vec<Segment>> {
-    let (table, size, count) = (
-        number(elf, 32, 8)?,
-        number(elf, 54, 2)?,
-        number(elf, 56, 2)?,
-    );
+    let (table, size, count) = (number(elf, 32, 8)?, number(elf, 54, 2)?, number(elf, 56, 2)?);
     let mut segments = Vec::new();
     for index in 0..count {
         let at = table + index * size;
@@ -93,11 +76,7 @@ fn segments(elf: &[u8]) -> Result<Vec<Segment>> {
         let (from, length) = (number(elf, at + 8, 8)?, number(elf, at + 32, 8)?);
         let (physical, memory) = (number(elf, at + 24, 8)?, number(elf, at + 40, 8)?);
         let data = slice(elf, from, length)?.to_vec();
-        segments.push(Segment {
-            at: physical,
-            memory,
-            data,
-        });
+        segments.push(Segment { at: physical, memory, data });
     }
     Ok(segments)
 }
@@ -146,10 +125,7 @@ mod tests {
 
     #[test]
     fn segments_keep_their_distances_and_the_entry_point_stays() {
-        let file = convert(&elf64(
-            0x20_0010,
-            &[(0x20_0000, b"ab", 2), (0x20_2000, b"c", 0x3000)],
-        ));
+        let file = convert(&elf64(0x20_0010, &[(0x20_0000, b"ab", 2), (0x20_2000, b"c", 0x3000)]));
         let file = file.unwrap();
         assert_eq!(&file[..5], b"\x7fELF\x01");
         assert_eq!(word(&file, 24), 0x20_0010);

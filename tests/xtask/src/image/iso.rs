@@ -63,9 +63,7 @@ impl<'a> Named<'a> {
             }
         };
         let name = |(at, path)| (format!("/image{at}"), path);
-        Self {
-            files: paths.into_iter().enumerate().map(name).collect(),
-        }
+        Self { files: paths.into_iter().enumerate().map(name).collect() }
     }
 }
 
@@ -118,20 +116,10 @@ fn efi_partition(dir: &Path) -> Result<PathBuf> {
     grub_core(&program, "x86_64-efi", &["part_gpt", "fat", "efi_gop"])?;
     let fat = dir.join("efi.img");
     let kib = "2880";
-    run(Command::new("mformat")
-        .args(["-C", "-f", kib, "-i"])
-        .arg(&fat)
-        .arg("::"))?;
-    run(Command::new("mmd")
-        .arg("-i")
-        .arg(&fat)
-        .args(["::/EFI", "::/EFI/BOOT"]))?;
+    run(Command::new("mformat").args(["-C", "-f", kib, "-i"]).arg(&fat).arg("::"))?;
+    run(Command::new("mmd").arg("-i").arg(&fat).args(["::/EFI", "::/EFI/BOOT"]))?;
     let copy = "::/EFI/BOOT/BOOTX64.EFI";
-    run(Command::new("mcopy")
-        .arg("-i")
-        .arg(&fat)
-        .arg(&program)
-        .arg(copy))?;
+    run(Command::new("mcopy").arg("-i").arg(&fat).arg(&program).arg(copy))?;
     Ok(fat)
 }
 
@@ -142,9 +130,7 @@ fn grub_core(out: &Path, format: &str, modules: &[&str]) -> Result<()> {
                 set prefix=($root)/boot/grub\n";
     write(&early, find)?;
     let mut command = Command::new("grub-mkimage");
-    let _ = command
-        .args(["-O", format, "-p", "/boot/grub", "-c"])
-        .arg(early);
+    let _ = command.args(["-O", format, "-p", "/boot/grub", "-c"]).arg(early);
     let _ = command.arg("-o").arg(out).args(GRUB_MODULES).args(modules);
     run(&mut command)
 }
@@ -158,9 +144,7 @@ fn image(
 ) -> Result<PathBuf> {
     let iso = dir.join("boot.iso");
     let mut command = Command::new("xorriso");
-    let _ = command
-        .args(["-as", "mkisofs", "-quiet", "-R", "-o"])
-        .arg(&iso);
+    let _ = command.args(["-as", "mkisofs", "-quiet", "-R", "-o"]).arg(&iso);
     let _ = command.args(boot.split_whitespace()).arg("-graft-points");
     let payload = Named::new(payload).files.into_iter();
     let payload = payload.map(|(name, path)| (name, path.to_path_buf()));
@@ -217,10 +201,7 @@ fn part(at: usize, image: &Image) -> String {
 
 /// As [`part`], with the words quoted one by one so that GRUB's shell leaves them alone.
 fn quoted(at: usize, image: &Image) -> String {
-    let words = image
-        .words
-        .split_whitespace()
-        .map(|word| format!(" '{word}'"));
+    let words = image.words.split_whitespace().map(|word| format!(" '{word}'"));
     format!("/image{at}{}", words.collect::<String>())
 }
 
@@ -235,10 +216,7 @@ mod tests {
     fn payload() -> Payload {
         Payload::Multiboot {
             kernel: Image::new("visor.elf", "log=debug"),
-            modules: vec![
-                Image::new("bzImage", "console=ttyS0 a=b;c"),
-                Image::new("i", ""),
-            ],
+            modules: vec![Image::new("bzImage", "console=ttyS0 a=b;c"), Image::new("i", "")],
         }
     }
 
@@ -261,10 +239,7 @@ mod tests {
     #[test]
     fn linux_without_an_initrd_names_none() {
         let kernel = Image::new("bzImage", "quiet");
-        let payload = Payload::Linux {
-            kernel,
-            initrd: None,
-        };
+        let payload = Payload::Linux { kernel, initrd: None };
         assert!(isolinux_config(&payload).ends_with(" append quiet\n"));
         assert!(!grub_config(&payload, Protocol::Multiboot1).contains("initrd"));
     }

@@ -72,16 +72,9 @@ pub(super) fn boot(
     fs::write(dir.join("debugger.rc"), debugger).context("cannot write debugger.rc")?;
     let (serial, log) = (dir.join("serial.log"), dir.join("bochs.out"));
     let net = Duration::from_secs(machine.seconds.saturating_add(20));
-    let patience = Patience {
-        cpu: Duration::MAX,
-        wall: net.saturating_mul(WALL_PER_SECOND),
-    };
+    let patience = Patience { cpu: Duration::MAX, wall: net.saturating_mul(WALL_PER_SECOND) };
     let mut command = command(ticks)?;
-    let channels = Channels {
-        input: "",
-        log: &log,
-        serial: &serial,
-    };
+    let channels = Channels { input: "", log: &log, serial: &serial };
     let (finish, cpu) = process::follow(command.current_dir(dir), channels, patience, watch)?;
     let end = match finish {
         Finish::Stopped => End::Stopped,
@@ -104,18 +97,14 @@ fn command(ticks: u64) -> Result<Command> {
         let _ = command.args(["-rc", "debugger.rc"]);
     } else {
         // Without the debugger, benchmark mode is what ends a run at an emulated time.
-        let _ = command
-            .arg("-benchmark")
-            .arg((ticks / 1_000_000).to_string());
+        let _ = command.arg("-benchmark").arg((ticks / 1_000_000).to_string());
     }
     Ok(command)
 }
 
 /// Whether `bochs --help` offers the option for debugger commands.
 fn has_debugger(help: &[u8]) -> bool {
-    String::from_utf8_lossy(help)
-        .lines()
-        .any(|line| line.trim_start().starts_with("-rc "))
+    String::from_utf8_lossy(help).lines().any(|line| line.trim_start().starts_with("-rc "))
 }
 
 fn config(machine: &Machine) -> String {
@@ -130,10 +119,7 @@ fn config(machine: &Machine) -> String {
             "cpu: model={model}, count={cpus}, ips={IPS}, reset_on_triple_fault={reset}, ignore_bad_msrs=1"
         ),
         format!("memory: guest={memory}, host={memory}"),
-        format!(
-            "romimage: file={}",
-            if cpus == 1 { SEABIOS } else { BOCHS_BIOS }
-        ),
+        format!("romimage: file={}", if cpus == 1 { SEABIOS } else { BOCHS_BIOS }),
         format!("vgaromimage: file={VGA_BIOS}"),
     ];
     for line in lines {
@@ -156,9 +142,7 @@ const fn model(cpu: Cpu) -> &'static str {
 /// Why Bochs ended, from what it printed: its exit status is 1 whatever happened.
 fn end(output: &[u8]) -> End {
     let text = String::from_utf8_lossy(output);
-    let mut lines = text
-        .lines()
-        .skip_while(|line| !line.starts_with("Bochs is exiting with"));
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("Bochs is exiting with"));
     let reason = lines.nth(1).unwrap_or_default();
     if reason.contains("Shutdown port: shutdown requested") || reason.contains("soft power off") {
         End::PowerOff
@@ -183,28 +167,17 @@ mod tests {
             |words: &str| format!("=\nBochs is exiting with the following message:\n{words}\n=\n");
         let read = |words: &str| end(message(words).as_bytes());
         assert_eq!(read("[ACPI  ] ACPI control: soft power off"), End::PowerOff);
-        assert_eq!(
-            read("[UNMAP ] Shutdown port: shutdown requested"),
-            End::PowerOff
-        );
+        assert_eq!(read("[UNMAP ] Shutdown port: shutdown requested"), End::PowerOff);
         let triple = "[CPU0  ] exception(): 3rd (13) exception with no resolution";
         assert_eq!(read(triple), End::TripleFault);
-        assert_eq!(
-            read("[MEM0  ] odd"),
-            End::Emulator("[MEM0  ] odd".to_owned())
-        );
+        assert_eq!(read("[MEM0  ] odd"), End::Emulator("[MEM0  ] odd".to_owned()));
         assert_eq!(end(b"(0) Caught time breakpoint\n"), End::Deadline);
-        assert_eq!(
-            end(b"Segmentation fault\n"),
-            End::Emulator("Segmentation fault".to_owned())
-        );
+        assert_eq!(end(b"Segmentation fault\n"), End::Emulator("Segmentation fault".to_owned()));
     }
 
     #[test]
     fn a_build_without_debugger_is_recognised() {
-        assert!(has_debugger(
-            b"Usage\n  -rc filename     execute debugger commands\n"
-        ));
+        assert!(has_debugger(b"Usage\n  -rc filename     execute debugger commands\n"));
         assert!(!has_debugger(b"Usage\n  -r path          restore\n"));
     }
 

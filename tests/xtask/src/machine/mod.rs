@@ -118,10 +118,7 @@ pub(crate) struct Image {
 impl Image {
     /// `file` loaded with `words`.
     pub(crate) fn new(file: impl Into<PathBuf>, words: impl Into<String>) -> Self {
-        Self {
-            file: file.into(),
-            words: words.into(),
-        }
+        Self { file: file.into(), words: words.into() }
     }
 }
 
@@ -129,10 +126,7 @@ impl Image {
 #[derive(Clone, Debug)]
 pub(crate) enum Payload {
     /// A bzImage by the Linux boot protocol.
-    Linux {
-        kernel: Image,
-        initrd: Option<PathBuf>,
-    },
+    Linux { kernel: Image, initrd: Option<PathBuf> },
     /// A multiboot kernel and its modules.
     Multiboot { kernel: Image, modules: Vec<Image> },
 }

@@ -140,11 +140,7 @@ mod tests {
 
     impl Watch for Until {
         fn bytes(&mut self, bytes: &[u8]) -> Step {
-            if bytes == self.0 {
-                Step::Stop
-            } else {
-                Step::Continue
-            }
+            if bytes == self.0 { Step::Stop } else { Step::Continue }
         }
     }
 
@@ -157,20 +153,13 @@ mod tests {
         let serial = dir.join("serial");
         let mut watch = Until(b"enough");
         let log = dir.join("log");
-        let channels = Channels {
-            input: "word\n",
-            log: &log,
-            serial: &serial,
-        };
+        let channels = Channels { input: "word\n", log: &log, serial: &serial };
         let done = follow(&mut command, channels, patience, &mut watch);
         std::fs::remove_dir_all(&dir).unwrap();
         done.unwrap().0
     }
 
-    const LONG: Patience = Patience {
-        cpu: Duration::from_secs(60),
-        wall: Duration::from_secs(60),
-    };
+    const LONG: Patience = Patience { cpu: Duration::from_secs(60), wall: Duration::from_secs(60) };
 
     #[test]
     fn a_process_that_ends_gives_its_status() {
@@ -179,32 +168,20 @@ mod tests {
 
     #[test]
     fn a_watcher_that_is_satisfied_ends_the_process() {
-        assert_eq!(
-            shell("printf enough > serial; exec sleep 60", LONG),
-            Finish::Stopped
-        );
+        assert_eq!(shell("printf enough > serial; exec sleep 60", LONG), Finish::Stopped);
     }
 
     #[test]
     fn a_process_reads_its_input_and_finds_no_end_of_it() {
-        assert_eq!(
-            shell("read w && test $w = word && exit 4", LONG),
-            Finish::Exited(Some(4))
-        );
-        let wall = Patience {
-            wall: Duration::from_millis(100),
-            ..LONG
-        };
+        assert_eq!(shell("read w && test $w = word && exit 4", LONG), Finish::Exited(Some(4)));
+        let wall = Patience { wall: Duration::from_millis(100), ..LONG };
         assert_eq!(shell("read w; read x", wall), Finish::Wall);
     }
 
     #[test]
     fn real_time_and_processor_time_run_out_separately() {
         let short = Duration::from_millis(100);
-        let wall = Patience {
-            wall: short,
-            ..LONG
-        };
+        let wall = Patience { wall: short, ..LONG };
         assert_eq!(shell("exec sleep 60", wall), Finish::Wall);
         let cpu = Patience { cpu: short, ..LONG };
         assert_eq!(shell("while :; do :; done", cpu), Finish::Cpu);

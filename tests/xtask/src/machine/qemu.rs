@@ -28,10 +28,7 @@ pub(crate) fn kvm_nests() -> bool {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     Path::new("/dev/kvm").exists()
         && has_vmx(&read("/proc/cpuinfo"))
-        && matches!(
-            read("/sys/module/kvm_intel/parameters/nested").trim(),
-            "Y" | "1"
-        )
+        && matches!(read("/sys/module/kvm_intel/parameters/nested").trim(), "Y" | "1")
 }
 
 fn has_vmx(cpuinfo: &str) -> bool {
@@ -59,15 +56,9 @@ pub(super) fn boot(
     // Its processor time stands in for it: that does not depend on what else the machine does.
     let patience = Patience {
         cpu: limit,
-        wall: limit
-            .saturating_add(Duration::from_secs(20))
-            .saturating_mul(10),
+        wall: limit.saturating_add(Duration::from_secs(20)).saturating_mul(10),
     };
-    let channels = Channels {
-        input: GREETING,
-        log: &log,
-        serial: &serial,
-    };
+    let channels = Channels { input: GREETING, log: &log, serial: &serial };
     let (finish, cpu) = process::follow(&mut command, channels, patience, watch)?;
     let end = match finish {
         Finish::Stopped => End::Stopped,
@@ -129,19 +120,13 @@ fn load(command: &mut Command, loader: Loader, payload: &Payload, dir: &Path) ->
 fn direct(command: &mut Command, payload: &Payload) {
     match payload {
         Payload::Linux { kernel, initrd } => {
-            let _ = command
-                .arg("-kernel")
-                .arg(&kernel.file)
-                .args(["-append", &kernel.words]);
+            let _ = command.arg("-kernel").arg(&kernel.file).args(["-append", &kernel.words]);
             if let Some(initrd) = initrd {
                 let _ = command.arg("-initrd").arg(initrd);
             }
         }
         Payload::Multiboot { kernel, modules } => {
-            let _ = command
-                .arg("-kernel")
-                .arg(&kernel.file)
-                .args(["-append", &kernel.words]);
+            let _ = command.arg("-kernel").arg(&kernel.file).args(["-append", &kernel.words]);
             if !modules.is_empty() {
                 let modules: Vec<String> = modules.iter().map(module).collect();
                 let _ = command.args(["-initrd", &modules.join(",")]);
@@ -197,23 +182,14 @@ mod tests {
         let reset = "{\"event\": \"SHUTDOWN\", \"data\": {\"reason\": \"guest-reset\"}}";
         assert_eq!(end(Some(0), off, ""), End::PowerOff);
         assert_eq!(end(Some(0), reset, "Triple fault\n"), End::TripleFault);
-        assert_eq!(
-            end(Some(0), reset, ""),
-            End::Emulator("guest reset".to_owned())
-        );
+        assert_eq!(end(Some(0), reset, ""), End::Emulator("guest reset".to_owned()));
         assert_eq!(end(Some(33), "", ""), End::PowerOff);
-        assert_eq!(
-            end(Some(1), "a\nno file", ""),
-            End::Emulator("no file".to_owned())
-        );
+        assert_eq!(end(Some(1), "a\nno file", ""), End::Emulator("no file".to_owned()));
         assert_eq!(end(None, "killed", ""), End::Emulator("killed".to_owned()));
     }
 
     #[test]
     fn commas_in_a_module_are_doubled() {
-        assert_eq!(
-            module(&Image::new("/m", "console=ttyS0,115200")),
-            "/m console=ttyS0,,115200"
-        );
+        assert_eq!(module(&Image::new("/m", "console=ttyS0,115200")), "/m console=ttyS0,,115200");
     }
 }

@@ -59,10 +59,7 @@ pub(crate) struct Tail {
 impl Tail {
     /// A tail of `path` from its start.
     pub(crate) fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_path_buf(),
-            file: None,
-        }
+        Self { path: path.to_path_buf(), file: None }
     }
 
     /// Everything that was added since the last call.
@@ -76,9 +73,7 @@ impl Tail {
             }
         }
         if let Some(file) = &mut self.file {
-            let _ = file
-                .read_to_end(&mut bytes)
-                .context("cannot read the serial log")?;
+            let _ = file.read_to_end(&mut bytes).context("cannot read the serial log")?;
         }
         Ok(bytes)
     }

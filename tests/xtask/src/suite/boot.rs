@@ -17,10 +17,7 @@ fn small(actions: &str) -> Host {
 
 /// Xen and a small dom0 that does `actions` and switches the machine off.
 fn xen(actions: &str) -> Host {
-    Host::Xen {
-        xen: String::new(),
-        dom0: format!("init.do={actions}"),
-    }
+    Host::Xen { xen: String::new(), dom0: format!("init.do={actions}") }
 }
 
 /// Until the distribution's kernel has unpacked itself, 235 s pass.
@@ -100,6 +97,12 @@ fn endings() -> Vec<Test> {
         boot.on(resets).ends(End::PowerOff)
     };
     vec![
+        reaches_userspace(Stack::on_visor(Host::StockXen {
+            xen: String::new(),
+            dom0: String::new(),
+        }))
+        .on(|machine| machine.seconds = 900)
+        .test("boot/stock-xen", 110),
         again("reboot").test("boot/linux-reboot", 10),
         again("triple-fault reboot=t").test("boot/linux-triple-fault", 10),
         Boot::of(Stack::on_visor(small("cpu-hotplug")))
@@ -149,12 +152,8 @@ fn kexec_files(rig: &Rig<'_>) -> anyhow::Result<Vec<Image>> {
 fn refusals() -> Vec<Test> {
     let on = |cpu| Boot::of(Stack::on_visor(small(""))).on(move |machine| machine.cpu = cpu);
     vec![
-        on(Cpu::NoVmx)
-            .refuses("the processor has no VMX")
-            .test("boot/refuses-no-vmx", 1),
-        on(Cpu::NoEpt)
-            .refuses("*EPT*")
-            .test("boot/refuses-no-ept", 1),
+        on(Cpu::NoVmx).refuses("the processor has no VMX").test("boot/refuses-no-vmx", 1),
+        on(Cpu::NoEpt).refuses("*EPT*").test("boot/refuses-no-ept", 1),
         on(Cpu::NoUnrestricted)
             .refuses("*unrestricted guest*")
             .test("boot/refuses-no-unrestricted-guest", 1),
@@ -193,9 +192,7 @@ fn refusals() -> Vec<Test> {
 /// Boot loaders, up to the refusal that a machine without VMX ends in.
 fn loaders() -> Vec<Test> {
     let by = |loader| {
-        Boot::of(Stack::on_visor(small("")))
-            .on(qemu(loader))
-            .refuses("the processor has no VMX")
+        Boot::of(Stack::on_visor(small(""))).on(qemu(loader)).refuses("the processor has no VMX")
     };
     vec![
         by(Loader::Direct).test("boot/by-qemu", 1),

@@ -44,13 +44,7 @@ pub(crate) struct Script<'a> {
 impl<'a> Script<'a> {
     /// A script at its start.
     pub(crate) fn new(expected: &'a [String], forbidden: &'a [String], then: Then) -> Self {
-        Self {
-            expected,
-            forbidden,
-            then,
-            lines: Lines::default(),
-            offence: None,
-        }
+        Self { expected, forbidden, then, lines: Lines::default(), offence: None }
     }
 
     /// What is wrong once the run is over, if anything.
@@ -82,11 +76,7 @@ impl Watch for Script<'_> {
             self.line(&line);
         }
         let complete = self.expected.is_empty() && self.then == Then::Stop;
-        if complete || self.offence.is_some() {
-            Step::Stop
-        } else {
-            Step::Continue
-        }
+        if complete || self.offence.is_some() { Step::Stop } else { Step::Continue }
     }
 }
 
@@ -129,10 +119,7 @@ mod tests {
     #[test]
     fn a_forbidden_line_fails_even_when_everything_expected_came() {
         let offence = Err("forbidden line: Kernel panic!".to_owned());
-        assert_eq!(
-            verdict(&["one"], "one\nKernel panic!\nmore panic\n"),
-            offence
-        );
+        assert_eq!(verdict(&["one"], "one\nKernel panic!\nmore panic\n"), offence);
     }
 
     #[test]

@@ -71,9 +71,7 @@ impl<T: Clone> Once<T> {
 
     /// The thing, made by `make` at the first call; other threads wait for it meanwhile.
     fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
-        let made = self
-            .0
-            .get_or_init(|| make().map_err(|error| format!("{error:#}")));
+        let made = self.0.get_or_init(|| make().map_err(|error| format!("{error:#}")));
         made.clone().map_err(Error::msg)
     }
 }
@@ -139,16 +137,10 @@ impl Kit {
         Ok(match host {
             Host::Small(words) => vec![linux(self.small()?, words), initrd()?],
             Host::Stock(words) => vec![linux(self.stock()?, words), initrd()?],
-            Host::Xen {
-                xen: words,
-                dom0: more,
-            } => {
+            Host::Xen { xen: words, dom0: more } => {
                 vec![xen(words)?, dom0(self.small()?, more), initrd()?]
             }
-            Host::StockXen {
-                xen: words,
-                dom0: more,
-            } => {
+            Host::StockXen { xen: words, dom0: more } => {
                 vec![xen(words)?, dom0(self.stock()?, more), initrd()?]
             }
             Host::Probe(words) => vec![Image::new(self.guests()?.probe, words)],

@@ -43,9 +43,7 @@ pub(crate) struct Test {
 
 impl fmt::Debug for Test {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Test")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        out.debug_struct("Test").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -135,9 +133,7 @@ impl Boot {
     /// The visor must refuse with this cause, in one line, and halt: no second error, no host.
     pub(crate) fn refuses(self, cause: &str) -> Self {
         let line = format!("visor: [error] {cause}");
-        self.expect(&[&line, "visor: halted"])
-            .never("init: *")
-            .never("probe: *")
+        self.expect(&[&line, "visor: halted"]).never("init: *").never("probe: *")
     }
 
     /// This boot as a test.
@@ -157,22 +153,14 @@ pub(crate) struct Rig<'a> {
 impl<'a> Rig<'a> {
     /// A rig whose runs are kept below `dir`.
     pub(crate) fn new(kit: &'a Kit, dir: &Path) -> Self {
-        Self {
-            kit,
-            dir: dir.to_path_buf(),
-            spent_ms: AtomicU64::new(0),
-        }
+        Self { kit, dir: dir.to_path_buf(), spent_ms: AtomicU64::new(0) }
     }
 
     /// Boots once and checks what is expected; `label` tells several boots of one test apart.
     /// What the machine sent to its serial line.
     pub(crate) fn check(&self, label: &str, boot: &Boot) -> Result<String> {
         let payload = self.kit.payload(&boot.0.stack, &boot.0.machine)?;
-        let then = if boot.0.end.is_some() {
-            Then::GoOn
-        } else {
-            Then::Stop
-        };
+        let then = if boot.0.end.is_some() { Then::GoOn } else { Then::Stop };
         let mut script = Script::new(&boot.0.expected, &boot.0.forbidden, then);
         let outcome = self.boot(label, &boot.0.machine, &payload, &mut script)?;
         if outcome.end == End::WallClock {

@@ -13,11 +13,8 @@ fn passes(stack: Stack, words: &str) -> Boot {
     let is_test = |word: &&str| {
         !word.contains('=') && !word.starts_with(|c: char| c.is_numeric()) && *word != "x2apic"
     };
-    let lines: Vec<String> = words
-        .split(' ')
-        .filter(is_test)
-        .map(|name| format!("probe: PASS {name}"))
-        .collect();
+    let lines: Vec<String> =
+        words.split(' ').filter(is_test).map(|name| format!("probe: PASS {name}")).collect();
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     Boot::of(stack).expect(&lines).ends(End::PowerOff)
 }

@@ -28,9 +28,7 @@ const MEMORY_SLACK: u64 = 256;
 pub(super) fn tests() -> Vec<Test> {
     vec![
         Test::new("boot/sees-the-same", 190, |rig| sees_the_same(rig, 1, "0")),
-        Test::new("boot/sees-the-same-2-cpus", 250, |rig| {
-            sees_the_same(rig, 2, "0-1")
-        }),
+        Test::new("boot/sees-the-same-2-cpus", 250, |rig| sees_the_same(rig, 2, "0-1")),
     ]
 }
 
@@ -69,9 +67,7 @@ fn compare(bare: &str, visor: &str, online: &str) -> Result<Comparison> {
     for (label, report) in [("bare", &bare_report), ("visor", &visor_report)] {
         if report.section("online") != [online] {
             let seen = report.section("online").join(" ");
-            comparison.wrong.push(format!(
-                "{label}: processors {seen} are online, not {online}"
-            ));
+            comparison.wrong.push(format!("{label}: processors {seen} are online, not {online}"));
         }
     }
     if let Err(error) = memory_lost(&bare_report, &visor_report, &holes) {
@@ -107,23 +103,15 @@ impl Holes {
             length: value("stats: reservation.length ")?,
         };
         let new = |line: &&String| !bare.section("dmesg").contains(line);
-        let mut low = visor
-            .section("dmesg")
-            .iter()
-            .filter(new)
-            .filter_map(|line| {
-                let ends = captures("BIOS-e820: [mem 0x*-0x*] reserved", line)?;
-                let mut ends = ends.iter().map(|end| u64::from_str_radix(end, 16).ok());
-                let (first, last) = (ends.next()??, ends.next()??);
-                let length = last.checked_sub(first)? + 1;
-                (last < 1 << 20).then_some(Kept { first, length })
-            });
+        let mut low = visor.section("dmesg").iter().filter(new).filter_map(|line| {
+            let ends = captures("BIOS-e820: [mem 0x*-0x*] reserved", line)?;
+            let mut ends = ends.iter().map(|end| u64::from_str_radix(end, 16).ok());
+            let (first, last) = (ends.next()??, ends.next()??);
+            let length = last.checked_sub(first)? + 1;
+            (last < 1 << 20).then_some(Kept { first, length })
+        });
         let low = low.next().context("no low memory is reserved")?;
-        ensure!(
-            low.length == LOW_LENGTH,
-            "{} bytes of low memory are reserved",
-            low.length
-        );
+        ensure!(low.length == LOW_LENGTH, "{} bytes of low memory are reserved", low.length);
         Ok(Self { low, top })
     }
 
@@ -136,10 +124,7 @@ impl Holes {
             line = line
                 .replace(&format!("{{{name}.before}}"), &format!("{before:08x}"))
                 .replace(&format!("{{{name}.first}}"), &format!("{first:08x}"))
-                .replace(
-                    &format!("{{{name}.last}}"),
-                    &format!("{:08x}", after.saturating_sub(1)),
-                )
+                .replace(&format!("{{{name}.last}}"), &format!("{:08x}", after.saturating_sub(1)))
                 .replace(&format!("{{{name}.after}}"), &format!("{after:08x}"))
                 .replace(&format!("{{{name}.pages}}"), &(length / 4096).to_string());
         }
@@ -154,15 +139,10 @@ impl Holes {
 fn memory_lost(bare: &Report, visor: &Report, holes: &Holes) -> Result<()> {
     let total = |report: &Report| {
         let line = report.section("meminfo").first()?;
-        captures("MemTotal: * kB", line)?
-            .first()?
-            .parse::<u64>()
-            .ok()
+        captures("MemTotal: * kB", line)?.first()?.parse::<u64>().ok()
     };
     let (bare, visor) = (total(bare), total(visor));
-    let lost = bare
-        .zip(visor)
-        .and_then(|(bare, visor)| bare.checked_sub(visor));
+    let lost = bare.zip(visor).and_then(|(bare, visor)| bare.checked_sub(visor));
     let lost = lost.context("the host has more memory on the visor")?;
     let kept = holes.top.length / 1024;
     ensure!(
@@ -264,9 +244,7 @@ mod tests {
     fn wrong(old: &str, new: &str) -> Vec<String> {
         let text = visor(&[0]);
         assert!(text.contains(old), "{old} is not in the text");
-        compare(&bare(&[0]), &text.replace(old, new), "0")
-            .unwrap()
-            .wrong
+        compare(&bare(&[0]), &text.replace(old, new), "0").unwrap().wrong
     }
 
     #[test]
@@ -281,36 +259,20 @@ mod tests {
     #[test]
     fn a_line_that_no_rule_explains_fails_in_every_section() {
         for (old, new, expected) in [
-            (
-                " sse\n",
-                " sse avx\n",
-                "cpuinfo: no rule explains: + cpu 0: flags: avx",
-            ),
-            (
-                " sse\n",
-                "\n",
-                "cpuinfo: no rule explains: - cpu 0: flags: sse",
-            ),
+            (" sse\n", " sse avx\n", "cpuinfo: no rule explains: + cpu 0: flags: avx"),
+            (" sse\n", "\n", "cpuinfo: no rule explains: - cpu 0: flags: sse"),
             (
                 "01800537",
                 "01800538",
                 "iomem: no rule explains: -   01000000-01800537 : Kernel code",
             ),
-            (
-                "0x080000000",
-                "0x0c0000000",
-                "mtrr: no rule explains: - reg00: base=0x080000000",
-            ),
+            ("0x080000000", "0x0c0000000", "mtrr: no rule explains: - reg00: base=0x080000000"),
             (
                 "0x1237",
                 "0x1238",
                 "pci: no rule explains: + 0000:00:00.0 0x8086:0x1238 class 0x060000",
             ),
-            (
-                "Linux version",
-                "Linux Version",
-                "dmesg: no rule explains: - Linux version 6.1",
-            ),
+            ("Linux version", "Linux Version", "dmesg: no rule explains: - Linux version 6.1"),
             (
                 "=== end",
                 "[Firmware Bug]: new\n=== end",
@@ -318,19 +280,13 @@ mod tests {
             ),
         ] {
             let wrong = wrong(old, new);
-            assert!(
-                wrong.iter().any(|line| line == expected),
-                "{expected}: {wrong:?}"
-            );
+            assert!(wrong.iter().any(|line| line == expected), "{expected}: {wrong:?}");
         }
     }
 
     #[test]
     fn a_map_that_is_wrong_by_a_page_fails() {
-        let wrong = wrong(
-            "1fe00000-1fffdfff : System RAM",
-            "1fe01000-1fffdfff : System RAM",
-        );
+        let wrong = wrong("1fe00000-1fffdfff : System RAM", "1fe01000-1fffdfff : System RAM");
         let line = "iomem: no rule explains: + 1fe01000-1fffdfff : System RAM";
         assert!(wrong.iter().any(|wrong| wrong == line), "{wrong:?}");
     }
@@ -338,15 +294,9 @@ mod tests {
     #[test]
     fn a_flag_that_must_be_hidden_fails_if_one_processor_shows_it() {
         let text = visor(&[0, 1]);
-        assert_eq!(
-            compare(&bare(&[0, 1]), &text, "0-1").unwrap().wrong.len(),
-            0
-        );
+        assert_eq!(compare(&bare(&[0, 1]), &text, "0-1").unwrap().wrong.len(), 0);
         let (first, second) = text.split_once("processor\t: 1").unwrap();
-        let text = format!(
-            "{first}processor\t: 1{}",
-            second.replacen("fpu", "fpu vmx", 1)
-        );
+        let text = format!("{first}processor\t: 1{}", second.replacen("fpu", "fpu vmx", 1));
         let wrong = compare(&bare(&[0, 1]), &text, "0-1").unwrap().wrong;
         let line =
             "cpuinfo: missing difference: - cpu *: flags: vmx: VMX is hidden: the visor uses it";
@@ -368,19 +318,14 @@ mod tests {
     fn two_boots_without_the_visor_fail() {
         let stats = "stats: reservation.base 530579456\nstats: reservation.length 4194304\n";
         let error = compare(&bare(&[0]), &bare(&[0]), "0").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "no line \"stats: reservation.base NUMBER\""
-        );
+        assert_eq!(error.to_string(), "no line \"stats: reservation.base NUMBER\"");
         let error = compare(&bare(&[0]), &(bare(&[0]) + stats), "0").unwrap_err();
         assert_eq!(error.to_string(), "no low memory is reserved");
     }
 
     #[test]
     fn more_low_memory_than_is_said_fails() {
-        let text = visor(&[0])
-            .replace("7d000", "7c000")
-            .replace("7cfff", "7bfff");
+        let text = visor(&[0]).replace("7d000", "7c000").replace("7cfff", "7bfff");
         let error = compare(&bare(&[0]), &text, "0").unwrap_err();
         assert_eq!(error.to_string(), "16384 bytes of low memory are reserved");
     }

@@ -98,12 +98,7 @@ pub(crate) fn run(tests: Vec<Test>, plan: &Plan) -> Result<Tally> {
     let queue = Mutex::new(VecDeque::from(select(tests, &plan.names)?));
     let tally = Mutex::new(Tally::default());
     let (kit, logs) = (Kit::new(), paths::target("tests")?);
-    let next = || {
-        queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
-    };
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     thread::scope(|scope| {
         for _ in 0..plan.jobs.max(1) {
             let _ = scope.spawn(|| {
@@ -162,11 +157,7 @@ fn last_lines(text: &str) -> Vec<&str> {
 
 /// The serial logs of a test: in its folder, or one folder below for each of several boots.
 fn serial_logs(dir: &Path) -> Vec<PathBuf> {
-    let below = fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
+    let below = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     let dirs = std::iter::once(dir.to_path_buf()).chain(below);
     let logs = dirs.map(|dir| dir.join("serial.log"));
     logs.filter(|log| log.exists()).collect()
@@ -178,10 +169,7 @@ fn remove_images(dir: &Path) {
         let path = entry.path();
         if path.is_dir() {
             remove_images(&path);
-        } else if path
-            .extension()
-            .is_some_and(|kind| kind == "iso" || kind == "fd")
-        {
+        } else if path.extension().is_some_and(|kind| kind == "iso" || kind == "fd") {
             let _ = fs::remove_file(path);
         }
     }
@@ -198,11 +186,7 @@ mod tests {
     fn selected(names: &[&str]) -> Vec<&'static str> {
         let tests = vec![test("boot/a", 1), test("boot/b", 9), test("bootless/a", 5)];
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        select(tests, &names)
-            .unwrap()
-            .iter()
-            .map(|test| test.name)
-            .collect()
+        select(tests, &names).unwrap().iter().map(|test| test.name).collect()
     }
 
     #[test]

@@ -12,14 +12,15 @@ use serde_json::{Value, json};
 
 use crate::{paths, tool};
 
-/// Crates that share a budget, and the budget in code lines.
+/// Crates that share a budget, and the budget in code lines. Why `visor` and `boot` have more than the
+/// design began with: `docs/architecture.md`. The parts may not all use up theirs: see [`TOTAL`].
 const BUDGETS: [(&[&str], usize); 6] = [
     (&["ept"], 2_300),
     (&["nested-vmx"], 3_600),
     (&["iommu"], 1_200),
     (&["disk"], 1_800),
     (&["attest"], 1_100),
-    (&["visor", "boot"], 2_500),
+    (&["visor", "boot"], 3_900),
 ];
 
 /// The budget of all of them together.
@@ -71,11 +72,8 @@ impl Tcb {
 
     /// The figures under fixed names.
     pub(crate) fn json(&self) -> Value {
-        let crates: BTreeMap<_, _> = self
-            .crates
-            .iter()
-            .map(|(name, size)| (name, size.code))
-            .collect();
+        let crates: BTreeMap<_, _> =
+            self.crates.iter().map(|(name, size)| (name, size.code)).collect();
         json!({
             "total": self.total(),
             "crates": crates,
@@ -88,26 +86,17 @@ impl Tcb {
     pub(crate) fn table(&self) -> String {
         let mut lines = Vec::new();
         for (names, budget) in BUDGETS {
-            let present = names
-                .iter()
-                .filter_map(|name| self.crates.get_key_value(name));
-            let parts: Vec<String> = present
-                .map(|(name, size)| format!("{name} {}", size.code))
-                .collect();
+            let present = names.iter().filter_map(|name| self.crates.get_key_value(name));
+            let parts: Vec<String> =
+                present.map(|(name, size)| format!("{name} {}", size.code)).collect();
             if !parts.is_empty() {
                 lines.push(format!("{:<24} of {budget:>6}", parts.join(" + ")));
             }
         }
-        lines.push(format!(
-            "{:<24} of {TOTAL:>6}",
-            format!("total {}", self.total())
-        ));
+        lines.push(format!("{:<24} of {TOTAL:>6}", format!("total {}", self.total())));
         lines.push(format!("unsafe lines {}", self.unsafe_lines()));
         let crates: Vec<&str> = self.third_party.iter().map(String::as_str).collect();
-        lines.push(format!(
-            "third-party crates in the image: {}",
-            crates.join(", ")
-        ));
+        lines.push(format!("third-party crates in the image: {}", crates.join(", ")));
         lines.join("\n")
     }
 
@@ -125,17 +114,11 @@ impl Tcb {
             let sizes = names.iter().filter_map(|name| self.crates.get(name));
             let code: usize = sizes.map(|size| size.code).sum();
             if code > budget {
-                found.push(format!(
-                    "{}: {code} code lines, budget {budget}",
-                    names.join(" + ")
-                ));
+                found.push(format!("{}: {code} code lines, budget {budget}", names.join(" + ")));
             }
         }
         if self.total() > TOTAL {
-            found.push(format!(
-                "total: {} code lines, budget {TOTAL}",
-                self.total()
-            ));
+            found.push(format!("total: {} code lines, budget {TOTAL}", self.total()));
         }
         let logic = self.crates.iter().filter(|(name, _)| **name != HARDWARE);
         for (name, _) in logic.filter(|(_, size)| size.unsafe_code > 0) {
@@ -159,20 +142,11 @@ fn size(dir: &Path) -> Result<Size> {
             continue;
         }
         let count = source::count(&text);
-        tests.extend(
-            count
-                .test_modules
-                .iter()
-                .map(|name| module_path(&file, name)),
-        );
+        tests.extend(count.test_modules.iter().map(|name| module_path(&file, name)));
         counted.push((file, count));
     }
     // A test module may be a file or a folder.
-    let is_test = |file: &Path| {
-        tests
-            .iter()
-            .any(|test| file.with_extension("").starts_with(test))
-    };
+    let is_test = |file: &Path| tests.iter().any(|test| file.with_extension("").starts_with(test));
     for (_, count) in counted.iter().filter(|(file, _)| !is_test(file)) {
         size.code += count.code;
         size.unsafe_code += count.unsafe_code;
@@ -182,10 +156,7 @@ fn size(dir: &Path) -> Result<Size> {
 
 /// Where the module `name` that `file` declares lies, without extension.
 fn module_path(file: &Path, name: &str) -> PathBuf {
-    let stem = file
-        .file_stem()
-        .and_then(|stem| stem.to_str())
-        .unwrap_or_default();
+    let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     match stem {
         "lib" | "main" | "mod" => file.with_file_name(name),
         _ => file.with_extension("").join(name),
@@ -199,10 +170,7 @@ fn list(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let path = entry.context("cannot list a folder")?.path();
         if path.is_dir() {
             list(&path, files)?;
-        } else if path
-            .extension()
-            .is_some_and(|kind| kind == "rs" || kind == "s")
-        {
+        } else if path.extension().is_some_and(|kind| kind == "rs" || kind == "s") {
             files.push(path);
         }
     }
@@ -214,15 +182,7 @@ fn third_party(workspace: &Path) -> Result<BTreeSet<String>> {
     if !workspace.join("Cargo.toml").exists() {
         return Ok(BTreeSet::new());
     }
-    let words = [
-        "tree",
-        "--package",
-        HARDWARE,
-        "--edges",
-        "normal",
-        "--prefix",
-        "none",
-    ];
+    let words = ["tree", "--package", HARDWARE, "--edges", "normal", "--prefix", "none"];
     let tree = tool::output(Command::new("cargo").args(words).current_dir(workspace))?;
     Ok(linked(&tree))
 }
@@ -230,37 +190,18 @@ fn third_party(workspace: &Path) -> Result<BTreeSet<String>> {
 /// The crates in the output of `cargo tree` that come from a registry and end up in the image.
 fn linked(tree: &str) -> BTreeSet<String> {
     let foreign = |line: &&str| !line.contains("(/") && !line.contains("(proc-macro)");
-    let lines = tree
-        .lines()
-        .map(|line| line.trim_end_matches(" (*)"))
-        .filter(foreign);
-    lines
-        .filter(|line| !line.is_empty())
-        .map(str::to_owned)
-        .collect()
+    let lines = tree.lines().map(|line| line.trim_end_matches(" (*)")).filter(foreign);
+    lines.filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
 /// Dependencies of logic crates on the hardware, in the metadata of the root workspace.
 fn wrong_arrows(metadata: &Value) -> Vec<String> {
     let list = |value: &Value, key: &str| {
-        value
-            .get(key)
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default()
+        value.get(key).and_then(Value::as_array).cloned().unwrap_or_default()
     };
-    let name = |value: &Value| {
-        value
-            .get("name")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let logic: Vec<&str> = BUDGETS
-        .iter()
-        .flat_map(|(names, _)| *names)
-        .copied()
-        .collect();
+    let name =
+        |value: &Value| value.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let logic: Vec<&str> = BUDGETS.iter().flat_map(|(names, _)| *names).copied().collect();
     let mut wrong = Vec::new();
     for package in list(metadata, "packages") {
         let from = name(&package);
@@ -282,18 +223,9 @@ mod tests {
 
     fn tcb(sizes: &[(&'static str, usize, usize)]) -> Tcb {
         let sized = |(name, code, unsafe_code): &(&'static str, usize, usize)| {
-            (
-                *name,
-                Size {
-                    code: *code,
-                    unsafe_code: *unsafe_code,
-                },
-            )
+            (*name, Size { code: *code, unsafe_code: *unsafe_code })
         };
-        Tcb {
-            crates: sizes.iter().map(sized).collect(),
-            ..Tcb::default()
-        }
+        Tcb { crates: sizes.iter().map(sized).collect(), ..Tcb::default() }
     }
 
     #[test]
@@ -305,8 +237,8 @@ mod tests {
 
     #[test]
     fn crates_that_share_a_budget_are_added_up() {
-        let found = tcb(&[("visor", 1_500, 9), ("boot", 1_001, 0)]).size_violations();
-        assert_eq!(found, ["visor + boot: 2501 code lines, budget 2500"]);
+        let found = tcb(&[("visor", 2_600, 9), ("boot", 1_301, 0)]).size_violations();
+        assert_eq!(found, ["visor + boot: 3901 code lines, budget 3900"]);
     }
 
     #[test]
@@ -321,10 +253,7 @@ mod tests {
             {"name": "ept", "dependencies": [{"name": "visor"}, {"name": "bitflags"}]},
             {"name": "xtask", "dependencies": [{"name": "visor"}]},
         ]});
-        assert_eq!(
-            wrong_arrows(&metadata),
-            ["ept: depends on visor, against the arrows"]
-        );
+        assert_eq!(wrong_arrows(&metadata), ["ept: depends on visor, against the arrows"]);
     }
 
     #[test]

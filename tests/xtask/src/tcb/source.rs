@@ -27,16 +27,8 @@ pub(crate) fn count(source: &str) -> Counted {
 
 /// Lines of assembly that hold code. Comments are whole lines or follow the code.
 pub(crate) fn count_assembly(source: &str) -> usize {
-    let comment = |line: &str| {
-        ["//", "#", "/*", "*"]
-            .iter()
-            .any(|mark| line.starts_with(mark))
-    };
-    source
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !comment(line))
-        .count()
+    let comment = |line: &str| ["//", "#", "/*", "*"].iter().any(|mark| line.starts_with(mark));
+    source.lines().map(str::trim).filter(|line| !line.is_empty() && !comment(line)).count()
 }
 
 /// `source` with comments blanked and the content of literals replaced, line ends kept: what is
@@ -87,9 +79,7 @@ fn token_length(rest: &str) -> Option<usize> {
     if rest.starts_with('\'') {
         return char_literal(rest);
     }
-    let word = rest
-        .find(|c: char| !c.is_alphanumeric() && c != '_')
-        .unwrap_or(rest.len());
+    let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
     (word > 0).then_some(word)
 }
 
@@ -138,9 +128,7 @@ fn quoted(rest: &str, quote: char) -> Option<usize> {
 fn char_literal(rest: &str) -> Option<usize> {
     let mut chars = rest.chars().skip(1);
     let (first, second) = (chars.next()?, chars.next()?);
-    (first == '\\' || second == '\'')
-        .then(|| quoted(rest, '\''))
-        .flatten()
+    (first == '\\' || second == '\'').then(|| quoted(rest, '\'')).flatten()
 }
 
 /// `text` (masked) with every item blanked that only tests see, and the names of such modules
@@ -196,19 +184,14 @@ fn unsafe_lines(text: &str) -> Vec<std::ops::RangeInclusive<usize>> {
         let (before, here) = text.split_at(at);
         !around(before.chars().next_back()) && !around(here.chars().nth("unsafe".len()))
     };
-    let found = text
-        .match_indices("unsafe")
-        .map(|(at, _)| at)
-        .filter(|at| word(*at));
+    let found = text.match_indices("unsafe").map(|(at, _)| at).filter(|at| word(*at));
     let lines = found.map(|at| {
         let (before, here) = text.split_at(at);
         let first = before.matches('\n').count();
         let after = here.trim_start_matches("unsafe").trim_start();
         let block = after.starts_with('{') || after.starts_with("impl");
         let length = if block { item_length(here) } else { 0 };
-        let inside = here
-            .get(..length)
-            .map_or(0, |item| item.matches('\n').count());
+        let inside = here.get(..length).map_or(0, |item| item.matches('\n').count());
         first..=first + inside
     });
     lines.collect()
@@ -229,10 +212,7 @@ mod tests {
         let source =
             "const A: &str = \"// no\";\nconst B: &str = r#\"/*\"#;\nconst C: char = '\"';\n";
         assert_eq!(count(source).code, 3);
-        assert_eq!(
-            count("const A: &str = \"one\n  // two\";\nfn f<'a>(x: &'a str) {}\n").code,
-            3
-        );
+        assert_eq!(count("const A: &str = \"one\n  // two\";\nfn f<'a>(x: &'a str) {}\n").code, 3);
     }
 
     #[test]
@@ -241,10 +221,7 @@ mod tests {
         assert_eq!(count(source).code, 2);
         let source = "#[cfg(test)]\nuse x::{y, z};\n#[cfg(test)]\nmod fakes;\nfn c() {}\n";
         let counted = count(source);
-        assert_eq!(
-            (counted.code, counted.test_modules),
-            (1, vec!["fakes".to_owned()])
-        );
+        assert_eq!((counted.code, counted.test_modules), (1, vec!["fakes".to_owned()]));
     }
 
     #[test]
@@ -262,9 +239,6 @@ mod tests {
 
     #[test]
     fn assembly_is_counted_without_its_comments() {
-        assert_eq!(
-            count_assembly("# a\n\nstart:\n    // b\n    mov eax, 1 # c\n"),
-            2
-        );
+        assert_eq!(count_assembly("# a\n\nstart:\n    // b\n    mov eax, 1 # c\n"), 2);
     }
 }

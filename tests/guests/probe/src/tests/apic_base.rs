@@ -44,14 +44,7 @@ fn stays(checks: &mut Checks, address: u64) {
     if after != before {
         cpu::wrmsr(APIC_BASE, before);
     }
-    let refused = matches!(
-        result,
-        Err(Fault {
-            vector: GP,
-            error: 0,
-            ..
-        })
-    );
+    let refused = matches!(result, Err(Fault { vector: GP, error: 0, .. }));
     checks.that(
         refused && after == before,
         format_args!("moving the APIC to {address:#x} raises #GP, {result:?}, base {after:#x}"),
@@ -73,9 +66,8 @@ fn works(checks: &mut Checks, mode: &str) {
     cpu::sti();
     apic::send(apic::id(), apic::FIXED | u32::from(SELF));
     apic::send(apic::id(), apic::NMI);
-    let both = time::wait_us(100_000, || {
-        (arrived(SELF), arrived(NMI)) == (before.0 + 1, before.1 + 1)
-    });
+    let both =
+        time::wait_us(100_000, || (arrived(SELF), arrived(NMI)) == (before.0 + 1, before.1 + 1));
     cpu::cli();
     checks.that(
         both && apic::id() == 0,
@@ -87,10 +79,7 @@ fn x2(checks: &mut Checks) {
     let base = cpu::rdmsr(APIC_BASE);
     let result = write(base | X2APIC);
     let entered = result.is_ok() && cpu::rdmsr(APIC_BASE) == base | X2APIC;
-    checks.that(
-        entered,
-        format_args!("x2APIC mode can be entered, {result:?}"),
-    );
+    checks.that(entered, format_args!("x2APIC mode can be entered, {result:?}"));
     if !entered {
         return;
     }

@@ -35,33 +35,15 @@ pub(super) fn run(_: &Machine, _: &Arguments) -> Outcome {
 }
 
 fn refused(checks: &mut Checks, what: &str, value: u64, result: Result<(), Fault>) {
-    let raised = matches!(
-        result,
-        Err(Fault {
-            vector: GP,
-            error: 0,
-            ..
-        })
-    );
-    checks.that(
-        raised,
-        format_args!("{what} {value:#x} raises #GP, {result:?}"),
-    );
+    let raised = matches!(result, Err(Fault { vector: GP, error: 0, .. }));
+    checks.that(raised, format_args!("{what} {value:#x} raises #GP, {result:?}"));
 }
 
 /// With and without each bit that 64-bit code may change, NE (which VMX forces) among them; TS is
 /// left to [`machine_status_word`], since compiled code uses SSE registers.
 fn cr0_holds(checks: &mut Checks) {
     let usual = cpu::cr0();
-    let bits = [
-        CR0_NE,
-        CR0_WP,
-        1 << 18,
-        1 << 1,
-        CR0_CD,
-        CR0_CD | CR0_NW,
-        CR0_NE | CR0_CD,
-    ];
+    let bits = [CR0_NE, CR0_WP, 1 << 18, 1 << 1, CR0_CD, CR0_CD | CR0_NW, CR0_NE | CR0_CD];
     for bit in bits {
         for value in [usual | bit, usual & !bit, usual] {
             let result = catch(|| cpu::set_cr0(value));
@@ -144,24 +126,9 @@ fn cr4_holds(checks: &mut Checks) {
 
 fn cr4_refuses(checks: &mut Checks) {
     let usual = cpu::cr4();
-    let bits = [
-        CR4_VMXE,
-        CR4_SMXE,
-        CR4_LA57,
-        1 << 15,
-        1 << 19,
-        1 << 26,
-        1 << 31,
-        1 << 33,
-        1 << 63,
-    ];
+    let bits = [CR4_VMXE, CR4_SMXE, CR4_LA57, 1 << 15, 1 << 19, 1 << 26, 1 << 31, 1 << 33, 1 << 63];
     for bit in bits {
-        refused(
-            checks,
-            "CR4",
-            usual | bit,
-            catch(|| cpu::set_cr4(usual | bit)),
-        );
+        refused(checks, "CR4", usual | bit, catch(|| cpu::set_cr4(usual | bit)));
         if cpu::cr4() != usual {
             cpu::set_cr4(usual);
         }
@@ -172,19 +139,11 @@ fn cr4_refuses(checks: &mut Checks) {
         let table = cpu::cr3();
         cpu::set_cr3(table | 1 << 3);
         let value = usual | CR4_PCIDE;
-        refused(
-            checks,
-            "CR4 with a PCID in CR3,",
-            value,
-            catch(|| cpu::set_cr4(value)),
-        );
+        refused(checks, "CR4 with a PCID in CR3,", value, catch(|| cpu::set_cr4(value)));
         cpu::set_cr3(table);
     }
     let shown = cpu::cr4();
-    checks.that(
-        shown == usual,
-        format_args!("refused writes leave CR4 {usual:#x}, is {shown:#x}"),
-    );
+    checks.that(shown == usual, format_args!("refused writes leave CR4 {usual:#x}, is {shown:#x}"));
 }
 
 fn others(checks: &mut Checks) {
@@ -196,10 +155,7 @@ fn others(checks: &mut Checks) {
     refused(checks, "CR8", 16, catch(|| cpu::set_cr8(16)));
     cpu::set_cr8(5);
     let _ = cpu::cpuid(0, 0);
-    checks.that(
-        cpu::cr8() == 5,
-        format_args!("CR8 holds 5, is {}", cpu::cr8()),
-    );
+    checks.that(cpu::cr8() == 5, format_args!("CR8 holds 5, is {}", cpu::cr8()));
     cpu::set_cr8(0);
     cpu::set_cr2(0x1234_5678_9000);
     let _ = cpu::cpuid(0, 0);
@@ -226,10 +182,7 @@ fn machine_status_word(checks: &mut Checks) {
     unsafe {
         core::arch::asm!("lmsw {0:x}", in(reg) usual as u16 & !1, options(nostack));
     }
-    checks.that(
-        cpu::cr0() == usual,
-        format_args!("LMSW does not clear PE, CR0 {:#x}", cpu::cr0()),
-    );
+    checks.that(cpu::cr0() == usual, format_args!("LMSW does not clear PE, CR0 {:#x}", cpu::cr0()));
 }
 
 unsafe extern "C" {
@@ -272,12 +225,6 @@ fn round_trip(checks: &mut Checks, flip: u32) {
             format_args!("{step}: CR0 {written:#x} shows as {found:#x}, changing {flip:#x}"),
         );
     }
-    checks.that(
-        efer & 0x500 == 0x100,
-        format_args!("EFER.LMA goes with paging, EFER {efer:#x}"),
-    );
-    checks.that(
-        equipment != 0,
-        format_args!("the firmware answers in real mode"),
-    );
+    checks.that(efer & 0x500 == 0x100, format_args!("EFER.LMA goes with paging, EFER {efer:#x}"));
+    checks.that(equipment != 0, format_args!("the firmware answers in real mode"));
 }

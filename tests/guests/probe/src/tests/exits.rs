@@ -17,10 +17,7 @@ struct Operation {
 }
 
 const OPERATIONS: &[Operation] = &[
-    Operation {
-        name: "nothing",
-        run: || {},
-    },
+    Operation { name: "nothing", run: || {} },
     Operation {
         name: "cpuid",
         run: || {
@@ -51,36 +48,18 @@ const OPERATIONS: &[Operation] = &[
             let _ = cpu::rdmsr(APIC_BASE);
         },
     },
-    Operation {
-        name: "rdwrmsr-pat",
-        run: || cpu::wrmsr(PAT, cpu::rdmsr(PAT)),
-    },
-    Operation {
-        name: "mov-cr0",
-        run: || cpu::set_cr0(cpu::cr0()),
-    },
-    Operation {
-        name: "mov-cr3",
-        run: || cpu::set_cr3(cpu::cr3()),
-    },
-    Operation {
-        name: "mov-cr4",
-        run: || cpu::set_cr4(cpu::cr4()),
-    },
+    Operation { name: "rdwrmsr-pat", run: || cpu::wrmsr(PAT, cpu::rdmsr(PAT)) },
+    Operation { name: "mov-cr0", run: || cpu::set_cr0(cpu::cr0()) },
+    Operation { name: "mov-cr3", run: || cpu::set_cr3(cpu::cr3()) },
+    Operation { name: "mov-cr4", run: || cpu::set_cr4(cpu::cr4()) },
     Operation {
         name: "in-control",
         run: || {
             let _ = cpu::in32(control::PORT);
         },
     },
-    Operation {
-        name: "out-port80",
-        run: || cpu::out8(UNUSED_PORT, 0),
-    },
-    Operation {
-        name: "wbinvd",
-        run: cpu::write_back_caches,
-    },
+    Operation { name: "out-port80", run: || cpu::out8(UNUSED_PORT, 0) },
+    Operation { name: "wbinvd", run: cpu::write_back_caches },
 ];
 
 pub(super) fn run(_: &Machine, arguments: &Arguments) -> Outcome {

@@ -153,8 +153,5 @@ fn halts(checks: &mut Checks) {
     }
     apic::timer_off();
     let woken = arrived(TIMER) - before;
-    checks.that(
-        woken == 50,
-        format_args!("the timer ends HLT, {woken} of 50 times"),
-    );
+    checks.that(woken == 50, format_args!("the timer ends HLT, {woken} of 50 times"));
 }

@@ -77,9 +77,7 @@ impl<'a> Arguments<'a> {
     }
 
     fn own(&self) -> impl Iterator<Item = &'a str> {
-        self.words
-            .clone()
-            .take_while(|word| TESTS.iter().all(|test| test.name != *word))
+        self.words.clone().take_while(|word| TESTS.iter().all(|test| test.name != *word))
     }
 
     /// The first word that is a plain number, or `default`.

@@ -30,12 +30,7 @@ const RULES: &[(&str, u32, u32, Rule)] = &[
     ("IA32_RTIT_ADDR", 0x580, 0x583, Rule::Absent),
     ("beyond the low range", 0x2000, 0x2001, Rule::Absent),
     ("hypervisor range", 0x4000_0000, 0x4000_0001, Rule::Absent),
-    (
-        "beyond the high range",
-        0xc000_2000,
-        0xc000_2000,
-        Rule::Absent,
-    ),
+    ("beyond the high range", 0xc000_2000, 0xc000_2000, Rule::Absent),
     ("last", 0xffff_ffff, 0xffff_ffff, Rule::Absent),
     ("x2APIC in xAPIC mode", 0x802, 0x803, Rule::Absent),
     ("IA32_MTRRCAP", 0xfe, 0xfe, Rule::ReadOnly),
@@ -49,55 +44,15 @@ const RULES: &[(&str, u32, u32, Rule)] = &[
     ("IA32_SYSENTER", 0x174, 0x176, Rule::Holds(0x7ff8)),
     ("IA32_PAT, PA7", 0x277, 0x277, Rule::Holds(5 << 56)),
     ("IA32_PAT, type 2", 0x277, 0x277, Rule::Refuses(2)),
-    (
-        "IA32_EFER, SCE and NXE",
-        0xc000_0080,
-        0xc000_0080,
-        Rule::Holds(0x801),
-    ),
-    (
-        "IA32_EFER, reserved",
-        0xc000_0080,
-        0xc000_0080,
-        Rule::Refuses(0x502),
-    ),
-    (
-        "IA32_EFER, LME off",
-        0xc000_0080,
-        0xc000_0080,
-        Rule::Refuses(0),
-    ),
-    (
-        "IA32_STAR",
-        0xc000_0081,
-        0xc000_0081,
-        Rule::Holds(0x1234_5678_9abc_def0),
-    ),
-    (
-        "IA32_LSTAR",
-        0xc000_0082,
-        0xc000_0083,
-        Rule::Holds(0x7fff_1234_5678),
-    ),
-    (
-        "IA32_LSTAR, not canonical",
-        0xc000_0082,
-        0xc000_0082,
-        Rule::Refuses(1 << 62),
-    ),
+    ("IA32_EFER, SCE and NXE", 0xc000_0080, 0xc000_0080, Rule::Holds(0x801)),
+    ("IA32_EFER, reserved", 0xc000_0080, 0xc000_0080, Rule::Refuses(0x502)),
+    ("IA32_EFER, LME off", 0xc000_0080, 0xc000_0080, Rule::Refuses(0)),
+    ("IA32_STAR", 0xc000_0081, 0xc000_0081, Rule::Holds(0x1234_5678_9abc_def0)),
+    ("IA32_LSTAR", 0xc000_0082, 0xc000_0083, Rule::Holds(0x7fff_1234_5678)),
+    ("IA32_LSTAR, not canonical", 0xc000_0082, 0xc000_0082, Rule::Refuses(1 << 62)),
     ("IA32_FMASK", 0xc000_0084, 0xc000_0084, Rule::Holds(0x47700)),
-    (
-        "IA32_FS_BASE and GS",
-        0xc000_0100,
-        0xc000_0102,
-        Rule::Holds(0x7fff_0000_1000),
-    ),
-    (
-        "IA32_GS_BASE, not canonical",
-        0xc000_0101,
-        0xc000_0101,
-        Rule::Refuses(1 << 62),
-    ),
+    ("IA32_FS_BASE and GS", 0xc000_0100, 0xc000_0102, Rule::Holds(0x7fff_0000_1000)),
+    ("IA32_GS_BASE, not canonical", 0xc000_0101, 0xc000_0101, Rule::Refuses(1 << 62)),
 ];
 
 pub(super) fn run(_: &Machine, _: &Arguments) -> Outcome {
@@ -122,29 +77,16 @@ fn write(msr: u32, value: u64) -> Result<(), Fault> {
 }
 
 fn refused<T>(result: &Result<T, Fault>) -> bool {
-    matches!(
-        result,
-        Err(Fault {
-            vector: GP,
-            error: 0,
-            ..
-        })
-    )
+    matches!(result, Err(Fault { vector: GP, error: 0, .. }))
 }
 
 fn check(checks: &mut Checks, name: &str, msr: u32, rule: Rule) {
     let found = read(msr);
     if matches!(rule, Rule::Absent) {
-        checks.that(
-            refused(&found),
-            format_args!("RDMSR {msr:#x} ({name}) raises #GP"),
-        );
+        checks.that(refused(&found), format_args!("RDMSR {msr:#x} ({name}) raises #GP"));
         // 0 is what these read on a machine that has them, and changes nothing.
         let written = write(msr, found.unwrap_or(0));
-        return checks.that(
-            refused(&written),
-            format_args!("WRMSR {msr:#x} ({name}) raises #GP"),
-        );
+        return checks.that(refused(&written), format_args!("WRMSR {msr:#x} ({name}) raises #GP"));
     }
     let Ok(value) = found else {
         return checks.that(false, format_args!("RDMSR {msr:#x} ({name}) works"));

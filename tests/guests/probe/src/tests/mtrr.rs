@@ -28,28 +28,15 @@ pub(super) fn run(_: &Machine, _: &Arguments) -> Outcome {
     let Some(base) = free else {
         fail!("none of {ranges} variable-range MTRRs is free");
     };
-    console::line(format_args!(
-        "variable-range MTRR {base:#x} of {ranges} is free"
-    ));
+    console::line(format_args!("variable-range MTRR {base:#x} of {ranges} is free"));
     let mut checks = Checks::new();
-    let before = [
-        cpu::rdmsr(base),
-        cpu::rdmsr(base + 1),
-        cpu::rdmsr(DEFAULT_TYPE),
-    ];
+    let before = [cpu::rdmsr(base), cpu::rdmsr(base + 1), cpu::rdmsr(DEFAULT_TYPE)];
     for kind in TYPES {
         retype(&mut checks, base, kind);
     }
     change(base, before[0], before[1]);
-    let after = [
-        cpu::rdmsr(base),
-        cpu::rdmsr(base + 1),
-        cpu::rdmsr(DEFAULT_TYPE),
-    ];
-    checks.that(
-        before == after,
-        format_args!("the MTRRs are back, {after:x?}"),
-    );
+    let after = [cpu::rdmsr(base), cpu::rdmsr(base + 1), cpu::rdmsr(DEFAULT_TYPE)];
+    checks.that(before == after, format_args!("the MTRRs are back, {after:x?}"));
     checks.finish()
 }
 
@@ -64,15 +51,9 @@ fn retype(checks: &mut Checks, msr: u32, kind: u64) {
         shown == (at | kind, mask | VALID),
         format_args!("the MTRR holds type {kind}, {shown:x?}"),
     );
-    checks.that(
-        holds(kind),
-        format_args!("memory of type {kind} keeps its contents"),
-    );
+    checks.that(holds(kind), format_args!("memory of type {kind} keeps its contents"));
     fill(kind + 1);
-    checks.that(
-        holds(kind + 1),
-        format_args!("memory of type {kind} can be written"),
-    );
+    checks.that(holds(kind + 1), format_args!("memory of type {kind} can be written"));
 }
 
 fn fill(seed: u64) {

@@ -61,9 +61,7 @@ impl Tally {
 
     fn judge(&self, checks: &mut Checks, how: &str, sent: u64) {
         let Self { lost, doubled } = self;
-        console::line(format_args!(
-            "nmi {how}: {sent} sent, {lost} lost, {doubled} doubled"
-        ));
+        console::line(format_args!("nmi {how}: {sent} sent, {lost} lost, {doubled} doubled"));
         checks.that(
             (*lost, *doubled) == (0, 0),
             format_args!("each of {sent} NMIs {how} arrives once, {lost} lost, {doubled} doubled"),
@@ -102,10 +100,7 @@ fn wakes_halt(checks: &mut Checks) {
     }
     apic::route_pit(0, None);
     let woken = arrived(NMI) - before;
-    checks.that(
-        woken == 10,
-        format_args!("an NMI ends HLT, {woken} of 10 times"),
-    );
+    checks.that(woken == 10, format_args!("an NMI ends HLT, {woken} of 10 times"));
 }
 
 static SEEN_INSIDE: AtomicU64 = AtomicU64::new(0);
@@ -141,10 +136,7 @@ fn while_blocked(checks: &mut Checks) {
         early == 0,
         format_args!("an NMI waits until the handler of another returns, {early} came early"),
     );
-    checks.that(
-        wrong == 0,
-        format_args!("an NMI that waited comes once, {wrong} of 100 did not"),
-    );
+    checks.that(wrong == 0, format_args!("an NMI that waited comes once, {wrong} of 100 did not"));
 }
 
 /// In the handler: as [`send_inside`], then an exception whose IRET ends the blocking early
@@ -189,10 +181,7 @@ fn to_other(checks: &mut Checks, other: usize, count: u64) {
     smp::run(other, exit_until_stopped);
     let mut tally = Tally::default();
     for _ in 0..count {
-        tally.one(
-            || apic::send(other as u32, apic::NMI),
-            || arrived_at(other, NMI),
-        );
+        tally.one(|| apic::send(other as u32, apic::NMI), || arrived_at(other, NMI));
     }
     STOP.store(true, Ordering::SeqCst);
     checks.that(smp::wait_idle(other), format_args!("cpu {other} goes on"));

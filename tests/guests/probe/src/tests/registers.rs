@@ -12,10 +12,7 @@ struct Images {
     loaded: [u8; 512],
     found: [u8; 512],
 }
-static IMAGES: Local<Images> = Local::new(Images {
-    loaded: [0; 512],
-    found: [0; 512],
-});
+static IMAGES: Local<Images> = Local::new(Images { loaded: [0; 512], found: [0; 512] });
 /// Bytes of an image that hold registers: control words, then x87 and XMM0 to XMM15.
 const REGISTERS: core::ops::Range<usize> = 32..416;
 
@@ -65,10 +62,8 @@ fn general(checks: &mut Checks) {
     let upper: u64;
     // SAFETY: port input changes EAX only.
     unsafe { asm!("in al, dx", in("dx") 0xce0u16, inout("rax") u64::MAX => upper) };
-    checks.that(
-        upper >> 8 == u64::MAX >> 8,
-        format_args!("IN AL keeps the rest of RAX, {upper:#x}"),
-    );
+    checks
+        .that(upper >> 8 == u64::MAX >> 8, format_args!("IN AL keeps the rest of RAX, {upper:#x}"));
 }
 
 fn vectors(checks: &mut Checks) {
@@ -92,11 +87,7 @@ fn vectors(checks: &mut Checks) {
              out("xmm15") _);
         ((*images).loaded, (*images).found)
     };
-    let differs = loaded[REGISTERS]
-        .iter()
-        .zip(&found[REGISTERS])
-        .filter(|(a, b)| a != b)
-        .count();
+    let differs = loaded[REGISTERS].iter().zip(&found[REGISTERS]).filter(|(a, b)| a != b).count();
     checks.that(
         differs == 0 && loaded[24..28] == found[24..28],
         format_args!("exits keep x87, XMM0 to XMM15 and MXCSR, {differs} bytes differ"),

@@ -27,11 +27,7 @@ pub(super) fn run(_: &Machine, arguments: &Arguments) -> Outcome {
         is_kept_out(&mut checks, cpu);
     }
     nmis_to_all(&mut checks, cpus);
-    let work = if arguments.has("busy") {
-        exit_until_stopped
-    } else {
-        spin_until_stopped
-    };
+    let work = if arguments.has("busy") { exit_until_stopped } else { spin_until_stopped };
     for cpu in 1..cpus {
         restarts(&mut checks, cpu, work);
         waits_after_init(&mut checks, cpu);
@@ -56,10 +52,7 @@ fn bring_up(checks: &mut Checks, cpu: usize) {
         starts == 1,
         format_args!("cpu {cpu} starts once by two start-up interrupts, {starts} times"),
     );
-    checks.that(
-        answers(cpu),
-        format_args!("cpu {cpu} has the APIC id {cpu}"),
-    );
+    checks.that(answers(cpu), format_args!("cpu {cpu} has the APIC id {cpu}"));
 }
 
 static ANSWER: AtomicU32 = AtomicU32::new(0);
@@ -120,10 +113,7 @@ fn waits_after_init(checks: &mut Checks, cpu: usize) {
     time::delay_us(200);
     let quiet = smp::starts(cpu) == before;
     let again = smp::start(cpu).is_some();
-    checks.that(
-        quiet && again,
-        format_args!("cpu {cpu} waits after INIT until it is started"),
-    );
+    checks.that(quiet && again, format_args!("cpu {cpu} waits after INIT until it is started"));
 }
 
 static TARGET: AtomicU64 = AtomicU64::new(0);
@@ -174,8 +164,6 @@ fn nmis_to_all(checks: &mut Checks, cpus: usize) {
     }
     STOP.store(true, Ordering::SeqCst);
     let idle = (1..cpus).all(smp::wait_idle);
-    checks.that(
-        wrong == 0 && idle,
-        format_args!("NMIs reach every processor once, {wrong} did not"),
-    );
+    checks
+        .that(wrong == 0 && idle, format_args!("NMIs reach every processor once, {wrong} did not"));
 }

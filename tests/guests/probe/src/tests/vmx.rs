@@ -63,13 +63,8 @@ pub(super) fn run(_: &Machine, _: &Arguments) -> Outcome {
 fn note(checks: &mut Checks, instruction: &Instruction, ring: u8, result: Result<(), Fault>) {
     let name = instruction.name;
     match result {
-        Ok(()) => checks.that(
-            false,
-            format_args!("{name} in ring {ring} raises #UD, did not"),
-        ),
-        Err(Fault { vector, .. }) => checks.that(
-            vector == UD,
-            format_args!("{name} in ring {ring} raises #UD, vector {vector}"),
-        ),
+        Ok(()) => checks.that(false, format_args!("{name} in ring {ring} raises #UD, did not")),
+        Err(Fault { vector, .. }) => checks
+            .that(vector == UD, format_args!("{name} in ring {ring} raises #UD, vector {vector}")),
     }
 }

@@ -17,39 +17,19 @@ pub(super) fn run(_: &Machine, _: &Arguments) -> Outcome {
     let mut checks = Checks::new();
     if cpu::cpuid(1, 0)[2] & 1 << 26 == 0 {
         console::line(format_args!("no XSAVE"));
-        note(
-            &mut checks,
-            "XSETBV without XSAVE",
-            UD,
-            catch(|| cpu::xsetbv(0, 1)),
-        );
+        note(&mut checks, "XSETBV without XSAVE", UD, catch(|| cpu::xsetbv(0, 1)));
         return checks.finish();
     }
-    note(
-        &mut checks,
-        "XSETBV without CR4.OSXSAVE",
-        UD,
-        catch(|| cpu::xsetbv(0, 1)),
-    );
+    note(&mut checks, "XSETBV without CR4.OSXSAVE", UD, catch(|| cpu::xsetbv(0, 1)));
     cpu::set_cr4(cpu::cr4() | CR4_OSXSAVE);
     let [low, _, _, high] = cpu::cpuid(0x0d, 0);
     let supported = u64::from(high) << 32 | u64::from(low);
     console::line(format_args!("XCR0 may be {supported:#x}"));
     valid(&mut checks, supported);
     invalid(&mut checks, supported);
-    note(
-        &mut checks,
-        "XSETBV in ring 3",
-        GP,
-        catch_ring3(|| cpu::xsetbv(0, 1)),
-    );
+    note(&mut checks, "XSETBV in ring 3", GP, catch_ring3(|| cpu::xsetbv(0, 1)));
     for register in [1, 2, 0xffff_ffff] {
-        note(
-            &mut checks,
-            "XSETBV of another register",
-            GP,
-            catch(|| cpu::xsetbv(register, 1)),
-        );
+        note(&mut checks, "XSETBV of another register", GP, catch(|| cpu::xsetbv(register, 1)));
     }
     cpu::xsetbv(0, X87);
     cpu::set_cr4(cpu::cr4() & !CR4_OSXSAVE);
@@ -58,15 +38,7 @@ pub(super) fn run(_: &Machine, _: &Arguments) -> Outcome {
 
 fn valid(checks: &mut Checks, supported: u64) {
     let all = X87 | SSE | AVX;
-    for value in [
-        X87,
-        X87 | SSE,
-        all,
-        all | AVX512,
-        all | PKRU,
-        supported,
-        X87,
-    ] {
+    for value in [X87, X87 | SSE, all, all | AVX512, all | PKRU, supported, X87] {
         if value & !supported != 0 {
             continue;
         }
@@ -81,26 +53,11 @@ fn valid(checks: &mut Checks, supported: u64) {
 
 fn invalid(checks: &mut Checks, supported: u64) {
     let all = X87 | SSE | AVX;
-    let combinations = [
-        0,
-        SSE,
-        X87 | AVX,
-        1 << 3 | X87,
-        BOUND,
-        X87 | SSE | AVX512,
-        all | 1 << 5,
-    ];
-    let missing = (0..64)
-        .map(|bit| 1 << bit)
-        .filter(|bit| bit & supported == 0);
+    let combinations = [0, SSE, X87 | AVX, 1 << 3 | X87, BOUND, X87 | SSE | AVX512, all | 1 << 5];
+    let missing = (0..64).map(|bit| 1 << bit).filter(|bit| bit & supported == 0);
     for value in combinations.into_iter().chain(missing.map(|bit| bit | X87)) {
         let before = cpu::xgetbv(0);
-        note(
-            checks,
-            "an invalid XCR0",
-            GP,
-            catch(|| cpu::xsetbv(0, value)),
-        );
+        note(checks, "an invalid XCR0", GP, catch(|| cpu::xsetbv(0, value)));
         let after = cpu::xgetbv(0);
         checks.that(
             before == after,

@@ -36,8 +36,7 @@ impl Comparison {
         let (mut gone, mut new) = (without(bare, visor), without(visor, bare));
         // The kernel's log follows the time at which parallel work gets done.
         if name != "dmesg" && without(bare, &gone) != without(visor, &new) {
-            self.wrong
-                .push(format!("{name}: the same lines come in another order"));
+            self.wrong.push(format!("{name}: the same lines come in another order"));
         }
         for rule in RULES.iter().filter(|rule| rule.section == name) {
             while let Some(explained) = apply(rule, &mut gone, &mut new, holes) {
@@ -63,8 +62,7 @@ impl Comparison {
                 let (section, why) = (rule.section, rule.why);
                 let new = rule.visor.iter().map(|line| format!(" + {line}"));
                 let lines = format!("- {}{}", rule.bare, new.collect::<String>());
-                self.wrong
-                    .push(format!("{section}: missing difference: {lines}: {why}"));
+                self.wrong.push(format!("{section}: missing difference: {lines}: {why}"));
             }
         }
     }
@@ -114,22 +112,14 @@ fn apply(
 ) -> Option<Explained> {
     if rule.bare.is_empty() {
         let new = take(rule, &[], new, holes)?;
-        return Some(Explained {
-            rule,
-            gone: None,
-            new,
-        });
+        return Some(Explained { rule, gone: None, new });
     }
     let (at, found) = gone.iter().enumerate().find_map(|(at, line)| {
         let texts = captures(rule.bare, line)?;
         Some((at, take(rule, &texts, new, holes)?))
     })?;
     let gone = Some(gone.remove(at));
-    Some(Explained {
-        rule,
-        gone,
-        new: found,
-    })
+    Some(Explained { rule, gone, new: found })
 }
 
 /// Takes all lines that `rule` wants out of `new`, or none of them.
@@ -138,9 +128,7 @@ fn take(rule: &Rule, texts: &[&str], new: &mut Vec<String>, holes: &Holes) -> Op
     let mut found = Vec::new();
     for pattern in rule.visor {
         let pattern = holes.fill(pattern, texts);
-        let at = left
-            .iter()
-            .position(|line| captures(&pattern, line).is_some())?;
+        let at = left.iter().position(|line| captures(&pattern, line).is_some())?;
         found.push(left.remove(at));
     }
     *new = left;
@@ -153,14 +141,8 @@ mod tests {
     use crate::suite::same::Kept;
 
     const HOLES: Holes = Holes {
-        low: Kept {
-            first: 0x7000,
-            length: 0x3000,
-        },
-        top: Kept {
-            first: 0x20_0000,
-            length: 0x20_0000,
-        },
+        low: Kept { first: 0x7000, length: 0x3000 },
+        top: Kept { first: 0x20_0000, length: 0x20_0000 },
     };
 
     fn owned(lines: &[&str]) -> Vec<String> {
@@ -190,10 +172,7 @@ mod tests {
     #[test]
     fn a_rule_takes_all_of_its_lines_or_none() {
         let bare = ["00100000-003fdfff : System RAM"];
-        let two = [
-            "00100000-001fffff : System RAM",
-            "00200000-003fffff : Reserved",
-        ];
+        let two = ["00100000-001fffff : System RAM", "00200000-003fffff : Reserved"];
         assert_eq!(wrong("iomem", &bare, &two).len(), 3);
     }
 

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 
 /// The sections that are compared; the report has others, which only count events.
-pub(super) const SECTIONS: [&str; 7] = [
-    "cpuinfo", "iomem", "online", "meminfo", "mtrr", "pci", "dmesg",
-];
+pub(super) const SECTIONS: [&str; 7] =
+    ["cpuinfo", "iomem", "online", "meminfo", "mtrr", "pci", "dmesg"];
 
 /// What a Linux said of its machine: the lines of each section, without what differs at any boot.
 #[derive(Debug)]
@@ -18,15 +17,10 @@ impl Report {
     pub(super) fn of(serial: &str) -> Result<Self> {
         let mut sections = BTreeMap::new();
         for name in SECTIONS {
-            let lines = serial
-                .lines()
-                .skip_while(|line| *line != format!("=== {name}"));
+            let lines = serial.lines().skip_while(|line| *line != format!("=== {name}"));
             let lines = lines.skip(1).take_while(|line| !line.starts_with("=== "));
             let lines = plain(name, lines);
-            ensure!(
-                !lines.is_empty(),
-                "the report has no section {name}, or an empty one"
-            );
+            ensure!(!lines.is_empty(), "the report has no section {name}, or an empty one");
             let _ = sections.insert(name, lines);
         }
         Ok(Self(sections))
@@ -41,10 +35,7 @@ impl Report {
 fn plain<'a>(name: &str, lines: impl Iterator<Item = &'a str>) -> Vec<String> {
     match name {
         "cpuinfo" => processors(lines),
-        "meminfo" => lines
-            .filter(|line| line.starts_with("MemTotal:"))
-            .map(spaced)
-            .collect(),
+        "meminfo" => lines.filter(|line| line.starts_with("MemTotal:")).map(spaced).collect(),
         "dmesg" => lines.map(|line| unstamped(line).to_owned()).collect(),
         _ => lines.map(str::to_owned).collect(),
     }
@@ -75,9 +66,7 @@ fn processors<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
 
 /// A line of the kernel's log without its level and its time.
 fn unstamped(line: &str) -> &str {
-    let level = line
-        .strip_prefix('<')
-        .and_then(|rest| rest.split_once(">["));
+    let level = line.strip_prefix('<').and_then(|rest| rest.split_once(">["));
     let text = level.and_then(|(_, rest)| rest.split_once("] "));
     text.map_or(line, |(_, text)| text)
 }
@@ -89,11 +78,8 @@ pub(super) fn captures<'a>(pattern: &str, line: &'a str) -> Option<Vec<&'a str>>
     let mut found = Vec::new();
     while let Some(part) = parts.next() {
         let last = parts.peek().is_none();
-        let (text, after) = if last {
-            (rest.strip_suffix(part)?, "")
-        } else {
-            rest.split_once(part)?
-        };
+        let (text, after) =
+            if last { (rest.strip_suffix(part)?, "") } else { rest.split_once(part)? };
         found.push(text);
         rest = after;
     }
@@ -133,9 +119,7 @@ mod tests {
 
     #[test]
     fn a_report_with_an_empty_section_is_none() {
-        let text: String = SECTIONS
-            .map(|name| format!("=== {name}\nMemTotal: 1 kB: 2\n"))
-            .concat();
+        let text: String = SECTIONS.map(|name| format!("=== {name}\nMemTotal: 1 kB: 2\n")).concat();
         assert!(Report::of(&format!("{text}=== end\n")).is_ok());
         let error = Report::of(&text.replace("=== pci\nMemTotal: 1 kB: 2\n", "=== pci\n"));
         let line = "the report has no section pci, or an empty one";

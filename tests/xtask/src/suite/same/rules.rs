@@ -29,13 +29,7 @@ const fn must(
     why: &'static str,
 ) -> Rule {
     let need = Need::Must;
-    Rule {
-        section,
-        bare,
-        visor,
-        need,
-        why,
-    }
+    Rule { section, bare, visor, need, why }
 }
 
 const fn may(
@@ -45,13 +39,7 @@ const fn may(
     why: &'static str,
 ) -> Rule {
     let need = Need::May;
-    Rule {
-        section,
-        bare,
-        visor,
-        need,
-        why,
-    }
+    Rule { section, bare, visor, need, why }
 }
 
 const VMX: &str = "VMX is hidden: the visor uses it";
@@ -80,18 +68,8 @@ pub(super) const RULES: &[Rule] = &[
     must("cpuinfo", "cpu *: flags: ds_cpl", &[], STORE),
     must("cpuinfo", "cpu *: flags: pebs", &[], STORE_USER),
     must("cpuinfo", "cpu *: flags: bts", &[], STORE_USER),
-    may(
-        "cpuinfo",
-        "cpu *: cpu MHz: *",
-        &["cpu $1: cpu MHz: *"],
-        TIME,
-    ),
-    may(
-        "cpuinfo",
-        "cpu *: bogomips: *",
-        &["cpu $1: bogomips: *"],
-        TIME,
-    ),
+    may("cpuinfo", "cpu *: cpu MHz: *", &["cpu $1: cpu MHz: *"], TIME),
+    may("cpuinfo", "cpu *: bogomips: *", &["cpu $1: bogomips: *"], TIME),
     must(
         "iomem",
         "00001000-* : System RAM",
@@ -113,12 +91,7 @@ pub(super) const RULES: &[Rule] = &[
         TOP,
     ),
     must("meminfo", "MemTotal: * kB", &["MemTotal: * kB"], SIZE),
-    must(
-        "dmesg",
-        "Command line: BOOT_IMAGE=* initrd=* *",
-        &["Command line: $3"],
-        WORDS,
-    ),
+    must("dmesg", "Command line: BOOT_IMAGE=* initrd=* *", &["Command line: $3"], WORDS),
     must(
         "dmesg",
         "Kernel command line: BOOT_IMAGE=* initrd=* *",
@@ -163,30 +136,10 @@ pub(super) const RULES: &[Rule] = &[
         ],
         TOP,
     ),
-    may(
-        "dmesg",
-        "",
-        &["On node 0, zone DMA: {low.pages} pages in unavailable ranges"],
-        LOW,
-    ),
-    may(
-        "dmesg",
-        "",
-        &["On node 0, zone DMA32: {top.pages} pages in unavailable ranges"],
-        TOP,
-    ),
-    may(
-        "dmesg",
-        "",
-        &["e820: reserve RAM buffer [mem 0x{low.first}-0x*]"],
-        LOW,
-    ),
-    may(
-        "dmesg",
-        "",
-        &["e820: reserve RAM buffer [mem 0x{top.first}-0x*]"],
-        TOP,
-    ),
+    may("dmesg", "", &["On node 0, zone DMA: {low.pages} pages in unavailable ranges"], LOW),
+    may("dmesg", "", &["On node 0, zone DMA32: {top.pages} pages in unavailable ranges"], TOP),
+    may("dmesg", "", &["e820: reserve RAM buffer [mem 0x{low.first}-0x*]"], LOW),
+    may("dmesg", "", &["e820: reserve RAM buffer [mem 0x{top.first}-0x*]"], TOP),
     may(
         "dmesg",
         "",
@@ -212,30 +165,10 @@ pub(super) const RULES: &[Rule] = &[
         SIZE,
     ),
     may("dmesg", "RAMDISK: [mem *]", &["RAMDISK: [mem *]"], PLACE),
-    may(
-        "dmesg",
-        "NODE_DATA(0) allocated [mem *]",
-        &["NODE_DATA(0) allocated [mem *]"],
-        PLACE,
-    ),
-    must(
-        "dmesg",
-        "Performance Events: PEBS fmt0-, *",
-        &["Performance Events: $1"],
-        STORE_USER,
-    ),
-    may(
-        "dmesg",
-        "",
-        &["kvm: no hardware support for 'kvm_intel'"],
-        VMX,
-    ),
-    may(
-        "dmesg",
-        "tsc: Detected * MHz processor",
-        &["tsc: Detected * MHz processor"],
-        TIME,
-    ),
+    may("dmesg", "NODE_DATA(0) allocated [mem *]", &["NODE_DATA(0) allocated [mem *]"], PLACE),
+    must("dmesg", "Performance Events: PEBS fmt0-, *", &["Performance Events: $1"], STORE_USER),
+    may("dmesg", "", &["kvm: no hardware support for 'kvm_intel'"], VMX),
+    may("dmesg", "tsc: Detected * MHz processor", &["tsc: Detected * MHz processor"], TIME),
     may("dmesg", "tsc: Refined TSC *", &["tsc: Refined TSC *"], TIME),
     may(
         "dmesg",
@@ -255,34 +188,19 @@ pub(super) const RULES: &[Rule] = &[
         &["smpboot: Total of $1 processors activated (*)"],
         TIME,
     ),
-    may(
-        "dmesg",
-        "sched_clock: Marking stable *",
-        &["sched_clock: Marking stable *"],
-        TIME,
-    ),
+    may("dmesg", "sched_clock: Marking stable *", &["sched_clock: Marking stable *"], TIME),
     may(
         "dmesg",
         "node 0 deferred pages initialised in *",
         &["node 0 deferred pages initialised in *"],
         TIME,
     ),
-    may(
-        "dmesg",
-        "audit: type=2000 audit(*): *",
-        &["audit: type=2000 audit(*): $2"],
-        TIME,
-    ),
+    may("dmesg", "audit: type=2000 audit(*): *", &["audit: type=2000 audit(*): $2"], TIME),
     may(
         "dmesg",
         "rtc_cmos *: setting system clock to *",
         &["rtc_cmos $1: setting system clock to *"],
         TIME,
     ),
-    may(
-        "dmesg",
-        "pci *: * took * usecs",
-        &["pci $1: $2 took * usecs"],
-        TIME,
-    ),
+    may("dmesg", "pci *: * took * usecs", &["pci $1: $2 took * usecs"], TIME),
 ];

@@ -184,10 +184,7 @@ pub(super) fn every_form(checks: &mut Checks, reservation: Reservation) {
     let mut tried = 0;
     for (slot, physical) in (16..).step_by(2).zip(reservation.samples()) {
         let at = paging::page(slot, physical) + PAGE / 2;
-        for form in [DATA, LOCKED, STRINGS, STATE, FLOW, CACHE]
-            .into_iter()
-            .flatten()
-        {
+        for form in [DATA, LOCKED, STRINGS, STATE, FLOW, CACHE].into_iter().flatten() {
             tried += u32::from(refused(checks, form, at));
         }
         for form in HARMLESS {
@@ -208,10 +205,7 @@ fn refused(checks: &mut Checks, form: &Form, at: u64) -> bool {
         return false;
     }
     let result = attempt(form, at);
-    checks.that(
-        is_refusal(result),
-        format_args!("{} raises #GP(0), {}", form.name, Shown(result)),
-    );
+    checks.that(is_refusal(result), format_args!("{} raises #GP(0), {}", form.name, Shown(result)));
     true
 }
 

@@ -72,23 +72,13 @@ fn find(info: &Info, arguments: &Arguments) -> Option<Reservation> {
     }
     if let Ok(mut visor) = Status::find(Direct) {
         let (base, length) = visor.reservation();
-        return Some(Reservation {
-            base,
-            end: base + length,
-        });
+        return Some(Reservation { base, end: base + length });
     }
-    let ends_ram = |base| {
-        info.regions()
-            .iter()
-            .any(|r| r.kind == 1 && r.end() == base)
-    };
+    let ends_ram = |base| info.regions().iter().any(|r| r.kind == 1 && r.end() == base);
     info.regions()
         .iter()
         .filter(|region| region.kind == 2 && region.base % MIB2 == 0 && ends_ram(region.base))
-        .map(|region| Reservation {
-            base: region.base,
-            end: region.end(),
-        })
+        .map(|region| Reservation { base: region.base, end: region.end() })
         .max_by_key(|reservation| reservation.base)
 }
 
@@ -98,9 +88,7 @@ static REFUSAL: AtomicU8 = AtomicU8::new(GP);
 /// What the visor answers to an access it refuses: #GP(0).
 fn is_refusal(result: Result<u64, Fault>) -> bool {
     let vector = REFUSAL.load(Ordering::Relaxed);
-    result
-        .err()
-        .is_some_and(|fault| fault.vector == vector && (vector == PF || fault.error == 0))
+    result.err().is_some_and(|fault| fault.vector == vector && (vector == PF || fault.error == 0))
 }
 
 /// An access's outcome, for a line of output.

@@ -51,10 +51,7 @@ fn note(
 ) {
     checks.that(
         is_refusal(result),
-        format_args!(
-            "{kind} of {physical:#x} by {how} raises #GP(0), {}",
-            Shown(result)
-        ),
+        format_args!("{kind} of {physical:#x} by {how} raises #GP(0), {}", Shown(result)),
     );
 }
 
@@ -117,17 +114,10 @@ fn runs_into(checks: &mut Checks, address: u64) {
     let kept = read(address - 5);
     // nop … nop, then B8 and two bytes of its operand, in the host's last eight bytes.
     let _ = write(address - 5, 0x0000_b890_9090_9090);
-    let result = if is_refusal(read(address + 3)) {
-        execute(address - 5)
-    } else {
-        Ok(0)
-    };
+    let result = if is_refusal(read(address + 3)) { execute(address - 5) } else { Ok(0) };
     checks.that(
         is_refusal(result),
-        format_args!(
-            "code that runs into the reservation raises #GP(0), {}",
-            Shown(result)
-        ),
+        format_args!("code that runs into the reservation raises #GP(0), {}", Shown(result)),
     );
     let _ = write(address - 5, kept.unwrap_or(0));
 }
@@ -174,9 +164,8 @@ pub(super) fn beyond_physical(checks: &mut Checks, reservation: Reservation) {
     for bit in cpu::physical_bits()..52 {
         let entry = reservation.base | 1 << bit | PRESENT;
         let result = read(paging::page_entry(0, entry));
-        let reserved = result
-            .err()
-            .is_some_and(|fault| fault.vector == PF && fault.error & RESERVED_BIT != 0);
+        let reserved =
+            result.err().is_some_and(|fault| fault.vector == PF && fault.error & RESERVED_BIT != 0);
         checks.that(
             reserved,
             format_args!("address bit {bit} raises #PF(reserved), {}", Shown(result)),
@@ -189,9 +178,6 @@ pub(super) fn not_canonical(checks: &mut Checks) {
     for address in [1 << 47, 1 << 62, 0xffff_7fff_ffff_f000] {
         let result = read(address);
         let refused = result.err().is_some_and(|fault| fault.vector == GP);
-        checks.that(
-            refused,
-            format_args!("address {address:#x} raises #GP, {}", Shown(result)),
-        );
+        checks.that(refused, format_args!("address {address:#x} raises #GP, {}", Shown(result)));
     }
 }

@@ -24,11 +24,7 @@ pub(super) fn page_walks(checks: &mut Checks, reservation: Reservation) {
         walk(checks, "page directory", read(pointer));
         let _ = paging::pointer_entry(2, 0);
         paging::set_pml4(2, table);
-        walk(
-            checks,
-            "page-directory-pointer table",
-            read(paging::pml4_address(2)),
-        );
+        walk(checks, "page-directory-pointer table", read(paging::pml4_address(2)));
         paging::set_pml4(2, 0);
     }
 }
@@ -48,10 +44,7 @@ fn walk(checks: &mut Checks, level: &str, result: Result<u64, Fault>) {
 pub(super) fn descriptor_tables(checks: &mut Checks, reservation: Reservation) {
     if !is_refusal(read(paging::page(VISOR_SLOT, reservation.base))) {
         // The processor would act on whatever lies there.
-        return checks.that(
-            false,
-            format_args!("descriptor tables: the reservation is readable"),
-        );
+        return checks.that(false, format_args!("descriptor tables: the reservation is readable"));
     }
     let edge = paging::page(OWN_SLOT, OWN.get() as u64) + PAGE;
     let _ = paging::page(VISOR_SLOT, reservation.base);

@@ -22,13 +22,8 @@ const PRESENT: u64 = 1;
 const RESERVED: u64 = 0b110;
 const READ: u32 = 0;
 /// By name, in the order of `unpaged.s`; all but the first act on what is there, if it can be read.
-const KINDS: [&str; 5] = [
-    "read",
-    "write",
-    "execution",
-    "use for PAE paging",
-    "use for PAE paging with NE off",
-];
+const KINDS: [&str; 5] =
+    ["read", "write", "execution", "use for PAE paging", "use for PAE paging with NE off"];
 
 /// Tries each kind at the sample pages, if they are below 4 GiB.
 pub(super) fn without_paging(checks: &mut Checks, reservation: Reservation) {
