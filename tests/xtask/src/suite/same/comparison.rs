@@ -177,6 +177,16 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_leaves_free_only_what_it_says() {
+        let found = |name, at| format!("input: {name} as /devices/{at}");
+        let bare = found("Keyboard", "serio0/input/input1");
+        let other = found("Keyboard", "serio0/input/input0");
+        assert_eq!(wrong("dmesg", &[&bare], &[&other]), owned(&[]));
+        let moved = found("Keyboard", "serio1/input/input0");
+        assert_eq!(wrong("dmesg", &[&bare], &[&moved]).len(), 2);
+    }
+
+    #[test]
     fn a_rule_of_another_section_explains_nothing() {
         let line = "pci: no rule explains: - cpu 0: flags: vmx";
         assert_eq!(wrong("pci", &["cpu 0: flags: vmx"], &[]), [line]);

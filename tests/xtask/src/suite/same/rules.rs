@@ -51,6 +51,7 @@ const TOP: &str = "the visor keeps this memory for itself";
 const SIZE: &str = "what the visor keeps is not counted, and the initrd counts elsewhere";
 const WORDS: &str = "isolinux adds these words when it loads a Linux by itself";
 const PLACE: &str = "boot loaders put the initrd where they like, and the kernel builds around it";
+const NUMBER: &str = "Linux looks for these side by side and numbers them as it finds them";
 const TIME: &str = "a measured time";
 
 /// Every difference that is as it should be, and why; the first rule that fits is taken.
@@ -168,6 +169,7 @@ pub(super) const RULES: &[Rule] = &[
     may("dmesg", "NODE_DATA(0) allocated [mem *]", &["NODE_DATA(0) allocated [mem *]"], PLACE),
     must("dmesg", "Performance Events: PEBS fmt0-, *", &["Performance Events: $1"], STORE_USER),
     may("dmesg", "", &["kvm: no hardware support for 'kvm_intel'"], VMX),
+    may("dmesg", "input: * as */input/input*", &["input: $1 as $2/input/input*"], NUMBER),
     may("dmesg", "tsc: Detected * MHz processor", &["tsc: Detected * MHz processor"], TIME),
     may("dmesg", "tsc: Refined TSC *", &["tsc: Refined TSC *"], TIME),
     may(
