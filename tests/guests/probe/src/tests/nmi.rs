@@ -16,6 +16,7 @@ pub(super) fn run(_: &Machine, arguments: &Arguments) -> Outcome {
     let mut checks = Checks::new();
     by_self(&mut checks, count);
     by_pit(&mut checks, count);
+    in_last_exit(&mut checks, count);
     wakes_halt(&mut checks);
     while_blocked(&mut checks);
     after_inner_return(&mut checks);
@@ -89,6 +90,48 @@ fn by_pit(checks: &mut Checks, count: u64) {
     }
     apic::route_pit(0, None);
     tally.judge(checks, "by PIT", count);
+}
+
+/// One CPUID about when an NMI from the PIT comes, and no exit after it: an NMI that arrives while that
+/// exit is handled, up to its last instruction, must not wait for another exit. The CPUID comes
+/// earlier and later by steps, so that the NMI meets every part of it.
+fn in_last_exit(checks: &mut Checks, count: u64) {
+    const TICKS: u16 = 100;
+    const SWEEP: u64 = 900;
+    let comes_within = |from: u64, limit: u64, before: u64| {
+        while arrived(NMI) == before && cpu::rdtsc() - from < limit {
+            core::hint::spin_loop();
+        }
+        arrived(NMI) != before
+    };
+    apic::pic(0);
+    apic::route_pit(apic::id(), Some(apic::NMI));
+    let (mut usual, mut late) = (0, 0);
+    for round in 0..count + 16 {
+        let before = arrived(NMI);
+        let start = cpu::rdtsc();
+        apic::pit(0, TICKS);
+        if round < 16 {
+            // How long it takes without any exit.
+            let _ = comes_within(start, u64::MAX, before);
+            usual = cpu::rdtsc() - start;
+            continue;
+        }
+        // The NMI's own exit and handler are part of the usual time.
+        let moment = (usual + round * 7 % SWEEP).saturating_sub(SWEEP);
+        while cpu::rdtsc() - start < moment {
+            core::hint::spin_loop();
+        }
+        let _ = cpu::cpuid(0, 0);
+        late += u64::from(!comes_within(start, 4 * usual, before));
+        let _ = load::until(|| arrived(NMI) != before);
+        if late >= ENOUGH {
+            break;
+        }
+    }
+    apic::route_pit(0, None);
+    console::line(format_args!("nmi in the last exit: {count} sent, {late} late"));
+    checks.that(late == 0, format_args!("no NMI waits for a later exit, {late} did"));
 }
 
 fn wakes_halt(checks: &mut Checks) {
