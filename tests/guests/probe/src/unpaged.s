@@ -4,7 +4,7 @@
 .code64
 # void unpaged_access(u32 address, u32 kind): interrupts off; sets unpaged_refused.
 # Kinds: 0 read, 1 write, 2 execute, 3 and 4 use as page-directory-pointer table, by a write of CR0
-# that leaves NE alone and by one that clears it.
+# that leaves NE alone and by one that clears it; 5 no access, but a switch to a 32-bit task.
 .global unpaged_access
 unpaged_access:
     push rbx
@@ -35,6 +35,8 @@ unpaged_compatibility:
     and eax, 0xfffffeff
     wrmsr
     lidt [unpaged_gates_pointer]
+    cmp esi, 5
+    je unpaged_task
     cmp esi, 1
     jb unpaged_read
     je unpaged_write
@@ -56,6 +58,20 @@ unpaged_write:
     jmp unpaged_done
 unpaged_execute:
     call edi
+    jmp unpaged_done
+unpaged_task:                           # described in the last slot of the GDT; below 16 MiB
+    .set TASK, 0x40 + 31 * 8
+    mov eax, offset unpaged_task_state
+    mov edx, eax
+    shl eax, 16
+    or eax, 0x67
+    mov dword ptr [gdt + TASK], eax
+    shr edx, 16
+    or edx, 0x8900
+    mov dword ptr [gdt + TASK + 4], edx
+    .byte 0xea                          # far jump
+    .long 0
+    .short TASK
     jmp unpaged_done
 
 .global unpaged_fault
@@ -94,5 +110,6 @@ unpaged_gates_pointer:
 unpaged_gates: .skip 14 * 8
 unpaged_rsp: .skip 8
 unpaged_idt: .skip 16
+unpaged_task_state: .skip 104
 .global unpaged_refused
 unpaged_refused: .skip 4

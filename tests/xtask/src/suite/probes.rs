@@ -60,6 +60,19 @@ fn on_visor() -> Vec<Test> {
         probe("smp x2apic").on(two_cpus).test("boot/smp-x2apic", 8),
         probe("stats exits").test("boot/status", 2),
     ];
+    let stops = Boot::attack(Stack::on_visor(Host::Probe("task-switch".to_owned())));
+    tests.push(
+        stops
+            .expect(&[
+                "visor: [panic] no rule for exits of basic reason 9 at src/host.rs:*",
+                "visor: [panic] apic 0 cr0 * cr2 * cr3 * cr4 *",
+                "visor: [panic] last exit: reason 0x9 qualification * rip *",
+                "visor: [panic] * cpu 0 HostStarted",
+                "visor: halted",
+            ])
+            .never("probe: FAIL *")
+            .test("boot/panic", 2),
+    );
     for (name, words) in [
         ("boot/triple-fault-resets", "triple-fault"),
         ("boot/keyboard-resets", "reset-kbd"),

@@ -61,6 +61,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("reset-kbd", "", reset::keyboard),
     Test::new("smp", "[N] [busy] [x2apic]", smp::run),
     Test::new("stats", "", stats::run),
+    Test::new("task-switch", "", memory::task_switch),
     Test::new("triple-fault", "", reset::triple_fault),
     Test::new("vmx-instructions", "", vmx::run),
     Test::new("xsetbv", "", xsetbv::run),

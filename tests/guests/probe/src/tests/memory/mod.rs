@@ -37,6 +37,13 @@ impl Reservation {
     }
 }
 
+/// `task-switch`: a switch to a 32-bit task. The visor has no rule for its exit and stops the machine,
+/// so under it this does not return.
+pub(super) fn task_switch(_: &Machine, _: &Arguments) -> Outcome {
+    unpaged::switch_task();
+    fail!("the machine goes on");
+}
+
 pub(super) fn run(machine: &Machine, arguments: &Arguments) -> Outcome {
     let Some(reservation) = find(machine.info, arguments) else {
         fail!("no reservation: none given, no visor, none in the memory map");

@@ -59,6 +59,13 @@ pub(super) fn malformed_pointers(checks: &mut Checks) {
     }
 }
 
+/// Switches to a 32-bit task, which always exits and which no host of today does.
+pub(super) fn switch_task() {
+    const TASK: u32 = 5;
+    prepare();
+    let _ = attempt(0, TASK);
+}
+
 /// One 32-bit interrupt gate (SDM vol. 3, 7.11), for #GP.
 fn prepare() {
     let target = &raw const unpaged_fault as u64;
