@@ -82,9 +82,9 @@ impl Known {
 
 #[derive(Debug, Args)]
 struct MachineOptions {
-    /// The emulator
-    #[arg(long, value_enum, default_value_t = Runner::Bochs)]
-    runner: Runner,
+    /// The emulator (default: qemu-kvm where KVM nests VMX, else bochs)
+    #[arg(long, value_enum)]
+    runner: Option<Runner>,
     /// The boot loader
     #[arg(long, value_enum, default_value_t = Loader::Isolinux)]
     loader: Loader,
@@ -108,7 +108,9 @@ struct MachineOptions {
 impl MachineOptions {
     fn machine(&self) -> Machine {
         Machine {
-            runner: self.runner,
+            runner: self.runner.unwrap_or_else(|| {
+                if machine::kvm_nests() { Runner::QemuKvm } else { Runner::Bochs }
+            }),
             cpu: self.cpu,
             cpus: self.cpus,
             memory_mib: self.memory,
@@ -128,13 +130,13 @@ const fn need(runner: Runner) -> Need {
 
 /// Boots once; the status is 0 after a power-off or the awaited line, 1 otherwise.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    packages::install(&[Need::Build, Need::Image, need(options.machine.runner)])?;
+    let machine = options.machine.machine();
+    packages::install(&[Need::Build, Need::Image, need(machine.runner)])?;
     let dir = match &options.dir {
         Some(dir) => std::path::absolute(dir).context("cannot find the current folder")?,
         None => paths::target("run")?.join(std::process::id().to_string()),
     };
     let mut show = Show::new(options.until.as_deref());
-    let machine = options.machine.machine();
     let outcome = machine::boot(&machine, &payload(options, &machine)?, &dir, &mut show)?;
     eprintln!(
         "\nxtask: {}, after {} ms of processor time; logs in {}",

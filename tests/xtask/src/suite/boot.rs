@@ -45,6 +45,7 @@ fn reaches_userspace(stack: Stack) -> Boot {
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests = bare();
     tests.extend(hosts());
+    tests.extend(on_hardware());
     tests.extend(endings());
     tests.extend(refusals());
     tests.extend(loaders());
@@ -79,6 +80,22 @@ fn hosts() -> Vec<Test> {
         reaches_userspace(Stack::on_visor(small("")))
             .on(|machine| machine.loader = Loader::Grub2)
             .test("boot/linux-by-multiboot2", 8),
+    ]
+}
+
+/// The whole way by UEFI and by tboot, which takes VMX in QEMU: skipped where KVM does not nest it.
+fn on_hardware() -> Vec<Test> {
+    let by = |loader| {
+        reaches_userspace(Stack::on_visor(small(""))).on(move |machine| {
+            machine.runner = Runner::QemuKvm;
+            machine.loader = loader;
+        })
+    };
+    vec![
+        by(Loader::Grub2).test("boot/hardware-linux", 1),
+        by(Loader::Grub2).on(|machine| machine.cpus = 2).test("boot/hardware-linux-2-cpus", 1),
+        by(Loader::GrubEfi).test("boot/hardware-linux-uefi", 1),
+        by(Loader::Tboot).test("boot/hardware-linux-by-tboot", 1),
     ]
 }
 
