@@ -94,7 +94,6 @@ pub(crate) extern "C" fn on_exit(registers: &mut Registers) {
     cpu.count_exit(raw & 0xffff);
     let reason = Reason::decode(raw);
     let next = handle(cpu, reason, registers);
-    clear_smi_blocking();
     match next {
         Next::Step => step(),
         Next::Stay => {}
@@ -146,16 +145,6 @@ fn handle(cpu: &PerCpu, reason: Reason, registers: &mut Registers) -> Next {
         Reason::TripleFault => triple_fault(cpu),
         Reason::EntryFailure(reason) => panic!("VM entry failed with basic reason {reason}"),
         Reason::Other(reason) => panic!("no rule for exits of basic reason {reason}"),
-    }
-}
-
-/// Outside SMM no entry may block SMIs, and no exit should report it. Bochs 2.7 does, for good, once
-/// a processor has waited for SIPI.
-fn clear_smi_blocking() {
-    const BY_SMI: u32 = 1 << 2;
-    let interruptibility = Current.read(GUEST_INTERRUPTIBILITY);
-    if interruptibility & BY_SMI != 0 {
-        Current.write(GUEST_INTERRUPTIBILITY, interruptibility & !BY_SMI);
     }
 }
 
