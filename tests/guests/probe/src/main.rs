@@ -5,38 +5,17 @@
 #![no_std]
 #![no_main]
 
-mod apic;
-mod console;
-mod cpu;
-mod fault;
-mod info;
-mod paging;
-mod power;
 mod report;
-mod smp;
 mod tests;
-mod time;
 
+use bare::{apic, console, cpu, fault, info, paging, power, smp, time};
 use report::Outcome;
 use tests::{Machine, TESTS};
 
-core::arch::global_asm!(include_str!("boot.s"), options(raw));
-core::arch::global_asm!(include_str!("fault.s"), options(raw));
-
-/// Where `boot.s` arrives, on the boot stack, in long mode, with interrupts off.
+/// Where `boot.s` arrives.
 #[unsafe(no_mangle)]
-extern "C" fn probe_main(magic: u32, info: u32) -> ! {
-    console::init();
-    fault::init(0);
-    paging::init();
-    time::init();
-    apic::init();
-    // The firmware leaves the 8259 on vectors that are exceptions here.
-    apic::pic(0);
-    let info = match info::read(magic, info) {
-        Ok(info) => info,
-        Err(why) => power::fail("boot", format_args!("{why}")),
-    };
+extern "C" fn bare_main(magic: u32, info: u32) -> ! {
+    let info = bare::start("probe", magic, info);
     console::line(format_args!("command line \"{}\"", info.command_line()));
     power::off(run_all(&Machine { info }))
 }
@@ -51,7 +30,7 @@ fn run_all(machine: &Machine) -> power::Verdict {
         let Some(test) = TESTS.iter().find(|test| test.name == word) else {
             continue;
         };
-        report::begin(test.name);
+        bare::begin(test.name);
         let arguments = tests::Arguments::new(rest.clone());
         verdict = verdict.and(conclude(test.name, (test.run)(machine, &arguments)));
     }
@@ -79,12 +58,5 @@ fn conclude(name: &str, outcome: Outcome) -> power::Verdict {
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
-    console::break_lock();
-    match info.location() {
-        Some(at) => power::fail(
-            report::current(),
-            format_args!("{} ({}:{})", info.message(), at.file(), at.line()),
-        ),
-        None => power::fail(report::current(), format_args!("{}", info.message())),
-    }
+    bare::panicked(info)
 }

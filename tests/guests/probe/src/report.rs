@@ -2,7 +2,6 @@
 
 use crate::console;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// What a test returns.
 pub(crate) type Outcome = Result<(), Failure>;
@@ -87,18 +86,4 @@ impl Checks {
             Some(first) => fail!("{} of {} checks: {first}", self.failed, self.done),
         }
     }
-}
-
-static CURRENT: AtomicUsize = AtomicUsize::new(usize::MAX);
-
-/// Remembers which test runs, for a failure outside its own control flow.
-pub(crate) fn begin(name: &str) {
-    let index = crate::tests::TESTS.iter().position(|test| test.name == name);
-    CURRENT.store(index.unwrap_or(usize::MAX), Ordering::Relaxed);
-}
-
-/// The name of the test that runs.
-pub(crate) fn current() -> &'static str {
-    let index = CURRENT.load(Ordering::Relaxed);
-    crate::tests::TESTS.get(index).map_or("boot", |test| test.name)
 }

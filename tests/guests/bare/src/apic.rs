@@ -4,8 +4,8 @@ use crate::cpu;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// IA32_APIC_BASE and its bits (SDM vol. 3, 11.4.4).
-pub(crate) const APIC_BASE: u32 = 0x1b;
-pub(crate) const X2APIC: u64 = 1 << 10;
+pub const APIC_BASE: u32 = 0x1b;
+pub const X2APIC: u64 = 1 << 10;
 const ENABLED: u64 = 1 << 11;
 const X2_FIRST_MSR: u32 = 0x800;
 
@@ -24,20 +24,20 @@ const DELIVERY_PENDING: u32 = 1 << 12;
 const EXTERNAL: u32 = 0x700;
 
 /// Interrupt commands: delivery mode, level and trigger of ICR bits 8 to 15.
-pub(crate) const NMI: u32 = 0x4400;
-pub(crate) const INIT: u32 = 0x4500;
-pub(crate) const START_UP: u32 = 0x4600;
-pub(crate) const FIXED: u32 = 0x4000;
+pub const NMI: u32 = 0x4400;
+pub const INIT: u32 = 0x4500;
+pub const START_UP: u32 = 0x4600;
+pub const FIXED: u32 = 0x4000;
 
 const SPURIOUS_VECTOR: u32 = 0xff;
 /// Vectors of the 8259 pair; the others are the local APIC's.
-pub(crate) const PIC_FIRST: u8 = 0x20;
+pub const PIC_FIRST: u8 = 0x20;
 const PIC_LAST: u8 = 0x2f;
 
 static IS_X2: AtomicBool = AtomicBool::new(false);
 
 /// Enables the local APIC of this processor, with its timer off and the 8259 on LINT0.
-pub(crate) fn init() {
+pub fn init() {
     let base = cpu::rdmsr(APIC_BASE);
     IS_X2.store(base & X2APIC != 0, Ordering::Relaxed);
     cpu::wrmsr(APIC_BASE, base | ENABLED);
@@ -46,7 +46,7 @@ pub(crate) fn init() {
 }
 
 /// As [`init`], on a further processor: in the mode that the first one is in.
-pub(crate) fn init_further() {
+pub fn init_further() {
     let mode = if IS_X2.load(Ordering::Relaxed) { X2APIC } else { 0 };
     cpu::wrmsr(APIC_BASE, cpu::rdmsr(APIC_BASE) | ENABLED | mode);
     write(SPURIOUS, 0x100 | SPURIOUS_VECTOR);
@@ -54,12 +54,12 @@ pub(crate) fn init_further() {
 }
 
 /// Whether CPUID promises x2APIC mode.
-pub(crate) fn has_x2() -> bool {
+pub fn has_x2() -> bool {
     cpu::cpuid(1, 0)[2] & 1 << 21 != 0
 }
 
 /// Switches this processor to x2APIC mode, for good.
-pub(crate) fn enable_x2() {
+pub fn enable_x2() {
     cpu::wrmsr(APIC_BASE, cpu::rdmsr(APIC_BASE) | X2APIC | ENABLED);
     IS_X2.store(true, Ordering::Relaxed);
 }
@@ -68,7 +68,7 @@ fn page() -> u64 {
     cpu::rdmsr(APIC_BASE) & 0x000f_ffff_ffff_f000
 }
 
-pub(crate) fn read(register: u32) -> u32 {
+pub fn read(register: u32) -> u32 {
     if IS_X2.load(Ordering::Relaxed) {
         return cpu::rdmsr(X2_FIRST_MSR + register / 16) as u32;
     }
@@ -76,7 +76,7 @@ pub(crate) fn read(register: u32) -> u32 {
     unsafe { ((page() + u64::from(register)) as *const u32).read_volatile() }
 }
 
-pub(crate) fn write(register: u32, value: u32) {
+pub fn write(register: u32, value: u32) {
     if IS_X2.load(Ordering::Relaxed) {
         return cpu::wrmsr(X2_FIRST_MSR + register / 16, u64::from(value));
     }
@@ -85,7 +85,7 @@ pub(crate) fn write(register: u32, value: u32) {
 }
 
 /// This processor's APIC id.
-pub(crate) fn id() -> u32 {
+pub fn id() -> u32 {
     match IS_X2.load(Ordering::Relaxed) {
         true => read(ID),
         false => read(ID) >> 24,
@@ -93,7 +93,7 @@ pub(crate) fn id() -> u32 {
 }
 
 /// Sends an interrupt command to one processor and waits until it has left.
-pub(crate) fn send(target: u32, command: u32) {
+pub fn send(target: u32, command: u32) {
     if IS_X2.load(Ordering::Relaxed) {
         let value = u64::from(target) << 32 | u64::from(command);
         return cpu::wrmsr(X2_FIRST_MSR + ICR_LOW / 16, value);
@@ -109,20 +109,20 @@ pub(crate) fn send(target: u32, command: u32) {
 }
 
 /// Starts the timer once: `vector` after `count` bus cycles.
-pub(crate) fn timer_once(vector: u8, count: u32) {
+pub fn timer_once(vector: u8, count: u32) {
     write(DIVIDE, 0b1011);
     write(TIMER, u32::from(vector));
     write(INITIAL_COUNT, count);
 }
 
 /// Stops the timer.
-pub(crate) fn timer_off() {
+pub fn timer_off() {
     write(INITIAL_COUNT, 0);
     write(TIMER, MASKED);
 }
 
 /// Ends an interrupt at its controller.
-pub(crate) fn acknowledge(vector: u8) {
+pub fn acknowledge(vector: u8) {
     match vector {
         PIC_FIRST..=PIC_LAST => {
             if vector >= PIC_FIRST + 8 {
@@ -136,7 +136,7 @@ pub(crate) fn acknowledge(vector: u8) {
 }
 
 /// Sets the 8259 pair to vectors 0x20 to 0x2f with only `lines` unmasked, passed on by LINT0.
-pub(crate) fn pic(lines: u16) {
+pub fn pic(lines: u16) {
     for (port, value) in [
         (0x20, 0x11),
         (0xa0, 0x11),
@@ -155,7 +155,7 @@ pub(crate) fn pic(lines: u16) {
 }
 
 /// Sets the PIT's channel 0: `mode` 0 one interrupt after `count`, 2 one every `count`.
-pub(crate) fn pit(mode: u8, count: u16) {
+pub fn pit(mode: u8, count: u16) {
     let [low, high] = count.to_le_bytes();
     cpu::out8(0x43, 0x30 | mode << 1);
     cpu::out8(0x40, low);
@@ -168,7 +168,7 @@ const TIMER_PIN: u32 = 2;
 
 /// Lets the PIT raise `command` (vector and delivery mode) at processor `target` through the I/O
 /// APIC, or nothing.
-pub(crate) fn route_pit(target: u32, command: Option<u32>) {
+pub fn route_pit(target: u32, command: Option<u32>) {
     let low = command.unwrap_or(MASKED) & !0x4000;
     for (register, value) in [(0x10 + 2 * TIMER_PIN + 1, target << 24), (0x10 + 2 * TIMER_PIN, low)]
     {

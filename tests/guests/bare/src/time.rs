@@ -13,7 +13,7 @@ const FALLBACK: u64 = 1000;
 static TICKS_PER_US: AtomicU64 = AtomicU64::new(FALLBACK);
 
 /// Measures the TSC over 5 ms of PIT channel 2, which raises no interrupt.
-pub(crate) fn init() {
+pub fn init() {
     let count = (PIT_HZ / 200) as u16;
     let [low, high] = count.to_le_bytes();
     let speaker = cpu::in8(SYSTEM_CONTROL) & !3;
@@ -34,12 +34,12 @@ pub(crate) fn init() {
 }
 
 /// TSC ticks of `us` microseconds.
-pub(crate) fn ticks(us: u64) -> u64 {
+pub fn ticks(us: u64) -> u64 {
     us * TICKS_PER_US.load(Ordering::Relaxed)
 }
 
 /// Spins.
-pub(crate) fn delay_us(us: u64) {
+pub fn delay_us(us: u64) {
     let start = cpu::rdtsc();
     while cpu::rdtsc() - start < ticks(us) {
         cpu::pause();
@@ -47,7 +47,7 @@ pub(crate) fn delay_us(us: u64) {
 }
 
 /// Waits until `ready`, at most `us` microseconds; whether it came.
-pub(crate) fn wait_us(us: u64, mut ready: impl FnMut() -> bool) -> bool {
+pub fn wait_us(us: u64, mut ready: impl FnMut() -> bool) -> bool {
     let start = cpu::rdtsc();
     loop {
         if ready() {

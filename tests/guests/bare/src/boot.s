@@ -55,7 +55,7 @@ start:
     mov ebx, offset boot_entry
     jmp enter_long
 
-# From 32-bit protected mode with the probe's GDT loaded to 64-bit code at EBX.
+# From 32-bit protected mode with the GDT below loaded to 64-bit code at EBX.
 .global enter_long
 enter_long:
     mov eax, cr4
@@ -88,7 +88,7 @@ boot_entry:
     xor ebp, ebp
     mov edi, dword ptr [boot_magic]
     mov esi, dword ptr [boot_info]
-    call probe_main
+    call bare_main
     ud2
 
 # A further processor starts here, copied to a page below 1 MiB, in real mode.
@@ -99,7 +99,7 @@ trampoline:
     cld
     mov ax, cs
     mov ds, ax
-    # What INIT left behind, for the probe to judge.
+    # What INIT left behind, for a test to judge.
     mov eax, cr0
     .byte 0x66, 0xa3                    # mov [trampoline_state], eax
     .short trampoline_state - trampoline
@@ -145,7 +145,7 @@ ap_entry:
     mov rsp, qword ptr [ap_stack]
     xor ebp, ebp
     mov edi, dword ptr [ap_index]
-    call probe_ap_main
+    call bare_ap_main
     ud2
 
 .section .data

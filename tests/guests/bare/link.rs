@@ -1,8 +1,8 @@
-//! Links the probe as a freestanding image laid out by `probe.ld`.
+//! Links a bare-metal program as a freestanding image laid out by `image.ld`.
 
 fn main() {
     let folder = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
-    println!("cargo:rerun-if-changed=probe.ld");
+    println!("cargo:rerun-if-changed=../bare/image.ld");
     for argument in [
         "-nostartfiles",
         "-nostdlib",
@@ -15,5 +15,5 @@ fn main() {
     ] {
         println!("cargo:rustc-link-arg-bins={argument}");
     }
-    println!("cargo:rustc-link-arg-bins=-Wl,-T,{folder}/probe.ld");
+    println!("cargo:rustc-link-arg-bins=-Wl,-T,{folder}/../bare/image.ld");
 }

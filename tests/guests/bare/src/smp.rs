@@ -4,8 +4,8 @@ use crate::fault::{self, Local};
 use crate::{apic, cpu, time};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-/// Most processors the probe handles; APIC ids are taken to count from 0.
-pub(crate) const MAX_CPUS: usize = 8;
+/// Most processors that a program handles; APIC ids are taken to count from 0.
+pub const MAX_CPUS: usize = 8;
 /// The page below 1 MiB where they start.
 const TRAMPOLINE: u64 = 0x8000;
 const STACK: usize = 16 * 1024;
@@ -28,19 +28,19 @@ unsafe extern "C" {
 
 /// CR0, CR4 and EFER as a processor found them at its first instruction.
 #[derive(Clone, Copy)]
-pub(crate) struct Found {
-    pub(crate) cr0: u32,
-    pub(crate) cr4: u32,
-    pub(crate) efer: u32,
+pub struct Found {
+    pub cr0: u32,
+    pub cr4: u32,
+    pub efer: u32,
 }
 
 /// How often processor `cpu` arrived so far.
-pub(crate) fn starts(cpu: usize) -> u32 {
+pub fn starts(cpu: usize) -> u32 {
     STARTS[cpu].load(Ordering::SeqCst)
 }
 
 /// Starts processor `cpu`, running or not, as Linux does; `None` when it does not arrive.
-pub(crate) fn start(cpu: usize) -> Option<Found> {
+pub fn start(cpu: usize) -> Option<Found> {
     let before = starts(cpu);
     prepare(cpu);
     apic::send(cpu as u32, apic::INIT);
@@ -53,12 +53,12 @@ pub(crate) fn start(cpu: usize) -> Option<Found> {
 }
 
 /// Sends one start-up interrupt.
-pub(crate) fn start_up(cpu: usize) {
+pub fn start_up(cpu: usize) {
     apic::send(cpu as u32, apic::START_UP | (TRAMPOLINE / 4096) as u32);
 }
 
 /// Sends INIT: the processor stops and waits.
-pub(crate) fn stop(cpu: usize) {
+pub fn stop(cpu: usize) {
     apic::send(cpu as u32, apic::INIT);
 }
 
@@ -82,18 +82,18 @@ fn found() -> Found {
 }
 
 /// Lets processor `cpu` run `task` as soon as it is idle.
-pub(crate) fn run(cpu: usize, task: fn()) {
+pub fn run(cpu: usize, task: fn()) {
     TASKS[cpu].store(task as usize, Ordering::SeqCst);
 }
 
 /// Waits until processor `cpu` is idle; whether it became so.
-pub(crate) fn wait_idle(cpu: usize) -> bool {
+pub fn wait_idle(cpu: usize) -> bool {
     time::wait_us(PATIENCE_US, || TASKS[cpu].load(Ordering::SeqCst) == 0)
 }
 
 /// Where `boot.s` brings a started processor.
 #[unsafe(no_mangle)]
-extern "C" fn probe_ap_main(index: u32) -> ! {
+extern "C" fn bare_ap_main(index: u32) -> ! {
     let cpu = index as usize % MAX_CPUS;
     fault::init(cpu);
     apic::init_further();

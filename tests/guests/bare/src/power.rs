@@ -5,7 +5,7 @@ use core::fmt;
 
 /// What all tests of a run came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// No test ran.
     Nothing,
     /// Every test passed.
@@ -15,7 +15,7 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
-    pub(crate) fn and(self, next: Self) -> Self {
+    pub fn and(self, next: Self) -> Self {
         match (self, next) {
             (Self::Failed, _) | (_, Self::Failed) => Self::Failed,
             (_, next) => next,
@@ -24,14 +24,14 @@ impl Verdict {
 }
 
 /// Prints the failure of a test that cannot go on, and powers off.
-pub(crate) fn fail(test: &str, why: fmt::Arguments) -> ! {
+pub fn fail(test: &str, why: fmt::Arguments) -> ! {
     console::line(format_args!("FAIL {test}: {why}"));
     off(Verdict::Failed)
 }
 
 /// Powers off: Bochs by the word on port 0x8900, QEMU by `isa-debug-exit` (status 33 when all
 /// tests passed, 35 otherwise) or else by the PIIX4 sleep register.
-pub(crate) fn off(verdict: Verdict) -> ! {
+pub fn off(verdict: Verdict) -> ! {
     console::drain();
     for byte in *b"Shutdown" {
         cpu::out8(0x8900, byte);
@@ -46,7 +46,7 @@ pub(crate) fn off(verdict: Verdict) -> ! {
 }
 
 /// Stops this processor.
-pub(crate) fn halt() -> ! {
+pub fn halt() -> ! {
     loop {
         cpu::cli();
         cpu::halt();

@@ -19,30 +19,30 @@ const MAX_LINE: usize = 512;
 
 /// One entry of the memory map.
 #[derive(Clone, Copy)]
-pub(crate) struct Region {
-    pub(crate) base: u64,
-    pub(crate) length: u64,
+pub struct Region {
+    pub base: u64,
+    pub length: u64,
     /// E820 type: 1 is RAM.
-    pub(crate) kind: u32,
+    pub kind: u32,
 }
 
 impl Region {
-    pub(crate) fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.base.saturating_add(self.length)
     }
 }
 
-/// The probe's copy of what it was told.
-pub(crate) struct Info {
+/// The program's copy of what it was told.
+pub struct Info {
     line: [u8; MAX_LINE],
     line_length: usize,
     regions: [Region; MAX_REGIONS],
     count: usize,
 }
 
-/// Why the probe was not told.
-pub(crate) enum BadInfo {
-    /// The loader is none that the probe knows.
+/// Why the program was not told.
+pub enum BadInfo {
+    /// The loader is none that is known here.
     Magic(u32),
 }
 
@@ -62,7 +62,7 @@ static INFO: Local<Info> = Local::new(Info {
 });
 
 /// Reads the structure at `at`; called once, on the boot processor.
-pub(crate) fn read(magic: u32, at: u32) -> Result<&'static Info, BadInfo> {
+pub fn read(magic: u32, at: u32) -> Result<&'static Info, BadInfo> {
     // SAFETY: the only mutable use, before any other.
     let info = unsafe { &mut *INFO.get() };
     match magic {
@@ -89,16 +89,16 @@ fn qword(at: u64) -> u64 {
 
 impl Info {
     /// The command line as it came.
-    pub(crate) fn command_line(&self) -> &str {
+    pub fn command_line(&self) -> &str {
         core::str::from_utf8(&self.line[..self.line_length]).unwrap_or("")
     }
 
-    pub(crate) fn regions(&self) -> &[Region] {
+    pub fn regions(&self) -> &[Region] {
         &self.regions[..self.count]
     }
 
     /// Whether all of `[base, base + length)` is RAM in one entry.
-    pub(crate) fn is_ram(&self, base: u64, length: u64) -> bool {
+    pub fn is_ram(&self, base: u64, length: u64) -> bool {
         self.regions()
             .iter()
             .any(|region| region.kind == 1 && region.base <= base && base + length <= region.end())

@@ -1,33 +1,33 @@
 //! Exceptions and interrupts: caught, counted, and survived.
 
-use crate::{apic, console, cpu, power, report, smp::MAX_CPUS};
+use crate::{apic, console, cpu, power, smp::MAX_CPUS};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-pub(crate) const UD: u8 = 6;
-pub(crate) const GP: u8 = 13;
-pub(crate) const PF: u8 = 14;
-pub(crate) const NMI: u8 = 2;
+pub const UD: u8 = 6;
+pub const GP: u8 = 13;
+pub const PF: u8 = 14;
+pub const NMI: u8 = 2;
 /// Leaves a call in ring 3 without a fault.
 const LEAVE_RING3: u8 = 0x81;
 
 /// First selector of a task state; one pair of words per processor.
-pub(crate) const FIRST_TASK: u16 = 0x40;
+pub const FIRST_TASK: u16 = 0x40;
 /// The selector of a slot that tests may fill.
-pub(crate) const SCRATCH_SELECTOR: u16 = FIRST_TASK + 16 * MAX_CPUS as u16;
+pub const SCRATCH_SELECTOR: u16 = FIRST_TASK + 16 * MAX_CPUS as u16;
 const CODE64: u16 = 0x10;
 const DATA: u16 = 0x18;
 
 /// What an instruction raised.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) vector: u8,
-    pub(crate) error: u64,
+pub struct Fault {
+    pub vector: u8,
+    pub error: u64,
     /// CR2 of a page fault.
-    pub(crate) address: u64,
+    pub address: u64,
     /// RCX and RDI, for string instructions.
-    pub(crate) string: [u64; 2],
+    pub string: [u64; 2],
 }
 
 impl core::fmt::Debug for Fault {
@@ -38,16 +38,16 @@ impl core::fmt::Debug for Fault {
 
 /// The interrupted state, as `isr_common` pushes it.
 #[repr(C)]
-pub(crate) struct Frame {
+pub struct Frame {
     /// R15 … RAX, in that order.
-    pub(crate) registers: [u64; 15],
-    pub(crate) vector: u64,
-    pub(crate) error: u64,
-    pub(crate) rip: u64,
-    pub(crate) cs: u64,
-    pub(crate) rflags: u64,
-    pub(crate) rsp: u64,
-    pub(crate) ss: u64,
+    pub registers: [u64; 15],
+    pub vector: u64,
+    pub error: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
 }
 
 /// Where a guarded call resumes; zero when none runs.
@@ -61,11 +61,11 @@ struct Recovery {
 /// 64-bit task state (SDM vol. 3, 8.7).
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
-pub(crate) struct TaskState {
+pub struct TaskState {
     reserved: u32,
-    pub(crate) rsp: [u64; 3],
+    pub rsp: [u64; 3],
     reserved_2: u64,
-    pub(crate) ist: [u64; 7],
+    pub ist: [u64; 7],
     reserved_3: [u8; 10],
     map_base: u16,
 }
@@ -85,15 +85,15 @@ struct PerCpu {
 
 /// A cell that one processor at a time uses: per-processor data, or data of the boot processor.
 #[repr(C, align(4096))]
-pub(crate) struct Local<T>(UnsafeCell<T>);
+pub struct Local<T>(UnsafeCell<T>);
 // SAFETY: each user names, where it takes the pointer, why no other processor is there.
 unsafe impl<T> Sync for Local<T> {}
 
 impl<T> Local<T> {
-    pub(crate) const fn new(value: T) -> Self {
+    pub const fn new(value: T) -> Self {
         Self(UnsafeCell::new(value))
     }
-    pub(crate) const fn get(&self) -> *mut T {
+    pub const fn get(&self) -> *mut T {
         self.0.get()
     }
 }
@@ -115,7 +115,7 @@ const NOTHING: PerCpu = PerCpu {
 static PER_CPU: [Local<PerCpu>; MAX_CPUS] = [const { Local::new(NOTHING) }; MAX_CPUS];
 
 /// An interrupt gate as two words (SDM vol. 3, 6.14.1).
-pub(crate) type Gate = [u64; 2];
+pub type Gate = [u64; 2];
 static IDT: Local<[Gate; 256]> = Local::new([[0; 2]; 256]);
 
 unsafe extern "C" {
@@ -131,7 +131,7 @@ unsafe extern "C" {
 }
 
 /// The interrupt gate of `vector`, on the given interrupt stack (0: the current one).
-pub(crate) fn gate(vector: usize, stack: u64) -> Gate {
+pub fn gate(vector: usize, stack: u64) -> Gate {
     let target = &raw const isr_stubs as u64 + 16 * vector as u64;
     let ring: u64 = if vector == usize::from(LEAVE_RING3) { 3 } else { 0 };
     let low = target & 0xffff
@@ -144,7 +144,7 @@ pub(crate) fn gate(vector: usize, stack: u64) -> Gate {
 
 /// The interrupt stack each vector runs on: exceptions must survive a test's broken stack, and
 /// interrupts stay on the interrupted one.
-pub(crate) fn usual_gate(vector: usize) -> Gate {
+pub fn usual_gate(vector: usize) -> Gate {
     gate(
         vector,
         match vector {
@@ -157,12 +157,12 @@ pub(crate) fn usual_gate(vector: usize) -> Gate {
 }
 
 /// The table in use, for tests that build a variant.
-pub(crate) fn idt() -> cpu::Pseudo {
+pub fn idt() -> cpu::Pseudo {
     cpu::Pseudo { limit: 4095, base: IDT.get() as u64 }
 }
 
 /// Sets one word of the global descriptor table.
-pub(crate) fn set_gdt(selector: u16, words: [u64; 2]) {
+pub fn set_gdt(selector: u16, words: [u64; 2]) {
     let index = usize::from(selector) / 8;
     // SAFETY: inside the table that `boot.s` defines, at a slot of this processor or of the one
     // test that runs.
@@ -173,7 +173,7 @@ pub(crate) fn set_gdt(selector: u16, words: [u64; 2]) {
 }
 
 /// A system descriptor (SDM vol. 3, figure 8-4): 9 an available task state, 2 a local table.
-pub(crate) fn system_descriptor(kind: u64, base: u64, limit: u64) -> [u64; 2] {
+pub fn system_descriptor(kind: u64, base: u64, limit: u64) -> [u64; 2] {
     let low = limit & 0xffff
         | (base & 0xff_ffff) << 16
         | (0x80 | kind) << 40
@@ -183,7 +183,7 @@ pub(crate) fn system_descriptor(kind: u64, base: u64, limit: u64) -> [u64; 2] {
 }
 
 /// Sets up exception handling on processor `index`.
-pub(crate) fn init(index: usize) {
+pub fn init(index: usize) {
     if index == 0 {
         for vector in 0..256 {
             // SAFETY: the boot processor alone runs, with interrupts off and no table loaded.
@@ -209,39 +209,39 @@ pub(crate) fn init(index: usize) {
 }
 
 /// A copy of this processor's task state.
-pub(crate) fn task() -> TaskState {
+pub fn task() -> TaskState {
     // SAFETY: this processor's own slot, which only it writes.
     unsafe { (*PER_CPU[index()].get()).task }
 }
 
 /// The descriptor of this processor's task state, ready for LTR.
-pub(crate) fn own_task_descriptor() -> [u64; 2] {
+pub fn own_task_descriptor() -> [u64; 2] {
     // SAFETY: only the address is taken.
     let task = unsafe { &raw const (*PER_CPU[index()].get()).task };
     system_descriptor(9, task as u64, 103)
 }
 
 /// Sets interrupt stack `number` of this processor: 4 to 7 are free, 2 is the NMI's.
-pub(crate) fn set_interrupt_stack(number: usize, top: u64) {
+pub fn set_interrupt_stack(number: usize, top: u64) {
     // SAFETY: this processor's own slot; the caller keeps the stack usable while a gate names it.
     unsafe { (*PER_CPU[index()].get()).task.ist[number - 1] = top };
 }
 
 /// Top of the interrupt stack `number` in use on this processor.
-pub(crate) fn interrupt_stack(number: usize) -> u64 {
+pub fn interrupt_stack(number: usize) -> u64 {
     let task = task();
     let stacks = task.ist;
     stacks[number - 1]
 }
 
 /// Sets a gate of the table that all processors share.
-pub(crate) fn set_gate(vector: usize, gate: Gate) {
+pub fn set_gate(vector: usize, gate: Gate) {
     // SAFETY: one test runs at a time, and the vector is its own.
     unsafe { (*IDT.get())[vector] = gate };
 }
 
 /// The number of this processor, from its task register: needs no exit and no memory.
-pub(crate) fn index() -> usize {
+pub fn index() -> usize {
     let offset = cpu::str().saturating_sub(FIRST_TASK);
     usize::from(offset / 16) % MAX_CPUS
 }
@@ -270,17 +270,17 @@ extern "C" fn run_in_ring3<F: FnOnce() -> T, T>(job: *mut u8) {
 ///
 /// The frames between are dropped without running destructors: `call` must own nothing (`Copy`
 /// results and plain captures), which is why it is bound to instructions in practice.
-pub(crate) fn catch<T: Copy>(call: impl FnOnce() -> T) -> Result<T, Fault> {
+pub fn catch<T: Copy>(call: impl FnOnce() -> T) -> Result<T, Fault> {
     guarded(call, Runner::Ring0)
 }
 
 /// As [`catch`], in ring 3.
-pub(crate) fn catch_ring3<T: Copy>(call: impl FnOnce() -> T) -> Result<T, Fault> {
+pub fn catch_ring3<T: Copy>(call: impl FnOnce() -> T) -> Result<T, Fault> {
     guarded(call, Runner::Ring3(spare_stack() - 8))
 }
 
 /// Top of a stack that only [`catch_ring3`] uses, or the test that asks for it.
-pub(crate) fn spare_stack() -> u64 {
+pub fn spare_stack() -> u64 {
     // SAFETY: only the address is taken.
     unsafe { (&raw const (*PER_CPU[index()].get()).ring3_stack) as u64 + STACK as u64 }
 }
@@ -325,22 +325,22 @@ static LAST_RIP: AtomicU64 = AtomicU64::new(0);
 static NMI_HOOK: AtomicUsize = AtomicUsize::new(0);
 
 /// How often `vector` arrived at this processor so far.
-pub(crate) fn arrived(vector: u8) -> u64 {
+pub fn arrived(vector: u8) -> u64 {
     arrived_at(index(), vector)
 }
 
 /// How often `vector` arrived at processor `cpu` so far.
-pub(crate) fn arrived_at(cpu: usize, vector: u8) -> u64 {
+pub fn arrived_at(cpu: usize, vector: u8) -> u64 {
     ARRIVED[cpu][usize::from(vector)].load(Ordering::SeqCst)
 }
 
 /// The instruction that the last interrupt or NMI would have returned to.
-pub(crate) fn last_rip() -> u64 {
+pub fn last_rip() -> u64 {
     LAST_RIP.load(Ordering::SeqCst)
 }
 
 /// Runs `hook` inside every NMI handler from now on, or nothing again.
-pub(crate) fn set_nmi_hook(hook: Option<fn()>) {
+pub fn set_nmi_hook(hook: Option<fn()>) {
     NMI_HOOK.store(hook.map_or(0, |hook| hook as usize), Ordering::SeqCst);
 }
 
@@ -369,7 +369,7 @@ fn on_nmi(frame: &Frame) {
     }
 }
 
-/// Ends the guarded call that raised this, or the probe when there is none.
+/// Ends the guarded call that raised this, or the program when there is none.
 fn recover(frame: &mut Frame) {
     let own = PER_CPU[index()].get();
     let address = cpu::cr2();
@@ -386,7 +386,7 @@ fn recover(frame: &mut Frame) {
     if recovery.rip == 0 {
         console::break_lock();
         power::fail(
-            report::current(),
+            crate::current(),
             format_args!(
                 "exception {} (error {:#x}) at {:#x}, cr2 {address:#x}, cpu {}",
                 frame.vector,

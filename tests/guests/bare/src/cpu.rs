@@ -1,13 +1,13 @@
 //! Single instructions.
 //!
-//! They are safe functions although they can wreck the machine: the probe owns it alone, keeps
+//! They are safe functions although they can wreck the machine: the program owns it alone, keeps
 //! nothing that a register could invalidate, and exists to try exactly that. An instruction that
 //! may fault is run inside [`crate::fault::catch`].
 
 use core::arch::asm;
 
 /// EAX, EBX, ECX, EDX of CPUID.
-pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
     [result.eax, result.ebx, result.ecx, result.edx]
 }
@@ -16,14 +16,14 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 macro_rules! register {
     ($($get:ident $set:ident $name:literal;)*) => {$(
         #[inline(always)]
-        pub(crate) fn $get() -> u64 {
+        pub fn $get() -> u64 {
             let value: u64;
             // SAFETY: reads a control register; no memory, no flags.
             unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nostack, preserves_flags)) };
             value
         }
         #[inline(always)]
-        pub(crate) fn $set(value: u64) {
+        pub fn $set(value: u64) {
             // SAFETY: the caller keeps code, stack and data mapped (module documentation).
             unsafe { asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nostack, preserves_flags)) };
         }
@@ -41,7 +41,7 @@ register! {
 macro_rules! plain {
     ($($name:ident $text:literal;)*) => {$(
         #[inline(always)]
-        pub(crate) fn $name() {
+        pub fn $name() {
             // SAFETY: no operands; what it does to the machine is the caller's test.
             unsafe { asm!($text, options(nostack)) };
         }
@@ -61,14 +61,14 @@ plain! {
 macro_rules! port {
     ($($read:ident $write:ident $type:ty, $register:tt;)*) => {$(
         #[inline(always)]
-        pub(crate) fn $read(port: u16) -> $type {
+        pub fn $read(port: u16) -> $type {
             let value: $type;
-            // SAFETY: port I/O touches no memory of the probe's.
+            // SAFETY: port I/O touches no memory of the program.
             unsafe { asm!(concat!("in ", $register, ", dx"), in("dx") port, out($register) value, options(nostack, preserves_flags)) };
             value
         }
         #[inline(always)]
-        pub(crate) fn $write(port: u16, value: $type) {
+        pub fn $write(port: u16, value: $type) {
             // SAFETY: as above.
             unsafe { asm!(concat!("out dx, ", $register), in("dx") port, in($register) value, options(nostack, preserves_flags)) };
         }
@@ -79,14 +79,14 @@ port! {
     in32 out32 u32, "eax";
 }
 
-/// The one 16-bit register of the probe's is written only.
-pub(crate) fn out16(port: u16, value: u16) {
-    // SAFETY: port I/O touches no memory of the probe's.
+/// The one 16-bit register in use is written only.
+pub fn out16(port: u16, value: u16) {
+    // SAFETY: port I/O touches no memory of the program.
     unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nostack, preserves_flags)) };
 }
 
 #[inline(always)]
-pub(crate) fn rdmsr(msr: u32) -> u64 {
+pub fn rdmsr(msr: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: no memory, no flags; may fault, which is the caller's business.
     unsafe {
@@ -97,7 +97,7 @@ pub(crate) fn rdmsr(msr: u32) -> u64 {
 }
 
 #[inline(always)]
-pub(crate) fn wrmsr(msr: u32, value: u64) {
+pub fn wrmsr(msr: u32, value: u64) {
     // SAFETY: as for `rdmsr`; what the register governs is the caller's business.
     unsafe {
         asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32,
@@ -106,7 +106,7 @@ pub(crate) fn wrmsr(msr: u32, value: u64) {
 }
 
 #[inline(always)]
-pub(crate) fn xgetbv(register: u32) -> u64 {
+pub fn xgetbv(register: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: no memory, no flags.
     unsafe {
@@ -117,8 +117,8 @@ pub(crate) fn xgetbv(register: u32) -> u64 {
 }
 
 #[inline(always)]
-pub(crate) fn xsetbv(register: u32, value: u64) {
-    // SAFETY: the probe keeps no extended state across this.
+pub fn xsetbv(register: u32, value: u64) {
+    // SAFETY: programs keep no extended state across this.
     unsafe {
         asm!("xsetbv", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32,
              options(nostack, preserves_flags));
@@ -127,7 +127,7 @@ pub(crate) fn xsetbv(register: u32, value: u64) {
 
 /// The time-stamp counter, after all earlier instructions.
 #[inline(always)]
-pub(crate) fn rdtsc() -> u64 {
+pub fn rdtsc() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: no memory, no flags.
     unsafe {
@@ -138,7 +138,7 @@ pub(crate) fn rdtsc() -> u64 {
 
 /// Forgets the translation of one page.
 #[inline(always)]
-pub(crate) fn invlpg(address: u64) {
+pub fn invlpg(address: u64) {
     // SAFETY: only drops a cached translation.
     unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) };
 }
@@ -146,36 +146,36 @@ pub(crate) fn invlpg(address: u64) {
 /// A pseudo-descriptor for LGDT and LIDT.
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
-pub(crate) struct Pseudo {
-    pub(crate) limit: u16,
-    pub(crate) base: u64,
+pub struct Pseudo {
+    pub limit: u16,
+    pub base: u64,
 }
 
-pub(crate) fn lgdt(table: &Pseudo) {
+pub fn lgdt(table: &Pseudo) {
     // SAFETY: reads ten bytes; the caller supplies a table that holds the segments in use.
     unsafe { asm!("lgdt [{}]", in(reg) table, options(readonly, nostack, preserves_flags)) };
 }
 
-pub(crate) fn lidt(table: &Pseudo) {
+pub fn lidt(table: &Pseudo) {
     // SAFETY: reads ten bytes; the caller supplies a table with usable gates.
     unsafe { asm!("lidt [{}]", in(reg) table, options(readonly, nostack, preserves_flags)) };
 }
 
 #[inline(always)]
-pub(crate) fn lldt(selector: u16) {
-    // SAFETY: the probe has no segment from a local table in use.
+pub fn lldt(selector: u16) {
+    // SAFETY: programs have no segment from a local table in use.
     unsafe { asm!("lldt {0:x}", in(reg) selector, options(nostack, preserves_flags)) };
 }
 
 #[inline(always)]
-pub(crate) fn ltr(selector: u16) {
+pub fn ltr(selector: u16) {
     // SAFETY: the caller supplies the selector of an available task state of its processor.
     unsafe { asm!("ltr {0:x}", in(reg) selector, options(nostack, preserves_flags)) };
 }
 
 /// The task register.
 #[inline(always)]
-pub(crate) fn str() -> u16 {
+pub fn str() -> u16 {
     let selector: u16;
     // SAFETY: no memory, no flags.
     unsafe { asm!("str {0:x}", out(reg) selector, options(nostack, preserves_flags)) };
@@ -183,7 +183,7 @@ pub(crate) fn str() -> u16 {
 }
 
 /// Width of a physical address (CPUID 0x8000_0008).
-pub(crate) fn physical_bits() -> u32 {
+pub fn physical_bits() -> u32 {
     if cpuid(0x8000_0000, 0)[0] < 0x8000_0008 {
         return 36;
     }
