@@ -59,8 +59,8 @@ impl Level {
     }
 }
 
-/// What accesses a leaf permits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What accesses a leaf permits; each permits what the one before does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rights {
     /// Data reads.
     Read,
@@ -100,6 +100,8 @@ pub enum Entry {
     Absent,
     /// Leads to the next table. Permits everything: rights are the leaf's alone.
     Table(Frame),
+    /// No translation, but there was this table, which a processor may still remember.
+    Retired(Frame),
     /// Translates.
     Leaf(Leaf),
 }
@@ -108,6 +110,8 @@ pub enum Entry {
 const RWX: u64 = 0b111;
 /// Makes a PDPT or PD entry a leaf.
 const LARGE_PAGE: u64 = 1 << 7;
+/// Marks an absent entry, of which the processor ignores all other bits, as one with a table.
+const KEPT: u64 = 1 << 3;
 /// Bits 51:12.
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
@@ -119,11 +123,21 @@ impl Entry {
         match self {
             Self::Absent => Some(0),
             Self::Table(frame) => level.below().map(|_| frame.base() | RWX),
+            Self::Retired(frame) => level.below().map(|_| frame.base() | KEPT),
             Self::Leaf(leaf) => {
                 let base = Some(leaf.frame.base()).filter(|b| b.is_multiple_of(level.bytes()))?;
                 let kind = u64::from(leaf.memory_type.number()) << 3;
                 Some(base | level.leaf_bits()? | kind | leaf.rights.bits())
             }
+        }
+    }
+
+    /// This entry without the rights of a leaf beyond `rights`.
+    #[must_use]
+    pub fn at_most(self, rights: Rights) -> Self {
+        match self {
+            Self::Leaf(leaf) => Self::Leaf(Leaf { rights: leaf.rights.min(rights), ..leaf }),
+            Self::Absent | Self::Table(_) | Self::Retired(_) => self,
         }
     }
 
@@ -138,10 +152,9 @@ impl Entry {
             Some(Self::Leaf(Leaf { frame, rights, memory_type }))
         };
         let rights = Rights::EVERY.into_iter().find(|rights| rights.bits() == raw & RWX);
-        [Some(Self::Absent), Some(Self::Table(frame)), rights.and_then(leaf)]
-            .into_iter()
-            .flatten()
-            .find(|entry| entry.encode(level) == Some(raw))
+        let tables = [Self::Absent, Self::Table(frame), Self::Retired(frame)];
+        let mut entries = tables.into_iter().chain(rights.and_then(leaf));
+        entries.find(|entry| entry.encode(level) == Some(raw))
     }
 }
 
@@ -168,6 +181,11 @@ impl Place {
     /// `table`, to which the entry here for `block` leads.
     pub(crate) fn below(self, table: Frame, block: Span) -> Option<Self> {
         Some(Self { table, level: self.level.below()?, base: block.start() })
+    }
+
+    /// All that it translates.
+    pub(crate) fn span(self) -> Span {
+        Span::sized(self.base, ENTRIES * self.level.bytes()).unwrap_or_default()
     }
 
     /// Indexes of the entries that concern `span`, each with the addresses that it translates.
@@ -203,7 +221,8 @@ mod tests {
         );
         prop_oneof![
             Just(Entry::Absent),
-            frame.prop_map(Entry::Table),
+            frame.clone().prop_map(Entry::Table),
+            frame.prop_map(Entry::Retired),
             leaf.prop_map(|(frame, rights, memory_type)| {
                 Entry::Leaf(Leaf { frame, rights, memory_type })
             }),
@@ -213,7 +232,7 @@ mod tests {
     fn may_exist(entry: Entry, level: Level) -> bool {
         match entry {
             Entry::Absent => true,
-            Entry::Table(_) => level != Level::Pt,
+            Entry::Table(_) | Entry::Retired(_) => level != Level::Pt,
             Entry::Leaf(leaf) => level != Level::Pml4 && leaf.frame.base() % level.bytes() == 0,
         }
     }

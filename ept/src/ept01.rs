@@ -6,15 +6,17 @@
 
 use core::fmt;
 
-use crate::addr::{Frame, PAGE, Span};
+use crate::addr::{Frame, HUGE, LARGE, PAGE, Span};
 use crate::entry::{self, Entry, Leaf, Level, Place, Rights};
-use crate::frames::{FrameTable, Owner};
+use crate::frames::{FrameTable, State};
 use crate::mtrr::{Mtrrs, Types};
 
 /// Memory for tables, which only the visor can reach. The processor may walk them meanwhile.
 pub trait TableMem {
     /// A zeroed frame that has no other use.
     fn allocate(&mut self) -> Option<Frame>;
+    /// Takes back a frame that was allocated; no processor remembers it.
+    fn free(&mut self, frame: Frame);
     /// Entry `index` of `table`.
     fn read(&self, table: Frame, index: usize) -> u64;
     /// Sets entry `index` of `table` in a single store of 8 bytes.
@@ -47,15 +49,17 @@ pub const fn end(width: u8) -> u64 {
     if width < 48 { 1 << width } else { TOP }
 }
 
-/// Upper bound of the frames that tables up to `end` take.
+/// Upper bound of the frames that tables up to `end` take, with what may be withheld from the host
+/// anywhere in `ram`.
 #[must_use]
-pub const fn tables_needed(end: u64) -> u64 {
+pub fn tables_needed(end: u64, ram: &[Span]) -> u64 {
     /// Places where rights or memory types may change: both ends of the reservation, of eight
     /// denied spans, of the fixed ranges, and of twenty variable ranges; processors have ten, and
     /// the host may move each, which leaves the tables of the old place behind.
     const EDGES: u64 = 2 * (1 + 8 + 1 + 20);
-    // An edge cuts up one huge page and one large one.
-    1 + end.div_ceil(Level::Pml4.bytes()) + 2 * EDGES
+    // An edge cuts up one huge page and one large one, and so may every page of RAM.
+    let blocks = |bytes: u64| ram.iter().map(|ram| ram.grow_to(bytes).len() / bytes).sum::<u64>();
+    1 + end.div_ceil(Level::Pml4.bytes()) + 2 * EDGES + blocks(HUGE) + blocks(LARGE)
 }
 
 /// One past the last address that four levels of tables name.
@@ -73,11 +77,22 @@ pub struct Rules<'r> {
 }
 
 impl Rules<'_> {
-    /// What the host may do with what `owner` has; `None`: not RAM.
-    const fn rights(owner: Option<Owner>) -> Option<Rights> {
-        match owner {
-            Some(Owner::Visor) => None,
-            Some(Owner::Host) | None => Some(Rights::All),
+    /// What the host may do with a frame that is `state`; `None`: not RAM.
+    const fn rights(state: Option<State>) -> Option<Rights> {
+        match state {
+            Some(State::Visor) => None,
+            Some(State::Fresh { .. } | State::Table { .. }) => Some(Rights::Read),
+            Some(State::Plain { .. } | State::Leaving { .. }) | None => Some(Rights::All),
+        }
+    }
+
+    /// The same for the block of a leaf of `level`; `None` if its parts differ, or to tell would
+    /// take long.
+    fn rights_of(&self, block: Span, level: Level) -> Option<Option<Rights>> {
+        match self.frames.closed(block, level) {
+            0 => Some(Some(Rights::All)),
+            closed if closed < block.len() / PAGE || level == Level::Pdpt => None,
+            _ => self.frames.uniform(block, Self::rights),
         }
     }
 
@@ -96,7 +111,7 @@ impl Rules<'_> {
         };
         let frame = Frame::containing(block.start());
         let leaf = |rights| Entry::Leaf(Leaf { frame, rights, memory_type });
-        let rights = self.frames.uniform(block, Self::rights)?;
+        let rights = self.rights_of(block, level)?;
         Some(rights.map_or(Entry::Absent, leaf))
     }
 }
@@ -111,6 +126,12 @@ pub struct Stale {
 }
 
 impl Stale {
+    /// Adds another obligation.
+    pub fn add(&mut self, other: Self) {
+        self.revised = hull(self.revised, other.revised);
+        self.changed = hull(self.changed, other.changed);
+    }
+
     /// What must be flushed; empty if no translation has changed.
     #[must_use]
     pub const fn span(&self) -> Span {
@@ -156,7 +177,7 @@ impl Ept01 {
     pub fn build(mem: &mut impl TableMem, rules: &Rules<'_>, end: u64) -> Result<Self, Exhausted> {
         let end = end.min(TOP);
         let tables = Self { root: mem.allocate().ok_or(Exhausted)?, end };
-        fill(mem, rules, tables.top(), tables.all())?;
+        tables.fill(mem, rules, tables.top(), tables.all())?;
         Ok(tables)
     }
 
@@ -172,10 +193,16 @@ impl Ept01 {
         Span::new(0, self.end).unwrap_or_default()
     }
 
-    /// First half of following a change of `rules` within `span`: every leaf there that they do not
-    /// confirm becomes absent, or in place what they want. Leaves to be split become absent as a
-    /// whole: a processor that held translations of two sizes for one address might use either
-    /// (SDM vol. 3, 5.10.2.3), so the small ones have to wait for the flush.
+    /// The obligation to flush everything, for what changed besides these tables.
+    pub fn stale(&self) -> Stale {
+        Stale { revised: Span::EMPTY, changed: self.all() }
+    }
+
+    /// First half of following a change of `rules` within `span`: takes away what they do not
+    /// confirm. A leaf becomes in place what they want, but gets no rights yet that it had not:
+    /// somebody may rely on the flush. Leaves to be split and tables that one leaf may replace
+    /// become absent as a whole: a processor that held translations of two sizes for one address
+    /// might use either (SDM vol. 3, 5.10.2.3), so the new ones have to wait for the flush.
     ///
     /// Until [`Ept01::complete`], the host's own accesses to such a leaf cause EPT violations; they
     /// have only to be retried.
@@ -186,7 +213,7 @@ impl Ept01 {
         stale
     }
 
-    /// Second half: fills in what is absent, though `rules` say otherwise.
+    /// Second half: gives what `rules` permit and is not there, for all that was revised.
     ///
     /// # Errors
     /// [`Exhausted`] when `mem` has no frame left. What could not be filled in stays absent.
@@ -196,7 +223,22 @@ impl Ept01 {
         rules: &Rules<'_>,
         flushed: Flushed,
     ) -> Result<(), Exhausted> {
-        fill(mem, rules, self.top(), flushed.0)
+        self.fill(mem, rules, self.top(), flushed.0)
+    }
+
+    /// The same for one `part` of several that were revised before the flush. The caller leaves none
+    /// of them out.
+    ///
+    /// # Errors
+    /// [`Exhausted`] as from [`Ept01::complete`].
+    pub fn complete_part(
+        &self,
+        mem: &mut impl TableMem,
+        rules: &Rules<'_>,
+        flushed: &Flushed,
+        part: Span,
+    ) -> Result<(), Exhausted> {
+        self.fill(mem, rules, self.top(), part.intersect(flushed.0))
     }
 
     /// What `address` translates to, as the processor would find it, and the level of the leaf.
@@ -209,7 +251,7 @@ impl Ept01 {
         loop {
             let raw = mem.read(place.table, place.level.index(address));
             match Entry::decode(raw, place.level)? {
-                Entry::Absent => return None,
+                Entry::Absent | Entry::Retired(_) => return None,
                 Entry::Leaf(leaf) => return Some((leaf, place.level)),
                 Entry::Table(table) => place = place.below(table, Span::EMPTY)?,
             }
@@ -219,53 +261,89 @@ impl Ept01 {
     const fn top(&self) -> Place {
         Place { table: self.root, level: Level::Pml4, base: 0 }
     }
-}
 
-/// Fills in what is absent within `span` and should not be. A table is linked while it is still
-/// empty, so whatever happens on the way, what is there is right and the rest is absent.
-fn fill(
-    mem: &mut impl TableMem,
-    rules: &Rules<'_>,
-    place: Place,
-    span: Span,
-) -> Result<(), Exhausted> {
-    for (index, block) in place.blocks(span) {
-        let table = match Entry::decode(mem.read(place.table, index), place.level) {
-            Some(Entry::Table(table)) => table,
-            Some(Entry::Leaf(_)) => continue,
-            Some(Entry::Absent) | None => {
-                if let Some(entry) = rules.want(block, place.level) {
-                    set(mem, place, index, entry);
+    /// Gives within `span` what should be there and is not, and frees retired tables. A block that
+    /// was absent is filled as a whole: it was perhaps taken out as a whole. A table is linked
+    /// while it is still empty, so whatever happens on the way, what is there is right and the rest
+    /// is absent.
+    fn fill(
+        &self,
+        mem: &mut impl TableMem,
+        rules: &Rules<'_>,
+        place: Place,
+        span: Span,
+    ) -> Result<(), Exhausted> {
+        for (index, block) in place.blocks(span) {
+            let old = Entry::decode(mem.read(place.table, index), place.level);
+            let (table, part) = match old {
+                Some(Entry::Table(table)) => (table, span),
+                Some(Entry::Leaf(Leaf { rights: Rights::All, .. })) => continue,
+                Some(Entry::Leaf(leaf)) => {
+                    let old = Entry::Leaf(leaf);
+                    let more = |new: &Entry| *new != old && new.at_most(leaf.rights) == old;
+                    if let Some(new) = rules.want(block, place.level).filter(more) {
+                        set(mem, place, index, new);
+                    }
                     continue;
                 }
-                let table = mem.allocate().ok_or(Exhausted)?;
-                set(mem, place, index, Entry::Table(table));
-                table
+                Some(Entry::Absent | Entry::Retired(_)) | None => {
+                    if let Some(Entry::Retired(table)) = old {
+                        set(mem, place, index, Entry::Absent);
+                        free(mem, place.below(table, block));
+                    }
+                    if let Some(entry) = rules.want(block, place.level) {
+                        set(mem, place, index, entry);
+                        continue;
+                    }
+                    let table = mem.allocate().ok_or(Exhausted)?;
+                    set(mem, place, index, Entry::Table(table));
+                    (table, block.intersect(self.all()))
+                }
+            };
+            if let Some(below) = place.below(table, block) {
+                self.fill(mem, rules, below, part)?;
             }
-        };
-        if let Some(below) = place.below(table, block) {
-            fill(mem, rules, below, span)?;
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Takes out, or changes in place, what was to be revised and should not be as it is.
 fn take_out(mem: &mut impl TableMem, rules: &Rules<'_>, place: Place, stale: &mut Stale) {
     for (index, block) in place.blocks(stale.revised) {
         let old = Entry::decode(mem.read(place.table, index), place.level);
-        if let Some(Entry::Table(table)) = old {
-            if let Some(below) = place.below(table, block) {
-                take_out(mem, rules, below, stale);
+        let want = rules.want(block, place.level);
+        let new = match old {
+            Some(Entry::Absent | Entry::Retired(_)) => continue,
+            Some(Entry::Table(table)) if want.is_none() => {
+                if let Some(below) = place.below(table, block) {
+                    take_out(mem, rules, below, stale);
+                }
+                continue;
             }
-        } else if old != Some(Entry::Absent) {
-            let new = rules.want(block, place.level).unwrap_or(Entry::Absent);
-            if old != Some(new) {
-                set(mem, place, index, new);
-                stale.changed = hull(stale.changed, block);
-            }
+            Some(Entry::Table(table)) => Entry::Retired(table),
+            Some(Entry::Leaf(old)) => want.map_or(Entry::Absent, |want| want.at_most(old.rights)),
+            None => Entry::Absent,
+        };
+        if old != Some(new) {
+            set(mem, place, index, new);
+            stale.changed = hull(stale.changed, block);
         }
     }
+}
+
+/// Frees a table that processors have forgotten, and those below.
+fn free(mem: &mut impl TableMem, place: Option<Place>) {
+    let Some(place) = place else { return };
+    for (index, block) in place.blocks(place.span()) {
+        match Entry::decode(mem.read(place.table, index), place.level) {
+            Some(Entry::Table(table) | Entry::Retired(table)) => {
+                free(mem, place.below(table, block));
+            }
+            Some(Entry::Absent | Entry::Leaf(_)) | None => {}
+        }
+    }
+    mem.free(place.table);
 }
 
 /// Writes `entry`, or nothing at all should it not exist at that level.

@@ -1,62 +1,22 @@
-//! The frame table: who owns each page frame of RAM. The only source of truth about ownership;
-//! page tables are projections of it.
+//! The frame table: what each page frame of RAM is, and who has it. The only source of truth about
+//! ownership; page tables are projections of it.
+
+mod state;
 
 use core::fmt;
 use core::ops::Range;
 
-use crate::addr::{Frame, PAGE, Span};
+pub use state::{Event, Owner, State};
 
-/// Who may use a frame of RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// The visor itself; never leaves this state.
-    Visor,
-    /// The host and its devices.
-    Host,
-}
-
-/// What can happen to a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The visor takes it for itself.
-    Claim,
-}
-
-impl Owner {
-    /// The whole ownership policy: the owner after `event`, or `None` if the owner's frames do not
-    /// take part in it.
-    #[must_use]
-    pub const fn after(self, event: Event) -> Option<Self> {
-        match (self, event) {
-            (Self::Host, Event::Claim) => Some(Self::Visor),
-            (Self::Visor, Event::Claim) => None,
-        }
-    }
-
-    /// The entry of a frame that this owner has. Never 0: memory that was only cleared says
-    /// nothing about owners.
-    const fn encode(self) -> u64 {
-        match self {
-            Self::Visor => 1,
-            Self::Host => 2,
-        }
-    }
-
-    /// The owner that `entry` names. One that names nobody keeps everybody but the visor out.
-    const fn decode(entry: u64) -> Self {
-        match entry {
-            2 => Self::Host,
-            _ => Self::Visor,
-        }
-    }
-}
+use crate::addr::{Frame, HUGE, LARGE, PAGE, Span};
+use crate::entry::Level;
 
 /// Why a table cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableError {
     /// This span of RAM is not made of whole pages, or begins before the one before it ends.
     Disorder(Span),
-    /// The storage has not one entry per frame.
+    /// The storage has not the size that the RAM asks for.
     Storage,
 }
 
@@ -70,13 +30,19 @@ impl fmt::Display for TableError {
     }
 }
 
-/// Why frames keep their owners.
+/// Why frames stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The span has a part that is not RAM.
+    /// This part is not RAM, or not whole pages.
     NotRam(Span),
-    /// A frame in the span has this owner, which the event does not apply to.
-    Owned(Span, Owner),
+    /// This frame is in a state that does not take part in the event.
+    State(Frame, State),
+    /// A large leaf of a table maps this frame.
+    Mapped(Frame),
+    /// This block has frames that are the visor's or tables.
+    Closed(Span),
+    /// The count of leaves that map this block has come to its end.
+    Count(Span),
 }
 
 impl fmt::Display for Refusal {
@@ -84,24 +50,81 @@ impl fmt::Display for Refusal {
         f.write_str("frame table: ")?;
         match self {
             Self::NotRam(span) => write!(f, "{span} is not all RAM"),
-            Self::Owned(span, Owner::Visor) => write!(f, "{span} has a frame of the visor's"),
-            Self::Owned(span, Owner::Host) => write!(f, "{span} has a frame of the host's"),
+            Self::State(frame, State::Visor) => write!(f, "{:#x} is the visor's", frame.base()),
+            Self::State(frame, State::Plain { maps }) => {
+                write!(f, "{:#x} is mapped {maps} times", frame.base())
+            }
+            Self::State(frame, State::Fresh { level, .. } | State::Table { level, .. }) => {
+                write!(f, "{:#x} is a table of level {level:?}", frame.base())
+            }
+            Self::State(frame, State::Leaving { .. }) => {
+                write!(f, "{:#x} was a table until now", frame.base())
+            }
+            Self::Mapped(frame) => write!(f, "{:#x} lies in a large page", frame.base()),
+            Self::Closed(span) => write!(f, "{span} has frames of the visor's or tables"),
+            Self::Count(span) => write!(f, "{span} is mapped too often, or was not"),
         }
     }
 }
 
-/// One entry of 8 bytes per frame of RAM, in the order of addresses, and nothing for the rest.
+/// One word of 8 bytes per frame of RAM, and one per block of 2 MiB and of 1 GiB that has RAM.
+///
+/// Large leaves are counted per block and not per frame. A block's word has the number of its
+/// frames that are [`State::closed`], in bits 19:0, and of the large leaves that map it, above;
+/// not both are other than 0. RAM of several pieces may share a block: each piece then has a word
+/// for its part.
 #[derive(Debug)]
 pub struct FrameTable<'a> {
     ram: &'a [Span],
-    entries: &'a mut [u64],
+    /// Where the words of each piece of RAM begin, one per piece; then piece by piece those of its
+    /// frames, its 2 MiB blocks, its 1 GiB blocks.
+    words: &'a mut [u64],
+}
+
+/// One leaf in a block's word.
+const LEAF: u64 = 1 << 20;
+
+/// A piece of RAM, and where its words begin.
+#[derive(Clone, Copy)]
+struct Home {
+    ram: Span,
+    first: usize,
+}
+
+impl Home {
+    /// Index of the word for the frame, or the block of the leaves of `level`, around `address`.
+    fn word(self, address: u64, level: Level) -> usize {
+        let number = |bytes: u64| address / bytes - self.ram.start() / bytes;
+        let frames = self.ram.len() / PAGE;
+        self.first
+            + index(match level {
+                Level::Pt => number(PAGE),
+                Level::Pd => frames + number(LARGE),
+                Level::Pdpt | Level::Pml4 => frames + blocks(self.ram, LARGE) + number(HUGE),
+            })
+    }
+}
+
+/// Number of blocks of `bytes` that `ram` has a part in.
+fn blocks(ram: Span, bytes: u64) -> u64 {
+    ram.grow_to(bytes).len() / bytes
+}
+
+/// An index into the words. A table of more than a slice can have was refused when it was made.
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 impl<'a> FrameTable<'a> {
-    /// Number of entries for `ram`: one per whole frame.
+    /// Number of words that a table for `ram` takes.
     #[must_use]
     pub fn entries(ram: &[Span]) -> u64 {
-        ram.iter().map(|span| span.len() / PAGE).sum()
+        ram.iter().map(|ram| 1 + Self::words(*ram)).sum()
+    }
+
+    /// Words of one piece of RAM.
+    fn words(ram: Span) -> u64 {
+        ram.len() / PAGE + blocks(ram, LARGE) + blocks(ram, HUGE)
     }
 
     /// A table in `storage`, which has exactly [`FrameTable::entries`], with all of `ram` (in
@@ -120,15 +143,50 @@ impl<'a> FrameTable<'a> {
         if u64::try_from(storage.len()) != Ok(Self::entries(ram)) {
             return Err(TableError::Storage);
         }
-        storage.fill(Owner::Host.encode());
-        Ok(Self { ram, entries: storage })
+        storage.fill(0);
+        let mut first = u64::try_from(ram.len()).map_err(|_| TableError::Storage)?;
+        for (word, span) in storage.iter_mut().zip(ram) {
+            *word = first;
+            first += Self::words(*span);
+        }
+        let table = Self { ram, words: storage };
+        for (_, frames) in table.pieces(Span::new(0, end).unwrap_or_default()) {
+            let plain = State::Plain { maps: 0 }.encode();
+            table.words.get_mut(frames).unwrap_or_default().fill(plain);
+        }
+        Ok(table)
     }
 
     /// The owner of `frame`; `None` when it is not RAM.
     #[must_use]
     pub fn owner(&self, frame: Frame) -> Option<Owner> {
-        let span = Span::sized(frame.base(), PAGE)?;
-        self.uniform(span, |owner| owner).flatten()
+        self.state(frame).map(State::owner)
+    }
+
+    /// What `frame` is; `None` when it is not RAM.
+    #[must_use]
+    pub fn state(&self, frame: Frame) -> Option<State> {
+        let word = self.home(frame)?.word(frame.base(), Level::Pt);
+        self.words.get(word).map(|word| State::decode(*word))
+    }
+
+    /// Lets `event` happen to `frame`, and says what it is now.
+    ///
+    /// # Errors
+    /// [`Refusal`] names the obstacle; nothing has changed then.
+    pub fn change(&mut self, frame: Frame, event: Event) -> Result<State, Refusal> {
+        let (home, old, new) = self.next(frame, event)?;
+        let at = home.word(frame.base(), Level::Pt);
+        let word = self.words.get_mut(at).ok_or(Refusal::NotRam(page(frame)))?;
+        *word = new.encode();
+        if old.closed() != new.closed() {
+            for level in LARGER {
+                if let Some(word) = self.words.get_mut(home.word(frame.base(), level)) {
+                    *word = if new.closed() { *word + 1 } else { *word - 1 };
+                }
+            }
+        }
+        Ok(new)
     }
 
     /// Lets `event` happen to every frame of `span`, which is made of whole pages, or to none.
@@ -136,23 +194,69 @@ impl<'a> FrameTable<'a> {
     /// # Errors
     /// [`Refusal`] names the first obstacle; nothing has changed then.
     pub fn apply(&mut self, span: Span, event: Event) -> Result<(), Refusal> {
-        let covered: u64 = self.pieces(span).map(|(piece, _)| piece.len()).sum();
-        if covered != span.len() || span.grow_to(PAGE) != span {
+        if span.grow_to(PAGE) != span {
             return Err(Refusal::NotRam(span));
         }
-        for (_, range) in self.pieces(span) {
-            for entry in self.entries.get(range).unwrap_or_default() {
-                let owner = Owner::decode(*entry);
-                let _ = owner.after(event).ok_or(Refusal::Owned(span, owner))?;
-            }
+        let frames =
+            || (span.start() / PAGE..span.end() / PAGE).map(|n| Frame::containing(n * PAGE));
+        for frame in frames() {
+            let _ = self.next(frame, event)?;
         }
-        for (_, range) in self.pieces(span) {
-            for entry in self.entries.get_mut(range).unwrap_or_default() {
-                // Every owner has just been found to take part.
-                *entry = Owner::decode(*entry).after(event).map_or(*entry, Owner::encode);
+        for frame in frames() {
+            let _ = self.change(frame, event)?;
+        }
+        Ok(())
+    }
+
+    /// Counts a leaf of `level` that maps `block`. What of it is not RAM is no concern of this
+    /// table's.
+    ///
+    /// # Errors
+    /// [`Refusal`] when a frame in it is the visor's or a table; nothing has changed then.
+    pub fn map(&mut self, block: Span, level: Level) -> Result<(), Refusal> {
+        match level {
+            Level::Pml4 => return Err(Refusal::Count(block)),
+            Level::Pt => return self.change_ram(block, Event::Map),
+            Level::Pdpt | Level::Pd => {}
+        }
+        for at in self.homes(block, level) {
+            let word = self.words.get(at).copied().unwrap_or_default();
+            if word % LEAF != 0 {
+                return Err(Refusal::Closed(block));
+            }
+            let _ = word.checked_add(LEAF).ok_or(Refusal::Count(block))?;
+        }
+        for at in self.homes(block, level) {
+            if let Some(word) = self.words.get_mut(at) {
+                *word += LEAF;
             }
         }
         Ok(())
+    }
+
+    /// Takes back a [`FrameTable::map`].
+    ///
+    /// # Errors
+    /// [`Refusal`] when there was none.
+    pub fn unmap(&mut self, block: Span, level: Level) -> Result<(), Refusal> {
+        if matches!(level, Level::Pt) {
+            return self.change_ram(block, Event::Unmap);
+        }
+        for at in self.homes(block, level) {
+            let word = self.words.get_mut(at).ok_or(Refusal::Count(block))?;
+            *word = word.checked_sub(LEAF).ok_or(Refusal::Count(block))?;
+        }
+        Ok(())
+    }
+
+    /// Number of frames in `block`, the block of a leaf of `level`, that are [`State::closed`].
+    #[must_use]
+    pub fn closed(&self, block: Span, level: Level) -> u64 {
+        if matches!(level, Level::Pt) {
+            let state = self.state(Frame::containing(block.start()));
+            return u64::from(state.is_some_and(State::closed));
+        }
+        self.homes(block, level).filter_map(|at| self.words.get(at)).map(|word| word % LEAF).sum()
     }
 
     /// What `view` makes of every frame in `span` (`None`: not RAM), if that is the same for all;
@@ -160,7 +264,7 @@ impl<'a> FrameTable<'a> {
     pub fn uniform<T: PartialEq>(
         &self,
         span: Span,
-        view: impl Fn(Option<Owner>) -> T,
+        view: impl Fn(Option<State>) -> T,
     ) -> Option<T> {
         let span = span.grow_to(PAGE);
         let mut next = span.start();
@@ -169,69 +273,91 @@ impl<'a> FrameTable<'a> {
             .flat_map(|(piece, range)| {
                 let gap = (next < piece.start()).then_some(None);
                 next = piece.end();
-                let entries = self.entries.get(range).unwrap_or_default();
+                let words = self.words.get(range).unwrap_or_default();
                 // Neighbours are mostly equal: only a change is worth a look.
-                let runs = entries.chunk_by(|a, b| a == b).filter_map(<[u64]>::first);
-                gap.into_iter().chain(runs.map(|entry| Some(Owner::decode(*entry))))
+                let runs = words.chunk_by(|a, b| a == b).filter_map(<[u64]>::first);
+                gap.into_iter().chain(runs.map(|word| Some(State::decode(*word))))
             })
             .map(view);
         let first = views.next()?;
         views.all(|other| other == first).then_some(first)
     }
 
-    /// The pieces of RAM in `span` with the indexes of their entries, in ascending order.
+    /// What `event` would make of `frame`: where it lies, what it is and would be.
+    fn next(&self, frame: Frame, event: Event) -> Result<(Home, State, State), Refusal> {
+        let home = self.home(frame).ok_or(Refusal::NotRam(page(frame)))?;
+        let word = |level| self.words.get(home.word(frame.base(), level)).copied();
+        let old = State::decode(word(Level::Pt).unwrap_or_default());
+        let new = old.after(event).ok_or(Refusal::State(frame, old))?;
+        let mapped = |level| word(level).is_none_or(|word| word >= LEAF);
+        if new.closed() && !old.closed() && LARGER.into_iter().any(mapped) {
+            return Err(Refusal::Mapped(frame));
+        }
+        Ok((home, old, new))
+    }
+
+    /// Lets `event` happen to the frame at the start of `block` if it is RAM.
+    fn change_ram(&mut self, block: Span, event: Event) -> Result<(), Refusal> {
+        match self.change(Frame::containing(block.start()), event) {
+            Ok(_) | Err(Refusal::NotRam(_)) => Ok(()),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Where `frame` lies, if it is RAM. The last piece is the largest on most machines.
+    fn home(&self, frame: Frame) -> Option<Home> {
+        let piece = self.ram.iter().rposition(|ram| ram.contains(frame.base()))?;
+        let first = index(*self.words.get(piece)?);
+        Some(Home { ram: *self.ram.get(piece)?, first })
+    }
+
+    /// Indexes of the words for `block`, one per piece of RAM that has a part in it.
+    fn homes(&self, block: Span, level: Level) -> impl Iterator<Item = usize> + use<'a> {
+        let ram = self.ram;
+        let mut next = index(u64::try_from(ram.len()).unwrap_or(u64::MAX));
+        ram.iter().filter_map(move |ram| {
+            let home = Home { ram: *ram, first: next };
+            next += index(Self::words(*ram));
+            let part = ram.intersect(block);
+            (!part.is_empty()).then(|| home.word(part.start(), level))
+        })
+    }
+
+    /// The pieces of RAM in `span` with the indexes of their frames, in ascending order.
     fn pieces(&self, span: Span) -> impl Iterator<Item = (Span, Range<usize>)> + use<'a> {
-        let mut before = 0;
-        self.ram.iter().filter_map(move |ram| {
+        let ram = self.ram;
+        let mut next = ram.len();
+        ram.iter().filter_map(move |ram| {
+            let home = Home { ram: *ram, first: next };
+            next += index(Self::words(*ram));
             let piece = ram.intersect(span);
-            let first = before + index(piece.start().saturating_sub(ram.start()));
-            before += index(ram.len());
-            (!piece.is_empty()).then(|| (piece, first..first + index(piece.len())))
+            let first = home.word(piece.start().max(ram.start()), Level::Pt);
+            (!piece.is_empty()).then(|| (piece, first..first + index(piece.len() / PAGE)))
         })
     }
 }
 
-/// Number of entries that `bytes` of RAM have.
-fn index(bytes: u64) -> usize {
-    // A table of more entries than a slice can have was refused when it was made.
-    usize::try_from(bytes / PAGE).unwrap_or(usize::MAX)
+/// The levels whose leaves map more than one frame.
+const LARGER: [Level; 2] = [Level::Pd, Level::Pdpt];
+
+/// The span of `frame`.
+fn page(frame: Frame) -> Span {
+    Span::sized(frame.base(), PAGE).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn nothing_takes_a_frame_from_the_visor() {
-        assert_eq!(Owner::Visor.after(Event::Claim), None);
-        assert_eq!(Owner::Host.after(Event::Claim), Some(Owner::Visor));
-    }
-
-    #[test]
-    fn an_owner_survives_its_entry() {
-        for owner in [Owner::Visor, Owner::Host] {
-            assert_eq!(Owner::decode(owner.encode()), owner);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn an_entry_that_names_nobody_is_the_visors(entry in any::<u64>()) {
-            for entry in [entry, entry % 8] {
-                prop_assert_eq!(Owner::decode(entry) == Owner::Host, entry == Owner::Host.encode());
-            }
-        }
-    }
 
     #[test]
     fn a_damaged_entry_is_neither_the_hosts_nor_claimed_again() {
         let ram = [Span::sized(0, 2 * PAGE).unwrap()];
-        let mut storage = [0; 2];
+        let mut storage = [0; 5];
         let mut table = FrameTable::new(&ram, &mut storage).unwrap();
-        table.entries[1] = 0;
-        assert_eq!(table.owner(Frame::containing(PAGE)), Some(Owner::Visor));
-        let refusal = Refusal::Owned(ram[0], Owner::Visor);
+        let second = Frame::containing(PAGE);
+        table.words[2] = 0;
+        assert_eq!(table.owner(second), Some(Owner::Visor));
+        let refusal = Refusal::State(second, State::Visor);
         assert_eq!(table.apply(ram[0], Event::Claim), Err(refusal));
     }
 }

@@ -57,7 +57,7 @@ pub fn size(need: &Need<'_>) -> Size {
         image: pages(need.image),
         processors: u64::from(need.processors) * pages(need.per_processor),
         frame_table: pages(FrameTable::entries(need.ram) * 8),
-        ept: ept01::tables_needed(ept01::end(need.width)) * PAGE,
+        ept: ept01::tables_needed(ept01::end(need.width), need.ram) * PAGE,
         paging: own_tables(need) * PAGE,
         spare: SPARE,
     }

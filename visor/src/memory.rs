@@ -75,23 +75,28 @@ pub(crate) fn write_entry(frame: Frame, index: usize, value: u64) {
     unsafe { cell.write_volatile(value) }
 }
 
-/// Frames of the reservation that nobody has been given yet.
+/// Frames of the reservation that nobody has.
 #[derive(Debug)]
 pub(crate) struct Pool {
     rest: Span,
+    /// The first of those that were given and came back; each begins with the address of the next.
+    free: Option<Frame>,
 }
+
+/// Ends the list of frames that came back: no frame begins here.
+const LAST: u64 = u64::MAX;
 
 /// The pool of the running visor.
 pub(crate) static POOL: Mutex<Pool> = Mutex::new(Pool::empty());
 
 impl Pool {
     const fn empty() -> Self {
-        Self { rest: Span::EMPTY }
+        Self { rest: Span::EMPTY, free: None }
     }
 
     /// A pool of all of `span`.
     pub(crate) const fn of(span: Span) -> Self {
-        Self { rest: span }
+        Self { rest: span, free: None }
     }
 
     /// Bytes not given yet.
@@ -111,13 +116,24 @@ impl Pool {
 
     /// Takes one zeroed frame.
     pub(crate) fn frame(&mut self) -> Option<Frame> {
-        Frame::at(self.take(PAGE)?.start())
+        let Some(frame) = self.free else {
+            return Frame::at(self.take(PAGE)?.start());
+        };
+        self.free = Frame::at(read_u64(frame.base()));
+        for index in 0..512 {
+            write_entry(frame, index, 0);
+        }
+        Some(frame)
     }
 }
 
 impl ept::ept01::TableMem for Pool {
     fn allocate(&mut self) -> Option<Frame> {
         self.frame()
+    }
+    fn free(&mut self, frame: Frame) {
+        write_entry(frame, 0, self.free.map_or(LAST, Frame::base));
+        self.free = Some(frame);
     }
     fn read(&self, table: Frame, index: usize) -> u64 {
         let offset = u64::try_from(index & 511).unwrap_or(0) * 8;

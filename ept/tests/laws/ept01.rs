@@ -3,7 +3,7 @@
 use ept::addr::{Frame, HUGE, LARGE, PAGE, Span};
 use ept::entry::{Leaf, Level, Rights};
 use ept::ept01::{Ept01, Exhausted, Rules, tables_needed};
-use ept::frames::{Event, FrameTable, Owner};
+use ept::frames::{Event, FrameTable, Owner, State};
 use ept::mtrr::{MemoryType, Mtrrs, Types};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -42,10 +42,12 @@ fn check(mem: &Fake, ept: Ept01, rules: &Rules<'_>, address: u64) {
     let walked = mem.hardware_walk(address);
     let kind = |bits: u64| MemoryType::from_number((bits >> 3 & 7).to_le_bytes()[0]).unwrap();
     assert_eq!(walked.map(|(to, bits)| (to & !0xfff, kind(bits))), wanted, "{address:#x}");
-    assert!(walked.is_none_or(|(to, bits)| to == address && bits & 0xf47 == 7), "{address:#x}");
+    let table = matches!(rules.frames.state(Frame::containing(address)), Some(State::Fresh { .. }));
+    let (rights, bits) = if table { (Rights::Read, 1) } else { (Rights::All, 7) };
+    assert!(walked.is_none_or(|(to, low)| to == address && low & 0xf47 == bits), "{address:#x}");
     let found = ept.walk(mem, address);
     assert_eq!(found.map(|(leaf, _)| leaf.memory_type), wanted.map(|(_, kind)| kind));
-    assert!(found.is_none_or(|(leaf, level)| leaf.rights == Rights::All
+    assert!(found.is_none_or(|(leaf, level)| leaf.rights == rights
         && leaf.frame.base() == address - address % level.bytes()));
 }
 
@@ -126,12 +128,17 @@ fn the_pointer_names_the_root_of_a_four_level_walk() {
 enum Change {
     Claim(u64, u64),
     Types(Registers),
+    /// A frame becomes a table, or is one no more.
+    Link(u64, u64),
+    Unlink(u64),
 }
 
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         (any::<u64>(), any::<u64>()).prop_map(|(place, len)| Change::Claim(place, len)),
         registers().prop_map(Change::Types),
+        (any::<u64>(), any::<u64>()).prop_map(|(place, len)| Change::Link(place, len)),
+        any::<u64>().prop_map(Change::Unlink),
     ]
 }
 
@@ -144,6 +151,8 @@ struct World<'r> {
     ept: Ept01,
     /// What the visor has claimed since.
     claimed: Vec<Span>,
+    /// What has become tables.
+    linked: Vec<Span>,
 }
 
 impl<'r> World<'r> {
@@ -154,7 +163,7 @@ impl<'r> World<'r> {
         let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied };
         let ept = Ept01::build(&mut mem, &rules, END).unwrap();
         mem.live = true;
-        Self { frames, mtrrs, denied, mem, ept, claimed: Vec::new() }
+        Self { frames, mtrrs, denied, mem, ept, claimed: Vec::new(), linked: Vec::new() }
     }
 
     /// Follows `change`; what was claimed must be out of reach before the flush is even due.
@@ -175,7 +184,31 @@ impl<'r> World<'r> {
                 new = Some(claim);
                 claim
             }
+            Change::Link(place, len) => {
+                let Some(link) = part(ram, *place, *len) else {
+                    return Ok(());
+                };
+                if self.frames.apply(link, Event::Link(Level::Pt, None)).is_err() {
+                    return Ok(());
+                }
+                self.linked.push(link);
+                link
+            }
+            Change::Unlink(which) => {
+                if self.linked.is_empty() {
+                    return Ok(());
+                }
+                let which = usize::try_from(*which).unwrap() % self.linked.len();
+                let link = self.linked.swap_remove(which);
+                self.frames.apply(link, Event::Unlink(None)).unwrap();
+                link
+            }
         };
+        self.revise(changed, new)
+    }
+
+    /// Lets the tables follow in `changed`, of which `new` is now out of reach.
+    fn revise(&mut self, changed: Span, new: Option<Span>) -> Result<(), Exhausted> {
         let rules = Rules { frames: &self.frames, mtrrs: &self.mtrrs, denied: self.denied };
         let stale = self.ept.revise(&mut self.mem, &rules, changed);
         if let Some(claim) = new {
@@ -243,11 +276,40 @@ proptest! {
         for change in &changes {
             world.follow(&ram, change).unwrap();
             let rules = world.rules();
-            let spans = [ram.clone(), world.claimed.clone()].concat();
+            let spans = [ram.clone(), world.claimed.clone(), world.linked.clone()].concat();
             for address in addresses.iter().copied().chain(edges(&rules, &spans)) {
                 check(&world.mem, world.ept, &rules, address);
             }
         }
+    }
+
+    #[test]
+    fn what_was_split_for_tables_becomes_large_again_and_its_tables_are_freed(
+        ram in ram(),
+        registers in registers(),
+        links in vec((any::<u64>(), any::<u64>()), 1..6),
+        order in any::<u64>(),
+        addresses in vec(0..END, 32),
+    ) {
+        let mut storage = storage(&ram);
+        let frames = FrameTable::new(&ram, &mut storage).unwrap();
+        let mut world = World::new(frames, &registers, &DENIED);
+        let used = world.mem.used();
+        let level = |world: &World<'_>, address: &u64| {
+            world.ept.walk(&world.mem, *address).map(|(_, level)| level)
+        };
+        let places: Vec<u64> = addresses.into_iter().chain(edges(&world.rules(), &ram)).collect();
+        let before: Vec<_> = places.iter().map(|address| level(&world, address)).collect();
+        for (place, len) in links {
+            world.follow(&ram, &Change::Link(place, len)).unwrap();
+        }
+        prop_assert!(world.linked.is_empty() || world.mem.used() >= used);
+        while !world.linked.is_empty() {
+            world.follow(&ram, &Change::Unlink(order)).unwrap();
+        }
+        let after: Vec<_> = places.iter().map(|address| level(&world, address)).collect();
+        prop_assert_eq!(before, after);
+        prop_assert_eq!(world.mem.used(), used);
     }
 
     #[test]
@@ -310,6 +372,49 @@ fn a_claim_in_a_huge_page_takes_out_the_whole_page_until_the_flush() {
 }
 
 #[test]
+fn rights_are_given_back_only_after_the_flush() {
+    let ram = [span(0, 4 * GIB)];
+    let mut storage = storage(&ram);
+    let frames = FrameTable::new(&ram, &mut storage).unwrap();
+    let mut world = World::new(frames, &Registers::plain(6), &DENIED);
+    let tables = [span(GIB, GIB + PAGE), span(GIB + 9 * PAGE, GIB + 10 * PAGE)];
+    for table in tables {
+        world.frames.apply(table, Event::Link(Level::Pt, None)).unwrap();
+        world.revise(table, None).unwrap();
+    }
+    let rights = |world: &World<'_>, address| {
+        world.ept.walk(&world.mem, address).map(|(leaf, _)| leaf.rights)
+    };
+    world.frames.apply(tables[0], Event::Unlink(None)).unwrap();
+    let rules = Rules { frames: &world.frames, mtrrs: &world.mtrrs, denied: &DENIED };
+    let stale = world.ept.revise(&mut world.mem, &rules, tables[0]);
+    assert_eq!(rights(&world, GIB), Some(Rights::Read));
+    let flushed = stale.flush(&mut world.mem);
+    let rules = Rules { frames: &world.frames, mtrrs: &world.mtrrs, denied: &DENIED };
+    world.ept.complete(&mut world.mem, &rules, flushed).unwrap();
+    assert_eq!(rights(&world, GIB), Some(Rights::All));
+    assert_eq!(rights(&world, tables[1].start()), Some(Rights::Read));
+}
+
+#[test]
+fn following_one_frame_touches_only_the_tables_on_its_path() {
+    let ram = [span(0, 64 * GIB)];
+    let mut storage = storage(&ram);
+    let frames = FrameTable::new(&ram, &mut storage).unwrap();
+    let mut world = World::new(frames, &Registers::plain(6), &DENIED);
+    let first = span(GIB, GIB + PAGE);
+    world.frames.apply(first, Event::Link(Level::Pt, None)).unwrap();
+    world.revise(first, None).unwrap();
+    let (stores, reads) = (world.mem.stores, world.mem.reads.get());
+    let second = span(GIB + PAGE, GIB + 2 * PAGE);
+    world.frames.apply(second, Event::Link(Level::Pt, None)).unwrap();
+    world.revise(second, None).unwrap();
+    assert_eq!(world.mem.stores, stores + 1);
+    // Four on each way down, twice.
+    assert_eq!(world.mem.reads.get(), reads + 8);
+}
+
+#[test]
 fn a_change_of_type_alone_happens_in_place() {
     let ram = [span(0, 4 * GIB)];
     let mut storage = storage(&ram);
@@ -358,6 +463,22 @@ fn the_computed_bound_suffices_for_ten_ranges_moved_once_everywhere() {
     };
     let mut world = World::new(frames, &ranges(10), &denied);
     world.follow(&ram, &Change::Types(ranges(20))).unwrap();
-    let needed = usize::try_from(tables_needed(END)).unwrap();
+    let needed = usize::try_from(tables_needed(END, &[])).unwrap();
     assert!(world.mem.given() <= needed, "{} of {needed}", world.mem.given());
+}
+
+#[test]
+fn the_computed_bound_suffices_for_a_table_in_every_large_page_of_ram() {
+    let (ram, registers, visor) = pc();
+    let mut storage = storage(&ram);
+    let mut frames = FrameTable::new(&ram, &mut storage).unwrap();
+    frames.apply(visor, Event::Claim).unwrap();
+    let mut world = World::new(frames, &registers, &DENIED);
+    for block in (0..7 * GIB).step_by(2 << 20) {
+        if world.frames.change(Frame::containing(block), Event::Link(Level::Pt, None)).is_ok() {
+            world.revise(span(block, block + PAGE), None).unwrap();
+        }
+    }
+    let needed = usize::try_from(tables_needed(END, &ram)).unwrap();
+    assert!(world.mem.used() > 3000 && world.mem.used() <= needed);
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use ept::addr::{Frame, PAGE, Span};
-use ept::frames::{Event, FrameTable, Owner, Refusal, TableError};
+use ept::entry::Level;
+use ept::frames::{Event, FrameTable, Owner, Refusal, State, TableError};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -15,6 +16,10 @@ fn storage(ram: &[Span]) -> Vec<u64> {
 
 fn span(start: u64, end: u64) -> Span {
     Span::new(start, end).unwrap()
+}
+
+fn owner_of(state: Option<State>) -> Option<Owner> {
+    state.map(State::owner)
 }
 
 fn pages(span: Span) -> impl Iterator<Item = u64> {
@@ -60,7 +65,7 @@ proptest! {
         let mut owners: Vec<_> = pages(asked).map(|page| owner(&page)).collect();
         owners.dedup();
         let expected = if let [one] = owners[..] { Some(one) } else { None };
-        prop_assert_eq!(table.uniform(asked, |owner| owner), expected);
+        prop_assert_eq!(table.uniform(asked, owner_of), expected);
     }
 
     #[test]
@@ -71,16 +76,112 @@ proptest! {
         let mut table = FrameTable::new(&ram, &mut storage).unwrap();
         if let Some(claim) = part(&ram, place, len) {
             prop_assert_eq!(table.apply(claim, Event::Claim), Ok(()));
-            prop_assert_eq!(table.uniform(claim, |owner| owner), Some(Some(Owner::Visor)));
+            prop_assert_eq!(table.uniform(claim, owner_of), Some(Some(Owner::Visor)));
             let rest: u64 = ram.iter().map(|piece| {
                 let before = span(piece.start(), claim.start().clamp(piece.start(), piece.end()));
                 let after = span(claim.end().clamp(piece.start(), piece.end()), piece.end());
                 for side in [before, after].into_iter().filter(|side| !side.is_empty()) {
-                    assert_eq!(table.uniform(side, |owner| owner), Some(Some(Owner::Host)));
+                    assert_eq!(table.uniform(side, owner_of), Some(Some(Owner::Host)));
                 }
                 before.len() + after.len()
             }).sum();
-            prop_assert_eq!(rest + claim.len(), FrameTable::entries(&ram) * PAGE);
+            let all: u64 = ram.iter().map(|piece| piece.len()).sum();
+            prop_assert_eq!(rest + claim.len(), all);
+        }
+    }
+}
+
+/// What happens to a page or to the block of a level around it.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Claim,
+    Map(Level),
+    Unmap(Level),
+    Link,
+    Unlink,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let level = proptest::sample::select(vec![Level::Pt, Level::Pd, Level::Pdpt]);
+    prop_oneof![
+        1 => Just(Step::Claim),
+        5 => level.clone().prop_map(Step::Map),
+        5 => level.prop_map(Step::Unmap),
+        5 => Just(Step::Link),
+        5 => Just(Step::Unlink),
+    ]
+}
+
+/// Pages around the edges of RAM: inside, outside, and in blocks that have parts of both.
+const PLACES: [u64; 8] = [0, 2 * MIB - PAGE, 2 * MIB, 3 * MIB, 4 * MIB, 5 * MIB, GIB - PAGE, GIB];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn no_frame_is_mapped_by_leaves_of_any_size_and_a_table_or_claimed(
+        steps in vec((step(), proptest::sample::select(PLACES.to_vec())), 1..80),
+    ) {
+        // Two pieces share a block of 2 MiB, and all but one a block of 1 GiB.
+        let ram = [span(0, 3 * MIB), span(3 * MIB + PAGE, 4 * MIB + PAGE),
+            span(5 * MIB, 5 * MIB + PAGE), span(GIB, GIB + PAGE)];
+        let in_ram = |page: u64| ram.iter().any(|ram| ram.contains(page));
+        let mut storage = storage(&ram);
+        let mut table = FrameTable::new(&ram, &mut storage).unwrap();
+        let (mut leaves, mut tables, mut visor) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for (step, page) in steps {
+            let frame = Frame::at(page).unwrap();
+            let block = |level: Level| Span::sized(page - page % level.bytes(), level.bytes()).unwrap();
+            let mapped = |leaves: &[Span]| leaves.iter().any(|leaf| leaf.contains(page));
+            match step {
+                Step::Claim => {
+                    let free = in_ram(page) && !mapped(&leaves) && !tables.contains(&page)
+                        && !visor.contains(&page);
+                    prop_assert_eq!(table.change(frame, Event::Claim).is_ok(), free);
+                    if free {
+                        let _ = visor.insert(page);
+                    }
+                }
+                Step::Link => {
+                    let free = in_ram(page) && !mapped(&leaves) && !visor.contains(&page);
+                    let event = Event::Link(Level::Pt, None);
+                    prop_assert_eq!(table.change(frame, event).is_ok(), free);
+                    if free {
+                        tables.push(page);
+                    }
+                }
+                Step::Unlink => {
+                    let at = tables.iter().position(|table| *table == page);
+                    let result = table.change(frame, Event::Unlink(None));
+                    prop_assert_eq!(result.is_ok(), at.is_some());
+                    if let Ok(State::Leaving { .. }) = result {
+                        let _ = table.change(frame, Event::Forget).unwrap();
+                    }
+                    let _ = at.map(|at| tables.remove(at));
+                }
+                Step::Map(level) => {
+                    let block = block(level);
+                    let free = !tables.iter().chain(&visor).any(|page| block.contains(*page));
+                    prop_assert_eq!(table.map(block, level).is_ok(), free, "{} {:?}", block, level);
+                    if free {
+                        leaves.push(block);
+                    }
+                }
+                Step::Unmap(level) => {
+                    let at = leaves.iter().position(|leaf| *leaf == block(level));
+                    // What is not RAM has no counts.
+                    if let Some(at) = at {
+                        table.unmap(leaves.remove(at), level).unwrap();
+                    } else if in_ram(page) {
+                        prop_assert!(table.unmap(block(level), level).is_err());
+                    }
+                }
+            }
+            for level in [Level::Pt, Level::Pd, Level::Pdpt] {
+                let block = block(level);
+                let linked: BTreeSet<_> = tables.iter().chain(&visor).collect();
+                let closed = linked.iter().filter(|page| block.contains(***page)).count();
+                prop_assert_eq!(table.closed(block, level), u64::try_from(closed).unwrap());
+            }
         }
     }
 }
@@ -91,7 +192,7 @@ fn views_that_do_not_tell_owners_apart_find_mixed_spans_uniform() {
     let mut storage = storage(&ram);
     let mut table = FrameTable::new(&ram, &mut storage).unwrap();
     table.apply(span(0, PAGE), Event::Claim).unwrap();
-    let may_use = |owner| owner != Some(Owner::Visor);
+    let may_use = |state| owner_of(state) != Some(Owner::Visor);
     assert_eq!(table.uniform(span(PAGE, GIB), may_use), Some(true));
     assert_eq!(table.uniform(span(0, GIB), may_use), None);
     assert_eq!(table.uniform(span(0, 1), may_use), Some(false));
@@ -104,16 +205,18 @@ fn a_refused_claim_changes_nothing() {
     let mut table = FrameTable::new(&ram, &mut storage).unwrap();
     let last = span(MIB - PAGE, MIB);
     table.apply(last, Event::Claim).unwrap();
-    let beyond = span(0, MIB + PAGE);
-    assert_eq!(table.apply(beyond, Event::Claim), Err(Refusal::NotRam(beyond)));
-    let taken = ram[0];
-    let refusal = Refusal::Owned(taken, Owner::Visor);
-    assert_eq!(table.apply(taken, Event::Claim), Err(refusal));
+    let beyond = span(MIB, MIB + PAGE);
+    let refusal = Refusal::State(Frame::containing(last.start()), State::Visor);
+    assert_eq!(table.apply(ram[0], Event::Claim), Err(refusal));
+    let mut other = self::storage(&ram);
+    let mut whole = FrameTable::new(&ram, &mut other).unwrap();
+    assert_eq!(whole.apply(span(0, MIB + PAGE), Event::Claim), Err(Refusal::NotRam(beyond)));
+    assert_eq!(whole.uniform(ram[0], owner_of), Some(Some(Owner::Host)));
     let half = span(0, PAGE / 2);
     assert_eq!(table.apply(half, Event::Claim), Err(Refusal::NotRam(half)));
     let rest = span(0, MIB - PAGE);
-    assert_eq!(table.uniform(rest, |owner| owner), Some(Some(Owner::Host)));
-    assert_eq!(refusal.to_string(), "frame table: 0x0..0x100000 has a frame of the visor's");
+    assert_eq!(table.uniform(rest, owner_of), Some(Some(Owner::Host)));
+    assert_eq!(refusal.to_string(), "frame table: 0xff000 is the visor's");
 }
 
 #[test]
@@ -130,9 +233,11 @@ fn ram_out_of_order_or_in_parts_of_pages_is_refused() {
 }
 
 #[test]
-fn storage_must_have_one_entry_per_frame() {
+fn storage_must_have_the_size_that_the_ram_asks_for() {
     let ram = [span(0, MIB)];
-    for entries in [0, 255, 257] {
+    // Where the piece begins, its frames, its part of a block of 2 MiB and of one of 1 GiB.
+    assert_eq!(FrameTable::entries(&ram), 1 + 256 + 1 + 1);
+    for entries in [0, 256, 258, 260] {
         let mut storage = vec![0; entries];
         let error = FrameTable::new(&ram, &mut storage).map(|_| ()).unwrap_err();
         assert_eq!(error, TableError::Storage);
