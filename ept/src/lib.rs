@@ -5,9 +5,11 @@
 extern crate std;
 
 pub mod addr;
+pub mod direct;
 pub mod entry;
 pub mod ept01;
 pub mod frames;
 pub mod list;
 pub mod mtrr;
 pub mod reserve;
+pub mod shadow;
