@@ -41,6 +41,8 @@ pub(crate) struct Guests {
     pub(crate) probe: PathBuf,
     /// An initial RAM file system that holds only `init`.
     pub(crate) initrd: PathBuf,
+    /// The static Linux program that drives KVM.
+    pub(crate) vmm: PathBuf,
 }
 
 /// Builds the guests.
@@ -54,7 +56,22 @@ pub(crate) fn guests() -> Result<Guests> {
     // QEMU's multiboot loader takes ELF32 only; the code inside is as it was.
     objcopy(&["--strip-all", "-O", "elf32-i386"], &built.join("probe"), &probe)?;
     let initrd = initramfs(&built.join("init"), &[], &out.join("initrd.cpio"))?;
-    Ok(Guests { probe, initrd })
+    let vmm = built.join("vmm");
+    Ok(Guests { probe, initrd, vmm })
+}
+
+/// Writes the initial RAM file system `base` with `files` (name, source) added to `out`. Linux
+/// unpacks archives one after the other.
+pub(crate) fn extended(base: &Path, files: &[(&str, &Path)], out: &Path) -> Result<PathBuf> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("no {}", path.display()));
+    let mut bytes = read(base)?;
+    let mut archive = Archive::default();
+    for (name, source) in files {
+        let _ = archive.program(name, &read(source)?)?;
+    }
+    bytes.extend(archive.finish()?);
+    fs::write(out, bytes).context("cannot write the initial RAM file system")?;
+    Ok(out.to_path_buf())
 }
 
 /// Writes an initial RAM file system with `init` and `files` (name, source) to `out`.

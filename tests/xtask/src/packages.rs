@@ -220,14 +220,39 @@ fn expanded(compressed: &Path, name: &str) -> Result<PathBuf> {
 
 /// The small kernel, a bzImage, built from the distribution's kernel source.
 pub(crate) fn small_kernel() -> Result<PathBuf> {
+    Ok(small()?.join("bzImage"))
+}
+
+/// The folder of the small kernel: `bzImage` and the modules of [`KVM_MODULES`].
+fn small() -> Result<PathBuf> {
     let source = "linux-source-6.1";
     refresh_lists(&[source])?;
     let version = candidate(source)?;
     let config = paths::root().join("tests/kernels/small.config");
     let text = fs::read(&config).with_context(|| format!("cannot read {}", config.display()))?;
     let name = format!("linux-small_{}", key(&[version.as_bytes(), &text]));
-    let dir = cached(&name, |dir| build_kernel(source, &config, dir))?;
-    Ok(dir.join("bzImage"))
+    cached(&name, |dir| build_kernel(source, &config, dir))
+}
+
+/// KVM's modules in the order in which they are loaded, where a kernel tree keeps them.
+const KVM_MODULES: [&str; 3] =
+    ["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-intel.ko"];
+
+/// KVM's modules of the small kernel, in the order in which they are loaded.
+pub(crate) fn small_kvm() -> Result<Vec<PathBuf>> {
+    let dir = small()?;
+    Ok(KVM_MODULES.iter().map(|module| dir.join(file_name(module))).collect())
+}
+
+/// KVM's modules of the distribution's own kernel, in the order in which they are loaded.
+pub(crate) fn stock_kvm() -> Result<Vec<PathBuf>> {
+    let package = depends("linux-image-amd64")?;
+    let release = only_file(&unpacked(&package)?.join("lib/modules"), "")?;
+    Ok(KVM_MODULES.iter().map(|module| release.join("kernel").join(module)).collect())
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
 /// A short name for content.
@@ -255,10 +280,13 @@ fn build_kernel(source: &str, config: &Path, dir: &Path) -> Result<()> {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     eprintln!("xtask: building the small kernel, once: 12 minutes of processor time, {jobs} jobs");
     let mut make = Command::new("nice");
-    let _ = make.args(["make", "-s", &format!("-j{jobs}"), "bzImage"]).current_dir(&tree);
+    let wanted = ["bzImage", "modules"];
+    let _ = make.args(["make", "-s", &format!("-j{jobs}")]).args(wanted).current_dir(&tree);
     tool::run(&mut make)?;
-    let image = tree.join("arch/x86/boot/bzImage");
-    let _ = fs::copy(image, dir.join("bzImage")).context("cannot keep the small kernel")?;
+    for part in ["arch/x86/boot/bzImage"].iter().chain(&KVM_MODULES) {
+        let _ = fs::copy(tree.join(part), dir.join(file_name(part)))
+            .with_context(|| format!("cannot keep {part} of the small kernel"))?;
+    }
     for leftover in [tree, dir.join("usr")] {
         fs::remove_dir_all(leftover).context("cannot remove the kernel's source")?;
     }

@@ -9,6 +9,7 @@ mod devmem;
 mod end;
 mod hotplug;
 mod kexec;
+mod kvm;
 mod port;
 mod report;
 mod system;
@@ -53,7 +54,7 @@ fn main() {
     end::power_off();
 }
 
-/// Runs one action; some do not return.
+/// Runs one action; some do not return. `run:/program+argument+argument` is any program.
 fn run(action: &str, line: &CommandLine) -> Result<(), String> {
     match action {
         "" | "poweroff" => Ok(()),
@@ -67,6 +68,12 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "cpu-hotplug" => hotplug::cycle(1),
         "devmem" => devmem::attack(line.value("init.reservation")),
         "shell" => system::shell(),
+        "kvm-load" => kvm::load(),
+        "kvm-unload" => kvm::unload(),
+        "guest" => system::run(&["/vmm", "linux", line.value("init.next").unwrap_or("")]),
+        _ if action.starts_with("run:") => {
+            system::run(&action["run:".len()..].split('+').collect::<Vec<_>>())
+        }
         _ => Err("no such action".to_owned()),
     }
 }

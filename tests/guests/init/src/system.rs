@@ -71,3 +71,11 @@ pub(crate) fn shell() -> Result<(), String> {
     }
     Err("neither /bin/busybox nor /bin/sh".to_owned())
 }
+
+/// Runs a program with its arguments to its end; its failure is an error.
+pub(crate) fn run(words: &[&str]) -> Result<(), String> {
+    let (program, arguments) = words.split_first().ok_or("no program")?;
+    let status = Command::new(program).args(arguments).status();
+    let status = status.map_err(|why| format!("{program}: {why}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{program}: {status}")) }
+}

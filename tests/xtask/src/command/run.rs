@@ -58,6 +58,12 @@ enum Known {
     Small,
     /// The distribution's kernel
     Stock,
+    /// The small kernel with KVM's modules and the VMM that drives KVM
+    Kvm,
+    /// As kvm, with a kernel and an initramfs for a VM
+    KvmLinux,
+    /// The distribution's kernel with KVM's modules and the VMM
+    StockKvm,
     /// The distribution's Xen with the small kernel as dom0
     Xen,
     /// The distribution's Xen with the distribution's kernel as dom0
@@ -73,6 +79,9 @@ impl Known {
         match self {
             Self::Small => Host::Small(words),
             Self::Stock => Host::Stock(words),
+            Self::Kvm => Host::Kvm(words),
+            Self::KvmLinux => Host::KvmLinux(words),
+            Self::StockKvm => Host::StockKvm(words),
             Self::Xen => Host::Xen { xen, dom0: words },
             Self::StockXen => Host::StockXen { xen, dom0: words },
             Self::Probe => Host::Probe(words),

@@ -4,11 +4,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use anyhow::{Error, Result};
+use anyhow::{Context, Error, Result};
 
 use crate::build::{self, Guests};
 use crate::machine::{Image, Machine, Payload};
-use crate::packages;
+use crate::{packages, paths};
 
 /// What every Linux host is told, bare or not: a serial console, nothing that waits, nothing that
 /// differs between runs. `idle=halt`, because Bochs loses wake-ups from MWAIT.
@@ -35,6 +35,12 @@ pub(crate) enum Host {
     Xen { xen: String, dom0: String },
     /// The distribution's Xen with the distribution's kernel and `init` as dom0.
     StockXen { xen: String, dom0: String },
+    /// The small kernel with KVM's modules, `init` and `vmm`.
+    Kvm(String),
+    /// As [`Host::Kvm`], with the small kernel and [`Host::Kvm`]'s files once more, for a VM.
+    KvmLinux(String),
+    /// The distribution's kernel with KVM's modules, `init` and `vmm`.
+    StockKvm(String),
     /// The bare-metal probe.
     Probe(String),
     /// These files, the kernel first.
@@ -83,6 +89,9 @@ pub(crate) struct Kit {
     small: Once<PathBuf>,
     stock: Once<PathBuf>,
     xen: Once<PathBuf>,
+    small_kvm: Once<PathBuf>,
+    kvm_linux: Once<PathBuf>,
+    stock_kvm: Once<PathBuf>,
 }
 
 impl fmt::Debug for Kit {
@@ -100,6 +109,9 @@ impl Kit {
             small: Once::new(),
             stock: Once::new(),
             xen: Once::new(),
+            small_kvm: Once::new(),
+            kvm_linux: Once::new(),
+            stock_kvm: Once::new(),
         }
     }
 
@@ -128,6 +140,33 @@ impl Kit {
         self.xen.get(packages::xen)
     }
 
+    /// An initial RAM file system with `modules` and the VMM that uses them, called `name`.
+    fn with_kvm(&self, modules: &[PathBuf], name: &str) -> Result<PathBuf> {
+        let guests = self.guests()?;
+        let mut files = vec![("vmm", guests.vmm.as_path())];
+        for module in modules {
+            let name = module.file_name().and_then(|name| name.to_str());
+            files.push((name.context("a module without a name")?, module.as_path()));
+        }
+        build::extended(&guests.initrd, &files, &paths::target("guests")?.join(name))
+    }
+
+    fn small_kvm(&self) -> Result<PathBuf> {
+        self.small_kvm.get(|| self.with_kvm(&packages::small_kvm()?, "kvm-small.cpio"))
+    }
+
+    fn stock_kvm(&self) -> Result<PathBuf> {
+        self.stock_kvm.get(|| self.with_kvm(&packages::stock_kvm()?, "kvm-stock.cpio"))
+    }
+
+    fn kvm_linux(&self) -> Result<PathBuf> {
+        self.kvm_linux.get(|| {
+            let (kernel, initrd) = (self.small()?, self.small_kvm()?);
+            let files = [("kernel", kernel.as_path()), ("initrd2", initrd.as_path())];
+            build::extended(&initrd, &files, &paths::target("guests")?.join("kvm-linux.cpio"))
+        })
+    }
+
     /// The files of `host`, its kernel first.
     pub(crate) fn images(&self, host: &Host) -> Result<Vec<Image>> {
         let linux = |file, words: &str| Image::new(file, format!("{LINUX} {words}"));
@@ -137,6 +176,15 @@ impl Kit {
         Ok(match host {
             Host::Small(words) => vec![linux(self.small()?, words), initrd()?],
             Host::Stock(words) => vec![linux(self.stock()?, words), initrd()?],
+            Host::Kvm(words) => {
+                vec![linux(self.small()?, words), Image::new(self.small_kvm()?, "")]
+            }
+            Host::KvmLinux(words) => {
+                vec![linux(self.small()?, words), Image::new(self.kvm_linux()?, "")]
+            }
+            Host::StockKvm(words) => {
+                vec![linux(self.stock()?, words), Image::new(self.stock_kvm()?, "")]
+            }
             Host::Xen { xen: words, dom0: more } => {
                 vec![xen(words)?, dom0(self.small()?, more), initrd()?]
             }
@@ -159,7 +207,11 @@ impl Kit {
         let mut images = images.into_iter();
         let kernel = images.next().unwrap_or_else(|| Image::new("", ""));
         Ok(match stack.host {
-            Host::Small(_) | Host::Stock(_) => {
+            Host::Small(_)
+            | Host::Stock(_)
+            | Host::Kvm(_)
+            | Host::KvmLinux(_)
+            | Host::StockKvm(_) => {
                 let initrd = images.next().map(|image| image.file);
                 Payload::Linux { kernel, initrd }
             }

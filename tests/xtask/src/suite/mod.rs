@@ -3,6 +3,7 @@
 mod boot;
 mod expect;
 mod kit;
+mod kvm;
 mod probes;
 mod same;
 mod schedule;
@@ -64,6 +65,7 @@ pub(crate) fn tests() -> Vec<Test> {
     let mut tests = boot::tests();
     tests.extend(probes::tests());
     tests.extend(same::tests());
+    tests.extend(kvm::tests());
     tests
 }
 

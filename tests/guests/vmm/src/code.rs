@@ -1,0 +1,224 @@
+//! Guest code: assembled into this program, copied into guests, independent of its place.
+
+/// Defines a function that gives the machine code of the lines for a mode of 16, 32 or 64 bits.
+macro_rules! guest {
+    ($(#[$doc:meta])* $name:ident, $bits:literal, $($line:expr),+ $(,)?) => {
+        $(#[$doc])*
+        #[inline(never)]
+        pub(crate) fn $name() -> &'static [u8] {
+            let (start, end): (*const u8, *const u8);
+            // SAFETY: only takes the addresses of bytes that lie among this program's constants.
+            unsafe {
+                std::arch::asm!(
+                    ".pushsection .rodata.guest,\"a\",@progbits",
+                    concat!(".code", $bits),
+                    "771:",
+                    $($line,)+
+                    "772:",
+                    ".code64",
+                    ".popsection",
+                    "lea {start}, [rip + 771b]",
+                    "lea {end}, [rip + 772b]",
+                    start = out(reg) start,
+                    end = out(reg) end,
+                    options(nostack, nomem, preserves_flags, pure),
+                );
+            }
+            let length = end as usize - start as usize;
+            // SAFETY: the bytes between the two labels are constants.
+            unsafe { std::slice::from_raw_parts(start, length) }
+        }
+    };
+}
+pub(crate) use guest;
+
+// Does every kind of exit once; leaves what it got from 0x7000 on.
+macro_rules! every_exit {
+    ($name:ident, $bits:literal) => {
+        guest!(
+            $name,
+            $bits,
+            "mov al, 0x41",
+            "out 0x10, al",
+            "mov eax, 0x12345678",
+            "mov dx, 0x14",
+            "out dx, eax",
+            "in al, 0x11",
+            "mov [0x7000], al",
+            "in ax, dx",
+            "mov [0x7002], ax",
+            "in eax, dx",
+            "mov [0x7004], eax",
+            // Strings.
+            "cld",
+            "mov esi, 0x7100",
+            "mov ecx, 5",
+            "mov dx, 0x12",
+            "rep outsb",
+            "mov edi, 0x7200",
+            "mov ecx, 3",
+            "rep insw",
+            // A device in memory.
+            "xor ebx, ebx",
+            "mov eax, 0x89abcdef",
+            "mov fs:[ebx], eax",
+            "mov fs:[ebx + 5], al",
+            "mov eax, fs:[ebx + 8]",
+            "mov [0x7008], eax",
+            "movzx eax, word ptr fs:[ebx + 12]",
+            "mov [0x700c], eax",
+            "add dword ptr fs:[ebx + 16], 1",
+            // CPUID.
+            "xor eax, eax",
+            "xor ecx, ecx",
+            "cpuid",
+            "mov [0x7010], eax",
+            "mov [0x7014], ebx",
+            "mov [0x7018], ecx",
+            "mov [0x701c], edx",
+            // MSRs: one without exits, one of the kernel's, one of this program's.
+            "mov ecx, 0x175",
+            "mov eax, 0x1234",
+            "xor edx, edx",
+            "wrmsr",
+            "xor eax, eax",
+            "rdmsr",
+            "mov [0x7020], eax",
+            "mov ecx, 0x2ff",
+            "mov eax, 0xc06",
+            "xor edx, edx",
+            "wrmsr",
+            "xor eax, eax",
+            "rdmsr",
+            "mov [0x7024], eax",
+            "mov ecx, 0x4d4d0001",
+            "rdmsr",
+            "mov [0x7028], eax",
+            "mov [0x702c], edx",
+            "mov eax, 7",
+            "mov edx, 9",
+            "wrmsr",
+            "hlt",
+        );
+    };
+}
+every_exit!(every_exit_16, "16");
+every_exit!(every_exit_32, "32");
+every_exit!(every_exit_64, "64");
+
+guest!(
+    /// From real to protected to long mode by itself; leaves 1, 2 and 3 at port 0x10 on its way.
+    climb,
+    "16",
+    "mov al, 1",
+    "out 0x10, al",
+    "lgdt [0x5f00]",
+    "mov eax, cr0",
+    "or al, 1",
+    "mov cr0, eax",
+    ".byte 0x66, 0xea",
+    ".long 0x1000 + 2f - 771b",
+    ".word 24",
+    ".code32",
+    "2:",
+    "mov eax, 16",
+    "mov ds, eax",
+    "mov ss, eax",
+    "mov al, 2",
+    "out 0x10, al",
+    "mov eax, cr4",
+    "or eax, 0x20",
+    "mov cr4, eax",
+    "mov eax, 0x10000",
+    "mov cr3, eax",
+    "mov ecx, 0xc0000080",
+    "rdmsr",
+    "or eax, 0x100",
+    "wrmsr",
+    "mov eax, cr0",
+    "or eax, 0x80000000",
+    "mov cr0, eax",
+    ".byte 0xea",
+    ".long 0x1000 + 3f - 771b",
+    ".word 8",
+    ".code64",
+    "3:",
+    "mov rax, 0x123456789abcdef0",
+    "mov [0x7000], rax",
+    "mov al, 3",
+    "out 0x10, al",
+    // And down again, to compatibility mode, unpaged, then real mode.
+    "push 24",
+    "lea rax, [rip + 4f]",
+    "push rax",
+    "retfq",
+    ".code32",
+    "4:",
+    "mov eax, cr0",
+    "and eax, 0x7fffffff",
+    "mov cr0, eax",
+    "mov ecx, 0xc0000080",
+    "rdmsr",
+    "and eax, 0xfffffeff",
+    "wrmsr",
+    "mov al, 4",
+    "out 0x10, al",
+    ".byte 0xea",
+    ".long 0x1000 + 5f - 771b",
+    ".word 32",
+    ".code16",
+    "5:",
+    "mov eax, cr0",
+    "and al, 0xfe",
+    "mov cr0, eax",
+    ".byte 0xea",
+    ".word 0x1000 + 6f - 771b",
+    ".word 0",
+    "6:",
+    "mov al, 5",
+    "out 0x10, al",
+    "hlt",
+);
+
+guest!(
+    /// Stores RSI + page number into each of RCX pages from RDI on.
+    fill_pages,
+    "64",
+    "2:",
+    "mov [rdi], rsi",
+    "add rdi, 0x1000",
+    "inc rsi",
+    "dec rcx",
+    "jnz 2b",
+    "hlt",
+);
+
+guest!(
+    /// Adds the words of RCX pages from RDI on into RAX.
+    sum_pages,
+    "64",
+    "xor eax, eax",
+    "2:",
+    "add rax, [rdi]",
+    "add rdi, 0x1000",
+    "dec rcx",
+    "jnz 2b",
+    "hlt",
+);
+
+guest!(
+    /// Counts at 0x7000 for ever, with interrupts open: an emulator may lose one otherwise.
+    count,
+    "64",
+    "sti",
+    "2:",
+    "inc qword ptr [0x7000]",
+    "jmp 2b",
+);
+
+guest!(
+    /// Raises #UD.
+    undefined,
+    "64",
+    "ud2",
+);

@@ -1,0 +1,108 @@
+//! `nested/…`: KVM on the host, driven by `vmm` on its raw interface.
+//!
+//! Each is there twice: on the bare machine, where it tests itself and the emulator, and on the
+//! visor.
+
+use super::{Boot, Host, Stack, Test};
+use crate::machine::{Cpu, End, Machine};
+
+/// A group of actions, what must be seen of it, and on which machine.
+struct Case {
+    host: Host,
+    lines: &'static [&'static str],
+    change: fn(&mut Machine),
+}
+
+impl Case {
+    /// `host` with `vmm` and all that is seen of it.
+    const fn new(host: Host, lines: &'static [&'static str]) -> Self {
+        Self { host, lines, change: |machine| machine.seconds = 200 }
+    }
+
+    /// On a machine that `change` makes of the default one.
+    const fn on(mut self, change: fn(&mut Machine)) -> Self {
+        self.change = change;
+        self
+    }
+
+    /// The test on the bare machine and the one on the visor, with their costs.
+    fn tests(self, bare: (&'static str, u32), visor: (&'static str, u32)) -> [Test; 2] {
+        let boot = |stack| {
+            let boot = Boot::of(stack).on(self.change).expect(self.lines);
+            boot.never("*vmm: FAIL *").ends(End::PowerOff)
+        };
+        [
+            boot(Stack::bare(self.host.clone())).test(bare.0, bare.1),
+            boot(Stack::on_visor(self.host.clone())).test(visor.0, visor.1),
+        ]
+    }
+}
+
+fn small(words: &str) -> Host {
+    Host::Kvm(format!("init.do={words}"))
+}
+
+/// What `kvm_intel` must find: nothing less than the bare machine has.
+const LOADED: &str = "*init: kvm_intel ept=Y vpid=Y unrestricted_guest=Y eptad=Y vnmi=Y *";
+
+/// The tests of this file.
+pub(super) fn tests() -> Vec<Test> {
+    let mut tests = Vec::new();
+    tests.extend(one_processor().tests(("nested/bare-kvm", 7), ("nested/kvm", 10)));
+    tests.extend(stock().tests(("nested/bare-stock-kvm", 85), ("nested/stock-kvm", 90)));
+    tests.extend(page_log().tests(("nested/bare-kvm-pml", 7), ("nested/kvm-pml", 10)));
+    tests
+}
+
+/// Everything, and the modules once more.
+fn one_processor() -> Case {
+    let again = "kvm-unload,kvm-load,run:/vmm+long-mode+ept-storm,kvm-unload";
+    Case::new(
+        small(&format!("kvm-load,run:/vmm+all,{again}")),
+        &[
+            LOADED,
+            "*vmm: PASS real-mode",
+            "*vmm: PASS protected-mode",
+            "*vmm: PASS long-mode",
+            "*vmm: PASS mode-switches",
+            "*vmm: PASS triple-fault",
+            "*vmm: PASS single-step",
+            "*vmm: PASS ept-storm",
+            "*vmm: PASS large-pages",
+            "*vmm: PASS host-unmaps",
+            "*vmm: PASS copy-on-write",
+            "*vmm: PASS memslots",
+            "*vmm: PASS read-only",
+            "*vmm: PASS dirty-log",
+            "*init: kvm unloaded",
+            LOADED,
+            "*vmm: PASS long-mode",
+            "*vmm: PASS ept-storm",
+            "*init: kvm unloaded",
+            "*init: done",
+        ],
+    )
+}
+
+/// The distribution's kernel as the host.
+fn stock() -> Case {
+    let words = "kvm-load,run:/vmm+real-mode+long-mode+ept-storm+dirty-log+memslots,kvm-unload";
+    let lines = &[
+        LOADED,
+        "*vmm: PASS real-mode",
+        "*vmm: PASS long-mode",
+        "*vmm: PASS ept-storm",
+        "*vmm: PASS dirty-log",
+        "*vmm: PASS memslots",
+        "*init: kvm unloaded",
+        "*init: done",
+    ];
+    Case::new(Host::StockKvm(format!("init.do={words}")), lines).on(|machine| machine.seconds = 600)
+}
+
+/// A processor that logs written pages itself.
+fn page_log() -> Case {
+    let lines = &[LOADED, "*vmm: PASS dirty-log", "*init: done"];
+    Case::new(small("kvm-load,run:/vmm+dirty-log,kvm-unload"), lines)
+        .on(|machine| machine.cpu = Cpu::SkylakeX)
+}
