@@ -5,7 +5,6 @@
 extern crate std;
 
 pub mod addr;
-pub mod direct;
 pub mod entry;
 pub mod ept01;
 pub mod frames;
