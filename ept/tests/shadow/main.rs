@@ -11,3 +11,4 @@ mod fake;
 mod hostile;
 mod model;
 mod rules;
+mod run;
