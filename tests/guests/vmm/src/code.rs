@@ -30,7 +30,6 @@ macro_rules! guest {
         }
     };
 }
-pub(crate) use guest;
 
 // Does every kind of exit once; leaves what it got from 0x7000 on.
 macro_rules! every_exit {
@@ -221,4 +220,200 @@ guest!(
     undefined,
     "64",
     "ud2",
+);
+
+guest!(
+    /// Counts at 0x7000, and closes the interrupt it came by at the local APIC and the PIC.
+    handler,
+    "64",
+    "push rax",
+    "push rcx",
+    "push rdx",
+    "inc qword ptr [0x7000]",
+    "mov al, 0x20",
+    "out 0x20, al",
+    "mov ecx, 0x1b",
+    "rdmsr",
+    "test eax, 0x400",
+    "jz 2f",
+    "mov ecx, 0x80b",
+    "xor eax, eax",
+    "xor edx, edx",
+    "wrmsr",
+    "2:",
+    "pop rdx",
+    "pop rcx",
+    "pop rax",
+    "iretq",
+);
+
+guest!(
+    /// Tells of each turn at port 0x10 with interrupts closed, and opens them for one instruction.
+    windows,
+    "64",
+    "cli",
+    "2:",
+    "out 0x10, al",
+    "sti",
+    "nop",
+    "nop",
+    "cli",
+    "jmp 2b",
+);
+
+guest!(
+    /// Sets up the PIC with vectors from 0x20 on; then, at each turn, tells of it at port 0x10,
+    /// sleeps until an interrupt comes.
+    sleeps,
+    "64",
+    "mov al, 0x11",
+    "out 0x20, al",
+    "mov al, 0x20",
+    "out 0x21, al",
+    "mov al, 4",
+    "out 0x21, al",
+    "mov al, 1",
+    "out 0x21, al",
+    "xor eax, eax",
+    "out 0x21, al",
+    "2:",
+    "out 0x10, al",
+    "sti",
+    "hlt",
+    "cli",
+    "jmp 2b",
+);
+
+guest!(
+    /// As [`sleeps`], with the timer on line 0 running about every millisecond; RCX times, then
+    /// tells at port 0x10.
+    ticks,
+    "64",
+    "mov al, 0x11",
+    "out 0x20, al",
+    "mov al, 0x20",
+    "out 0x21, al",
+    "mov al, 4",
+    "out 0x21, al",
+    "mov al, 1",
+    "out 0x21, al",
+    "mov al, 0xfe",
+    "out 0x21, al",
+    "mov al, 0x34",
+    "out 0x43, al",
+    "mov al, 0xa9",
+    "out 0x40, al",
+    "mov al, 0x04",
+    "out 0x40, al",
+    "2:",
+    "sti",
+    "hlt",
+    "cli",
+    "dec rcx",
+    "jnz 2b",
+    "out 0x10, al",
+);
+
+guest!(
+    /// Switches to x2APIC mode, then RCX times sends itself vector 0x30 and sleeps until it comes.
+    ipis,
+    "64",
+    "mov rsi, rcx",
+    "mov ecx, 0x1b",
+    "rdmsr",
+    "or eax, 0xc00",
+    "wrmsr",
+    "mov ecx, 0x80f",
+    "mov eax, 0x1ff",
+    "xor edx, edx",
+    "wrmsr",
+    "2:",
+    "mov ecx, 0x83f",
+    "mov eax, 0x30",
+    "xor edx, edx",
+    "wrmsr",
+    "sti",
+    "hlt",
+    "cli",
+    "dec rsi",
+    "jnz 2b",
+    "out 0x10, al",
+);
+
+guest!(
+    /// Waits in a loop, then leaves its registers from 0x7100 on: RAX to RDI without RSP, R8 to R15,
+    /// XMM0, XMM15, DR0, and an MSR.
+    registers,
+    "64",
+    "mov [0x7100], rax",
+    "mov [0x7108], rbx",
+    "mov [0x7110], rcx",
+    "mov [0x7118], rdx",
+    "mov [0x7120], rsi",
+    "mov [0x7128], rdi",
+    "mov [0x7130], rbp",
+    "mov [0x7138], r8",
+    "mov [0x7140], r9",
+    "mov [0x7148], r10",
+    "mov [0x7150], r11",
+    "mov [0x7158], r12",
+    "mov [0x7160], r13",
+    "mov [0x7168], r14",
+    "mov [0x7170], r15",
+    "movups [0x7180], xmm0",
+    "movups [0x7190], xmm15",
+    "mov rax, dr0",
+    "mov [0x71a0], rax",
+    "mov ecx, 0x176",
+    "rdmsr",
+    "mov [0x71a8], eax",
+    "mov rax, cr2",
+    "mov [0x71b0], rax",
+    "hlt",
+);
+
+guest!(
+    /// A computation in which general and vector registers take part: RCX rounds, each told of at
+    /// port 0x10; the result comes to RAX, which port 0x11 tells.
+    computation,
+    "64",
+    "mov rax, 0x9e3779b97f4a7c15",
+    "movq xmm0, rax",
+    "pxor xmm1, xmm1",
+    "mov dr0, rax",
+    "2:",
+    "imul rax, rax, 0x5851f42d",
+    "rol rax, 17",
+    "xor rax, rcx",
+    "movq xmm2, rax",
+    "paddq xmm1, xmm2",
+    "pxor xmm0, xmm1",
+    "mov rbx, dr0",
+    "add rbx, rax",
+    "mov dr0, rbx",
+    "push rax",
+    "out 0x10, al",
+    "pop rax",
+    "dec rcx",
+    "jnz 2b",
+    "movq rdx, xmm0",
+    "xor rax, rdx",
+    "xor rax, rbx",
+    "out 0x11, al",
+);
+
+guest!(
+    /// Waits until 0x7000 is RSI, makes it RDI; RCX times.
+    hand_over,
+    "64",
+    "sti",
+    "2:",
+    "pause",
+    "cmp [0x7000], rsi",
+    "jne 2b",
+    "mov [0x7000], rdi",
+    "dec rcx",
+    "jnz 2b",
+    "cli",
+    "hlt",
 );

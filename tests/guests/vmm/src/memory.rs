@@ -16,6 +16,13 @@ pub(crate) enum Backing {
     Large,
 }
 
+/// A part of a [`Memory`] by its address in this program, for KVM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) host: u64,
+    pub(crate) size: u64,
+}
+
 /// Anonymous memory, which guests and this program share.
 #[derive(Debug)]
 pub(crate) struct Memory {
@@ -47,9 +54,14 @@ impl Memory {
         Ok(memory)
     }
 
-    /// Where this program sees it.
-    pub(crate) fn address(&self) -> u64 {
-        self.base as u64
+    /// All of it.
+    pub(crate) fn all(&self) -> Part {
+        self.part(0..self.size)
+    }
+
+    /// The bytes at these offsets.
+    pub(crate) fn part(&self, range: Range<usize>) -> Part {
+        Part { host: self.place(range.start, range.len()) as u64, size: range.len() as u64 }
     }
 
     /// Its size in bytes.

@@ -4,7 +4,7 @@ use crate::kvm::{
     Blob, Counted, Cpuid, CpuidEntry, DirtyLog, EnableCap, GuestDebug, Handle, IrqLevel, OneMsr,
     Region, Regs, Sregs, checked, gets, gives, plain, trades,
 };
-use crate::memory::{Memory, PAGE};
+use crate::memory::{Memory, PAGE, Part};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -33,22 +33,14 @@ impl Vm {
     /// A VM whose memory from address 0 is `memory`, in slot 0.
     pub(crate) fn with(memory: &Memory) -> Result<Self, String> {
         let vm = Self::new()?;
-        vm.slot(0, 0, 0, memory, 0..memory.size())?;
+        vm.slot(0, 0, 0, memory.all())?;
         Ok(vm)
     }
 
-    /// Puts `part` of `memory` at guest address `guest`.
-    pub(crate) fn slot(
-        &self,
-        slot: u32,
-        flags: u32,
-        guest: u64,
-        memory: &Memory,
-        part: std::ops::Range<usize>,
-    ) -> Result<(), String> {
-        let host = memory.address() + part.start as u64;
-        let region = Region { slot, flags, guest, size: part.len() as u64, host };
-        self.handle.give(gives::<Region>(0x46), &region)
+    /// Puts `part` at guest address `guest`.
+    pub(crate) fn slot(&self, slot: u32, flags: u32, guest: u64, part: Part) -> Result<(), String> {
+        let Part { host, size } = part;
+        self.handle.give(gives::<Region>(0x46), &Region { slot, flags, guest, size, host })
     }
 
     /// Takes a slot's memory away.

@@ -4,7 +4,7 @@
 //! visor.
 
 use super::{Boot, Host, Stack, Test};
-use crate::machine::{Cpu, End, Machine};
+use crate::machine::{Cpu, End, Machine, TripleFault};
 
 /// A group of actions, what must be seen of it, and on which machine.
 struct Case {
@@ -49,8 +49,12 @@ const LOADED: &str = "*init: kvm_intel ept=Y vpid=Y unrestricted_guest=Y eptad=Y
 pub(super) fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
     tests.extend(one_processor().tests(("nested/bare-kvm", 7), ("nested/kvm", 10)));
+    let two = two_processors();
+    tests.extend(two.tests(("nested/bare-kvm-2-cpus", 8), ("nested/kvm-2-cpus", 20)));
+    let reboot = reboot();
+    tests.extend(reboot.tests(("nested/bare-kvm-reboot", 8), ("nested/kvm-reboot", 15)));
     tests.extend(stock().tests(("nested/bare-stock-kvm", 85), ("nested/stock-kvm", 90)));
-    tests.extend(page_log().tests(("nested/bare-kvm-pml", 7), ("nested/kvm-pml", 10)));
+    tests.extend(page_log().tests(("nested/bare-kvm-pml", 31), ("nested/kvm-pml", 35)));
     tests
 }
 
@@ -74,6 +78,16 @@ fn one_processor() -> Case {
             "*vmm: PASS memslots",
             "*vmm: PASS read-only",
             "*vmm: PASS dirty-log",
+            "*vmm: PASS interrupt-windows",
+            "*vmm: PASS interrupt-lines",
+            "*vmm: PASS timer",
+            "*vmm: PASS ipis",
+            "*vmm: PASS signals",
+            "*vmm: PASS registers",
+            "*vmm: PASS suspend-resume",
+            "*vmm: PASS two-vcpus",
+            "*vmm: PASS killed",
+            "*vmm: PASS many",
             "*init: kvm unloaded",
             LOADED,
             "*vmm: PASS long-mode",
@@ -82,6 +96,40 @@ fn one_processor() -> Case {
             "*init: done",
         ],
     )
+}
+
+/// Processors that a VM has two of, and that the host takes away from a VM.
+fn two_processors() -> Case {
+    let lines = &[
+        LOADED,
+        "*vmm: PASS two-vcpus",
+        "*vmm: PASS cpu-hotplug",
+        "*vmm: PASS many",
+        "*init: done",
+    ];
+    Case::new(small("kvm-load,run:/vmm+two-vcpus+cpu-hotplug+many,kvm-unload"), lines).on(
+        |machine| {
+            machine.cpus = 2;
+            machine.seconds = 200;
+        },
+    )
+}
+
+/// The host restarts while a VM runs, and can run VMs again.
+fn reboot() -> Case {
+    let lines = &[
+        LOADED,
+        "*vmm: PASS leave-running",
+        "*init: rebooting",
+        LOADED,
+        "*vmm: PASS leave-running",
+        "*init: second boot",
+        "*init: done",
+    ];
+    Case::new(small("kvm-load,run:/vmm+leave-running,reboot"), lines).on(|machine| {
+        machine.triple_fault = TripleFault::Resets;
+        machine.seconds = 200;
+    })
 }
 
 /// The distribution's kernel as the host.
@@ -103,6 +151,10 @@ fn stock() -> Case {
 /// A processor that logs written pages itself.
 fn page_log() -> Case {
     let lines = &[LOADED, "*vmm: PASS dirty-log", "*init: done"];
-    Case::new(small("kvm-load,run:/vmm+dirty-log,kvm-unload"), lines)
-        .on(|machine| machine.cpu = Cpu::SkylakeX)
+    // Without it, Bochs' model does not wake for timers.
+    let host = Host::Kvm("idle=poll init.do=kvm-load,run:/vmm+dirty-log,kvm-unload".to_owned());
+    Case::new(host, lines).on(|machine| {
+        machine.cpu = Cpu::SkylakeX;
+        machine.seconds = 200;
+    })
 }

@@ -22,8 +22,8 @@ fn machine(mode: Mode, code: &[u8]) -> Result<Machine, String> {
     let machine = Machine::new(4, mode, code)?;
     machine.vm.remove_slot(0)?;
     let top = machine.memory.size();
-    machine.vm.slot(0, 0, 0, &machine.memory, 0..0xa_0000)?;
-    machine.vm.slot(1, 0, 0x10_0000, &machine.memory, 0x10_0000..top)?;
+    machine.vm.slot(0, 0, 0, machine.memory.part(0..0xa_0000))?;
+    machine.vm.slot(1, 0, 0x10_0000, machine.memory.part(0x10_0000..top))?;
     machine.vm.with_user_msrs()?;
     Ok(machine)
 }

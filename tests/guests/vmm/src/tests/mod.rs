@@ -1,7 +1,10 @@
 //! The tests, by name.
 
 mod exits;
+mod interrupts;
+mod lives;
 mod paging;
+mod state;
 
 use crate::memory::{Backing, Memory};
 use crate::mode::{self, Mode};
@@ -25,7 +28,21 @@ const TESTS: &[(&str, Test)] = &[
     ("memslots", paging::memslots),
     ("read-only", paging::read_only),
     ("dirty-log", paging::dirty_log),
+    ("interrupt-windows", interrupts::windows),
+    ("interrupt-lines", interrupts::lines),
+    ("timer", interrupts::timer),
+    ("ipis", interrupts::ipis),
+    ("signals", interrupts::signals),
+    ("registers", state::registers),
+    ("suspend-resume", state::suspend),
+    ("two-vcpus", lives::two_vcpus),
+    ("killed", lives::killed),
+    ("many", lives::many),
 ];
+
+/// What needs a second processor, or changes the host.
+const OTHERS: &[(&str, Test)] =
+    &[("cpu-hotplug", lives::cpu_hotplug), ("leave-running", lives::leave_running)];
 
 /// The tests that `words` name; one that does not exist fails.
 pub(crate) fn selected(words: &[String]) -> Vec<(String, Test)> {
@@ -35,7 +52,7 @@ pub(crate) fn selected(words: &[String]) -> Vec<(String, Test)> {
             chosen.extend(TESTS.iter().map(|(name, test)| ((*name).to_owned(), *test)));
             continue;
         }
-        let known = TESTS.iter().find(|(name, _)| name == word);
+        let known = TESTS.iter().chain(OTHERS).find(|(name, _)| name == word);
         chosen.push((word.clone(), known.map_or(unknown as Test, |(_, test)| *test)));
     }
     chosen

@@ -57,19 +57,19 @@ pub(super) fn storm() -> Result<(), String> {
 pub(super) fn large() -> Result<(), String> {
     let mut machine = long(2)?;
     let memory = Memory::new(8 * LARGE, Backing::Large)?;
-    machine.vm.slot(1, 0, 16 << 20, &memory, 0..memory.size())?;
+    machine.vm.slot(1, 0, 16 << 20, memory.all())?;
     machine.fill(16 << 20, 4096, 3)?;
     same("the sum", machine.sum(16 << 20, 4096)?, filled(4096, 3))?;
     same("a page", memory.word(4095 * PAGE), PATTERN + 3 + 4095)?;
     same("large pages", machine.vm.statistic("pages_2m")?, 8)?;
     // Watching writes splits them; the end of it joins them again.
-    machine.vm.slot(1, LOG_DIRTY, 16 << 20, &memory, 0..memory.size())?;
+    machine.vm.slot(1, LOG_DIRTY, 16 << 20, memory.all())?;
     machine.fill((16 << 20) + LARGE, 3, 9)?;
     let dirty = machine.vm.dirty(1, 4096)?;
     if dirty != [512, 513, 514] {
         return Err(format!("written pages: {dirty:?}"));
     }
-    machine.vm.slot(1, 0, 16 << 20, &memory, 0..memory.size())?;
+    machine.vm.slot(1, 0, 16 << 20, memory.all())?;
     machine.fill(16 << 20, 4096, 4)?;
     same("the sum", machine.sum(16 << 20, 4096)?, filled(4096, 4))?;
     machine.vm.remove_slot(1)
@@ -110,16 +110,16 @@ pub(super) fn memslots() -> Result<(), String> {
     let mut machine = long(2)?;
     let (first, second) = (small(64)?, small(64)?);
     for round in 0..3 {
-        machine.vm.slot(1, 0, AT as u64, &first, 0..first.size())?;
+        machine.vm.slot(1, 0, AT as u64, first.all())?;
         machine.fill(AT, 64, round)?;
         machine.vm.remove_slot(1)?;
         machine.is_absent(AT)?;
-        machine.vm.slot(1, 0, AT as u64, &second, 0..second.size())?;
+        machine.vm.slot(1, 0, AT as u64, second.all())?;
         same("other memory", machine.sum(AT, 64)?, if round == 0 { 0 } else { filled(64, 100) })?;
         machine.fill(AT, 64, 100)?;
         // A slot that changes its address moves.
         let moved = AT + (4 << 20);
-        machine.vm.slot(1, 0, moved as u64, &second, 0..second.size())?;
+        machine.vm.slot(1, 0, moved as u64, second.all())?;
         same("moved memory", machine.sum(moved, 64)?, filled(64, 100))?;
         machine.is_absent(AT)?;
         machine.vm.remove_slot(1)?;
@@ -138,7 +138,7 @@ pub(super) fn read_only() -> Result<(), String> {
     let mut machine = long(2)?;
     let memory = small(16)?;
     memory.set_word(3 * PAGE, 5);
-    machine.vm.slot(1, READ_ONLY, AT as u64, &memory, 0..memory.size())?;
+    machine.vm.slot(1, READ_ONLY, AT as u64, memory.all())?;
     same("read-only memory", machine.sum(AT, 16)?, 5)?;
     machine.call(code::fill_pages(), [2, PATTERN, AT as u64])?;
     machine.until(&Exit::Store(AT as u64, PATTERN.to_le_bytes().to_vec()))?;
@@ -147,7 +147,7 @@ pub(super) fn read_only() -> Result<(), String> {
     machine.until(&Exit::Halt)?;
     same("what was stored", memory.word(0), 0)?;
     machine.vm.remove_slot(1)?;
-    machine.vm.slot(1, 0, AT as u64, &memory, 0..memory.size())?;
+    machine.vm.slot(1, 0, AT as u64, memory.all())?;
     machine.fill(AT, 16, 2)?;
     same("writable memory", memory.word(15 * PAGE), PATTERN + 2 + 15)
 }
@@ -157,9 +157,9 @@ pub(super) fn dirty_log() -> Result<(), String> {
     const AT: usize = 16 << 20;
     let mut machine = long(2)?;
     let memory = small(1024)?;
-    machine.vm.slot(1, 0, AT as u64, &memory, 0..memory.size())?;
+    machine.vm.slot(1, 0, AT as u64, memory.all())?;
     machine.fill(AT, 1024, 0)?;
-    machine.vm.slot(1, LOG_DIRTY, AT as u64, &memory, 0..memory.size())?;
+    machine.vm.slot(1, LOG_DIRTY, AT as u64, memory.all())?;
     let check = |machine: &Machine, wanted: &[usize]| {
         let found = machine.vm.dirty(1, 1024)?;
         if found == wanted { Ok(()) } else { Err(format!("written: {found:?}, not {wanted:?}")) }
@@ -174,7 +174,7 @@ pub(super) fn dirty_log() -> Result<(), String> {
     // Longer than a log that the processor keeps.
     machine.fill(AT, 1024, 8)?;
     check(&machine, &(0..1024).collect::<Vec<_>>())?;
-    machine.vm.slot(1, 0, AT as u64, &memory, 0..memory.size())?;
+    machine.vm.slot(1, 0, AT as u64, memory.all())?;
     machine.fill(AT, 1024, 9)?;
     same("the sum", machine.sum(AT, 1024)?, filled(1024, 9))
 }
