@@ -121,6 +121,12 @@ impl RawCapabilities {
         u32::from_le_bytes([a, b, c, d]) & 0x7fff_ffff
     }
 
+    /// Whether VMREAD and VMWRITE of the host can reach a shadow VMCS.
+    #[must_use]
+    pub fn has_vmcs_shadowing(&self) -> bool {
+        optional(self.secondary, Secondary::VMCS_SHADOWING.bits()) != 0
+    }
+
     /// The controls with which the host runs.
     ///
     /// # Errors

@@ -16,7 +16,6 @@ pub struct Answer {
 
 /// Leaf 1 ECX: 64-bit debug store, CPL-qualified debug store.
 const DEBUG_STORE_ECX: u32 = 1 << 2 | 1 << 4;
-const VMX: u32 = 1 << 5;
 const SMX: u32 = 1 << 6;
 const OSXSAVE: u32 = 1 << 27;
 /// Leaf 1 EDX: debug store. PEBS and BTS write through linear addresses of whoever runs when a
@@ -55,7 +54,7 @@ pub const fn filter(leaf: u32, subleaf: u32, raw: Answer, host_cr4: u64) -> Answ
     let mut out = raw;
     match (leaf, subleaf) {
         (1, _) => {
-            out.ecx &= !(VMX | SMX | DEBUG_STORE_ECX | OSXSAVE);
+            out.ecx &= !(SMX | DEBUG_STORE_ECX | OSXSAVE);
             if host_cr4 & CR4_OSXSAVE != 0 {
                 out.ecx |= OSXSAVE;
             }

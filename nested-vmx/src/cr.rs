@@ -47,8 +47,8 @@ const BUSY_TSS_16: u32 = 3;
 pub enum Access {
     /// MOV to CR0 from the general-purpose register of this number.
     WriteCr0(u8),
-    /// MOV to CR4.
-    WriteCr4,
+    /// MOV to CR4 from the general-purpose register of this number.
+    WriteCr4(u8),
     /// CLTS, LMSW or any other: never exits under the visor's masks.
     Unexpected,
 }
@@ -60,7 +60,7 @@ impl Access {
         let [low, second, ..] = qualification.to_le_bytes();
         match (low & 15, low >> 4 & 3) {
             (0, 0) => Self::WriteCr0(second & 15),
-            (4, 0) => Self::WriteCr4,
+            (4, 0) => Self::WriteCr4(second & 15),
             _ => Self::Unexpected,
         }
     }
@@ -132,7 +132,8 @@ pub fn write_cr0(vmcs: &mut impl Vmcs, memory: &impl HostMemory, value: u64) -> 
 /// (SDM vol. 3, table 5-8); bits up to the physical-address width are checked at VM entry.
 const PDPTE_RESERVED: u64 = 0xfff0_0000_0000_01e6;
 
-fn load_pdptes(vmcs: &mut impl Vmcs, memory: &impl HostMemory) -> Result<(), Fault> {
+/// Loads the page-directory-pointer-table entries at CR3 (SDM vol. 3, 5.4.1).
+pub fn load_pdptes(vmcs: &mut impl Vmcs, memory: &impl HostMemory) -> Result<(), Fault> {
     let table = vmcs.read(GUEST_CR3) & 0xffff_ffe0;
     let mut entries = [0; 4];
     for (entry, address) in entries.iter_mut().zip((table..).step_by(8)) {

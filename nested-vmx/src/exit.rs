@@ -102,8 +102,12 @@ pub enum Event {
     Nmi,
     /// #UD.
     InvalidOpcode,
+    /// #SS(0).
+    StackFault,
     /// #GP with an error code.
     GeneralProtection(u32),
+    /// #PF with an error code; CR2 is for the caller to set.
+    PageFault(u32),
     /// #DF.
     DoubleFault,
 }
@@ -123,6 +127,8 @@ impl Event {
         match self {
             Self::Nmi => (VALID | TYPE_NMI | 2, 0),
             Self::InvalidOpcode => (VALID | TYPE_EXCEPTION | 6, 0),
+            Self::StackFault => (VALID | TYPE_EXCEPTION | HAS_ERROR_CODE | 12, 0),
+            Self::PageFault(code) => (VALID | TYPE_EXCEPTION | HAS_ERROR_CODE | 14, code),
             Self::GeneralProtection(code) => (VALID | TYPE_EXCEPTION | HAS_ERROR_CODE | 13, code),
             Self::DoubleFault => (VALID | TYPE_EXCEPTION | HAS_ERROR_CODE | 8, 0),
         }

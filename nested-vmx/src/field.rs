@@ -129,13 +129,29 @@ fields! {
     IO_BITMAP_B: u64 = 0x2002;
     /// Physical address of the MSR bitmaps.
     MSR_BITMAP: u64 = 0x2004;
+    /// Physical address of the list of MSRs stored on exit.
+    EXIT_MSR_STORE: u64 = 0x2006;
+    /// Physical address of the list of MSRs loaded on exit.
+    EXIT_MSR_LOAD: u64 = 0x2008;
+    /// Physical address of the list of MSRs loaded on entry.
+    ENTRY_MSR_LOAD: u64 = 0x200a;
+    /// What the guest reads of the time-stamp counter, less what the processor has.
+    TSC_OFFSET: u64 = 0x2010;
+    /// Physical address of the virtual-APIC page.
+    VIRTUAL_APIC: u64 = 0x2012;
     /// Extended-page-table pointer.
     EPT_POINTER: u64 = 0x201a;
+    /// Physical address of the VMREAD bitmap.
+    VMREAD_BITMAP: u64 = 0x2026;
+    /// Physical address of the VMWRITE bitmap.
+    VMWRITE_BITMAP: u64 = 0x2028;
     /// Which XSAVES components cause an exit.
     XSS_EXITING_BITMAP: u64 = 0x202c;
+    /// Factor of the time-stamp counter.
+    TSC_MULTIPLIER: u64 = 0x2032;
     /// Guest-physical address that caused an EPT exit.
     GUEST_PHYSICAL_ADDRESS: u64 = 0x2400;
-    /// Always all ones: no shadow VMCS.
+    /// Physical address of the shadow VMCS, or all ones.
     VMCS_LINK_POINTER: u64 = 0x2800;
     /// Guest IA32_DEBUGCTL.
     GUEST_DEBUGCTL: u64 = 0x2802;
@@ -143,6 +159,8 @@ fields! {
     GUEST_PAT: u64 = 0x2804;
     /// Guest IA32_EFER.
     GUEST_EFER: u64 = 0x2806;
+    /// Guest IA32_PERF_GLOBAL_CTRL.
+    GUEST_PERF_GLOBAL: u64 = 0x2808;
     /// First of the four page-directory-pointer-table entries under PAE paging.
     GUEST_PDPTE0: u64 = 0x280a;
     /// Second of the four.
@@ -156,6 +174,8 @@ fields! {
     /// Host IA32_EFER.
     HOST_EFER: u64 = 0x2c02;
 
+    /// Host IA32_PERF_GLOBAL_CTRL.
+    HOST_PERF_GLOBAL: u64 = 0x2c04;
     /// Pin-based controls.
     PIN_CONTROLS: u32 = 0x4000;
     /// Primary processor-based controls.
@@ -180,28 +200,42 @@ fields! {
     ENTRY_ERROR_CODE: u32 = 0x4018;
     /// Length of the instruction whose software event is injected.
     ENTRY_INSTRUCTION_LENGTH: u32 = 0x401a;
+    /// Task priority below which the guest exits.
+    TPR_THRESHOLD: u32 = 0x401c;
     /// With the next, which page faults the exception bitmap is about.
     PAGE_FAULT_MASK: u32 = 0x4006;
     /// See above.
     PAGE_FAULT_MATCH: u32 = 0x4008;
     /// Secondary processor-based controls.
     SECONDARY_CONTROLS: u32 = 0x401e;
+    /// Longest time between two PAUSEs of one loop.
+    PAUSE_GAP: u32 = 0x4020;
+    /// How long a loop of PAUSEs may last.
+    PAUSE_WINDOW: u32 = 0x4022;
     /// Why the last VMX instruction failed.
     INSTRUCTION_ERROR: u32 = 0x4400;
     /// Why the exit happened.
     EXIT_REASON: u32 = 0x4402;
     /// The event that caused the exit.
     EXIT_INTERRUPTION: u32 = 0x4404;
+    /// Error code of the event that caused the exit.
+    EXIT_ERROR_CODE: u32 = 0x4406;
     /// The event that was being delivered when the exit happened.
     IDT_VECTORING: u32 = 0x4408;
     /// Its error code.
     IDT_VECTORING_CODE: u32 = 0x440a;
     /// Length in bytes of the instruction that caused the exit.
     EXIT_INSTRUCTION_LENGTH: u32 = 0x440c;
+    /// More about the instruction that caused the exit.
+    EXIT_INSTRUCTION_INFORMATION: u32 = 0x440e;
     /// Guest interruptibility state.
     GUEST_INTERRUPTIBILITY: u32 = 0x4824;
     /// Guest activity state.
     GUEST_ACTIVITY: u32 = 0x4826;
+    /// Guest SMBASE.
+    GUEST_SMBASE: u32 = 0x4828;
+    /// VMX-preemption timer.
+    PREEMPTION_TIMER: u32 = 0x482e;
     /// Guest IA32_SYSENTER_CS.
     GUEST_SYSENTER_CS: u32 = 0x482a;
     /// Host IA32_SYSENTER_CS.

@@ -98,6 +98,16 @@ impl Access {
         Some(Self { port: u16::from_le_bytes([port_low, port_high]), size, direction })
     }
 
+    /// The ports that it touches; `None` for those past the last.
+    pub fn ports(self) -> impl Iterator<Item = Option<u16>> {
+        let count = match self.size {
+            Size::Byte => 1,
+            Size::Word => 2,
+            Size::Dword => 4,
+        };
+        (0..count).map(move |offset| self.port.checked_add(offset))
+    }
+
     /// What this access means to the visor.
     #[must_use]
     pub const fn target(self) -> Target {

@@ -29,8 +29,10 @@ enum Rule {
     Ignored,
     /// Read freely; writes may not move the local APIC.
     ApicBase,
-    /// Reads show VMX and SMX locked off; writes raise #GP as on a locked register.
+    /// Reads show VMX locked on and SMX off; writes raise #GP as on a locked register.
     FeatureControl,
+    /// Answered from what is advertised; writes raise #GP.
+    VmxCapability,
     /// Read freely; writes may not take away what the visor needs.
     MiscEnable,
     /// Answered from the host's own copy: the processor keeps what firmware set up, and EPT01 says
@@ -53,8 +55,8 @@ const RULES: &[(u32, u32, Rule)] = &[
     (0x3f1, 0x3f2, Rule::ReadOnly),
     (0x3f4, 0x3f5, Rule::Absent),
     (0x600, 0x600, Rule::ReadOnly),
-    // VMX capabilities.
-    (0x480, 0x493, Rule::Absent),
+    // VMX capabilities: those that exist depend on what is advertised.
+    (0x480, 0x493, Rule::VmxCapability),
     // Processor Trace writes its output to physical addresses.
     (0x560, 0x561, Rule::Absent),
     (0x570, 0x572, Rule::Absent),
@@ -89,7 +91,9 @@ pub fn fill_bitmap(bitmap: &mut [u8; BITMAP_BYTES]) {
         for low in 0..0x2000_u32 {
             let (reads, writes) = match rule(base + low) {
                 None => (false, false),
-                Some(Rule::Absent | Rule::FeatureControl | Rule::Mtrr) => (true, true),
+                Some(Rule::Absent | Rule::FeatureControl | Rule::VmxCapability | Rule::Mtrr) => {
+                    (true, true)
+                }
                 Some(Rule::ReadOnly | Rule::Ignored | Rule::ApicBase | Rule::MiscEnable) => {
                     (false, true)
                 }
@@ -105,6 +109,12 @@ pub fn fill_bitmap(bitmap: &mut [u8; BITMAP_BYTES]) {
     }
 }
 
+/// Whether accesses to `index` go to the processor without an exit.
+#[must_use]
+pub fn is_free(index: u32) -> bool {
+    matches!(index, 0..0x2000 | 0xc000_0000..0xc000_2000) && rule(index).is_none()
+}
+
 /// What to do about an intercepted RDMSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read {
@@ -117,6 +127,8 @@ pub enum Read {
     },
     /// Show the host's own MTRR.
     Mtrr,
+    /// Show what is advertised of VMX ([`crate::advertise::Advertised::msr`]).
+    VmxCapability,
     /// Raise #GP(0).
     Fault,
 }
@@ -136,14 +148,19 @@ pub enum Write {
 
 /// Lock bit of IA32_FEATURE_CONTROL.
 const LOCKED: u64 = 1;
-/// Its VMX and SENTER enables.
-const VMX_AND_SENTER: u64 = 0b110 | 0xff << 8;
+/// VMX outside SMX operation may be used.
+const OUTSIDE_SMX: u64 = 1 << 2;
+/// The enables of VMX inside SMX operation and of SENTER.
+const SMX_AND_SENTER: u64 = 1 << 1 | 0xff << 8;
 
 /// The answer to an intercepted read of `index`.
 #[must_use]
 pub fn read(index: u32) -> Read {
     match rule(index) {
-        Some(Rule::FeatureControl) => Read::Masked { clear: VMX_AND_SENTER, set: LOCKED },
+        Some(Rule::FeatureControl) => {
+            Read::Masked { clear: SMX_AND_SENTER, set: LOCKED | OUTSIDE_SMX }
+        }
+        Some(Rule::VmxCapability) => Read::VmxCapability,
         Some(Rule::Absent) | None => Read::Fault,
         Some(Rule::Mtrr) => Read::Mtrr,
         Some(Rule::ReadOnly | Rule::Ignored | Rule::ApicBase | Rule::MiscEnable) => {
@@ -169,7 +186,8 @@ pub fn write(index: u32, value: u64, current: u64) -> Write {
             | Rule::MiscEnable
             | Rule::Absent
             | Rule::ReadOnly
-            | Rule::FeatureControl,
+            | Rule::FeatureControl
+            | Rule::VmxCapability,
         )
         | None => Write::Fault,
     }
@@ -189,7 +207,6 @@ pub enum Permission {
 /// Reads the permission from the register's value.
 #[must_use]
 pub const fn vmx_permission(value: u64) -> Permission {
-    const OUTSIDE_SMX: u64 = 1 << 2;
     if value & LOCKED == 0 {
         Permission::Open(value | LOCKED | OUTSIDE_SMX)
     } else if value & OUTSIDE_SMX == 0 {

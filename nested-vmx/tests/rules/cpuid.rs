@@ -12,8 +12,8 @@ type Bits = [&'static [u32]; 4];
 /// What the visor hides (SDM vol. 2, CPUID).
 fn hidden(leaf: u32, subleaf: u32) -> Answer {
     let bits: Bits = match (leaf, subleaf) {
-        // DTES64, VMX, SMX, DS-CPL; DS
-        (1, _) => [&[], &[], &[2, 4, 5, 6], &[21]],
+        // DTES64, SMX, DS-CPL; DS
+        (1, _) => [&[], &[], &[2, 4, 6], &[21]],
         // Hardware feedback, Thread Director; what they report
         (6, _) => {
             return Answer { eax: 1 << 19 | 1 << 23, edx: u32::MAX, ..Answer::default() };

@@ -213,7 +213,7 @@ proptest! {
         let raw = others | u64::from(register) << 8 | kind << 4 | number;
         let expected = match (number, kind) {
             (0, 0) => cr::Access::WriteCr0(register),
-            (4, 0) => cr::Access::WriteCr4,
+            (4, 0) => cr::Access::WriteCr4(register),
             _ => cr::Access::Unexpected,
         };
         prop_assert_eq!(cr::Access::decode(raw), expected);

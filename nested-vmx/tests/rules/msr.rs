@@ -13,6 +13,7 @@ enum Kind {
     MicrocodeUpdate,
     ApicBase,
     FeatureControl,
+    VmxCapability,
     MiscEnable,
     Mtrr,
 }
@@ -22,8 +23,9 @@ fn kind(index: u32) -> Kind {
         0x1b => Kind::ApicBase,
         0x3a => Kind::FeatureControl,
         0x79 => Kind::MicrocodeUpdate,
-        // SMM monitor; overclocking mailbox; VMX; Processor Trace; Key Locker
-        0x9b | 0x150 | 0x480..=0x493 => Kind::Absent,
+        0x480..=0x493 => Kind::VmxCapability,
+        // SMM monitor; overclocking mailbox; Processor Trace; Key Locker
+        0x9b | 0x150 => Kind::Absent,
         0x560 | 0x561 | 0x570..=0x572 | 0x580..=0x58f | 0xd91 | 0xd92 => Kind::Absent,
         // PEBS; last branch records; hardware feedback
         0x3f4 | 0x3f5 | 0x14ce | 0x14cf | 0x17d0..=0x17d4 => Kind::Absent,
@@ -58,7 +60,10 @@ fn exactly_the_accesses_with_a_rule_exit() {
     for (first, reads, writes) in RANGES {
         for low in 0..0x2000 {
             let kind = kind(first + low);
-            let read_exits = matches!(kind, Kind::Absent | Kind::FeatureControl | Kind::Mtrr);
+            let read_exits = matches!(
+                kind,
+                Kind::Absent | Kind::FeatureControl | Kind::VmxCapability | Kind::Mtrr
+            );
             assert_eq!(exits(&bitmap, reads, low), read_exits, "{:#x}", first + low);
             let write_exits = kind != Kind::Free;
             assert_eq!(exits(&bitmap, writes, low), write_exits, "{:#x}", first + low);
@@ -80,8 +85,9 @@ fn check_read(index: u32) {
     let shown = Read::Masked { clear: 0, set: 0 };
     let expected = match kind(index) {
         Kind::Free | Kind::Absent => Read::Fault,
-        // SENTER enables 15:8, VMX enables 2:1; the lock.
-        Kind::FeatureControl => Read::Masked { clear: 0xff06, set: 1 },
+        // SENTER enables 15:8, VMX inside SMX 1; VMX outside 2, the lock.
+        Kind::FeatureControl => Read::Masked { clear: 0xff02, set: 5 },
+        Kind::VmxCapability => Read::VmxCapability,
         Kind::Mtrr => Read::Mtrr,
         Kind::ReadOnly | Kind::MicrocodeUpdate | Kind::ApicBase | Kind::MiscEnable => shown,
     };
@@ -92,7 +98,9 @@ fn check_write(index: u32, value: u64, current: u64) {
     // The base is bits 51:12.
     let base = |value: u64| value >> 12 & ((1 << 40) - 1);
     let expected = match kind(index) {
-        Kind::Free | Kind::Absent | Kind::ReadOnly | Kind::FeatureControl => Write::Fault,
+        Kind::Free | Kind::Absent | Kind::ReadOnly | Kind::FeatureControl | Kind::VmxCapability => {
+            Write::Fault
+        }
         Kind::MicrocodeUpdate => Write::Ignore,
         Kind::ApicBase if base(value) == base(current) => Write::Perform,
         Kind::ApicBase => Write::Fault,
@@ -140,8 +148,8 @@ fn a_locked_feature_control_keeps_its_other_bits() {
         panic!("IA32_FEATURE_CONTROL must be readable");
     };
     // As firmware sets it up: VMX on, SGX on, LMCE on.
-    assert_eq!(0x16_0005 & !clear | set, 0x16_0001);
-    assert_eq!(0x04 & !clear | set, 1);
+    assert_eq!(0x16_ff07 & !clear | set, 0x16_0005);
+    assert_eq!(0x02 & !clear | set, 5);
 }
 
 proptest! {

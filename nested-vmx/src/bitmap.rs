@@ -1,0 +1,97 @@
+//! The MSR bitmaps of a VM.
+//!
+//! The host may change its bitmaps at any time without telling, and merging 4 KiB at each entry costs
+//! more than the exit itself. So the processor's bitmaps let through only what is asked for often, by
+//! a copy of the host's bits made at each entry. Everything else exits, and is looked up in the
+//! host's bitmaps at that moment.
+
+use crate::msr::BITMAP_BYTES;
+
+/// Registers that a VM uses often, and those that VMX switches, which only the processor can read
+/// and write for a VM.
+const DIRECT: &[u32] = &[
+    0x10,  // IA32_TIME_STAMP_COUNTER
+    0x48,  // IA32_SPEC_CTRL
+    0x174, // IA32_SYSENTER_CS, _ESP, _EIP
+    0x175,
+    0x176,
+    0x1d9,       // IA32_DEBUGCTL
+    0x277,       // IA32_PAT
+    0xc000_0080, // IA32_EFER
+    0xc000_0081, // IA32_STAR
+    0xc000_0082, // IA32_LSTAR
+    0xc000_0083, // IA32_CSTAR
+    0xc000_0084, // IA32_FMASK
+    0xc000_0100, // IA32_FS_BASE
+    0xc000_0101, // IA32_GS_BASE
+    0xc000_0102, // IA32_KERNEL_GS_BASE
+    0xc000_0103, // IA32_TSC_AUX
+];
+
+/// Byte and bit of `index` in the read bitmap; those for writes are 2,048 bytes further on (SDM vol.
+/// 3, 26.6.9). `None` outside both ranges: such accesses always exit.
+#[must_use]
+pub fn place(index: u32) -> Option<(usize, u8)> {
+    let (base, low) = match index {
+        0..0x2000 => (0, index),
+        0xc000_0000..0xc000_2000 => (1024, index & 0x1fff),
+        _ => return None,
+    };
+    let bit = 1 << (low % 8);
+    Some((base + usize::try_from(low / 8).ok()?, bit))
+}
+
+/// Distance from the bit for reads to the bit for writes.
+pub const WRITES: usize = 2048;
+
+/// Bitmaps that let nothing through.
+pub fn close(bitmap: &mut [u8; BITMAP_BYTES]) {
+    bitmap.fill(0xff);
+}
+
+/// One byte of the bitmaps in which [`DIRECT`] has bits, and those bits.
+type Byte = (usize, u8);
+
+/// Bytes of either bitmap in which [`DIRECT`] has bits.
+const BYTES: usize = 7;
+
+/// The bytes that [`DIRECT`] touches.
+const COPIED: [Byte; BYTES] = {
+    let mut bytes = [(0, 0); BYTES];
+    let (mut used, mut rest) = (0, DIRECT);
+    while let [index, after @ ..] = rest {
+        let (base, low) = if *index < 0x2000 { (0, *index) } else { (1024, *index & 0x1fff) };
+        #[expect(clippy::as_conversions, reason = "from a smaller type, at compile time")]
+        let place = base + (low / 8) as usize;
+        let mut at = 0;
+        #[expect(clippy::indexing_slicing, reason = "checked at compile time")]
+        {
+            while at < used && bytes[at].0 != place {
+                at += 1;
+            }
+            bytes[at] = (place, bytes[at].1 | 1 << (low % 8));
+            if at == used {
+                used += 1;
+            }
+        }
+        rest = after;
+    }
+    bytes
+};
+
+/// Copies the host's bits for [`DIRECT`] into the processor's bitmaps; `host` gives bytes of the
+/// host's, as they are now. `denied` are the visor's own rules: what they let exit for the host exits
+/// for its VMs as well.
+pub fn merge(
+    bitmap: &mut [u8; BITMAP_BYTES],
+    denied: &[u8; BITMAP_BYTES],
+    host: impl Fn(usize) -> u8,
+) {
+    for (at, bits) in COPIED {
+        for place in [at, at + WRITES] {
+            if let (Some(cell), Some(denied)) = (bitmap.get_mut(place), denied.get(place)) {
+                *cell = !bits | bits & (host(place) | denied);
+            }
+        }
+    }
+}

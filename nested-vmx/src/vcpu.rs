@@ -1,0 +1,277 @@
+//! One VMCS of the host in use: what goes into VMCS02 at an entry, what of an exit the host sees.
+
+use crate::check::{self, Context, Invalid, Wanted};
+use crate::control::{EntryControls, ExitControls, Primary};
+use crate::field::{self as f, Vmcs};
+use crate::merge::{self, Environment};
+use crate::vmcs12::{Class, HOT, INFORMATION, Vmcs12, class};
+
+/// A set of fields of [`HOT`] or [`INFORMATION`], by position.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Set(u32);
+
+const _: () = assert!(HOT.len() <= 32 && INFORMATION.len() <= 32, "a set has 32 bits");
+
+impl Set {
+    const ALL: Self = Self(u32::MAX);
+
+    const fn add(&mut self, position: usize) {
+        self.0 |= 1 << position;
+    }
+
+    const fn has(self, position: usize) -> bool {
+        self.0 >> position & 1 != 0
+    }
+}
+
+/// What has changed since VMCS02 was written last.
+#[derive(Clone, Copy, Debug)]
+struct Changes {
+    controls: bool,
+    /// Controls or the host's state: the checks are due.
+    unchecked: bool,
+    /// Fields of the VM's state that are not hot.
+    guest: bool,
+    /// Hot fields.
+    hot: Set,
+}
+
+impl Changes {
+    const ALL: Self = Self { controls: true, unchecked: true, guest: true, hot: Set::ALL };
+    const NONE: Self = Self { controls: false, unchecked: false, guest: false, hot: Set(0) };
+}
+
+/// A VMCS of the host in use.
+#[derive(Debug)]
+pub struct Vcpu<'a> {
+    /// The fields as the host knows them.
+    fields: &'a mut Vmcs12,
+    changes: Changes,
+    /// The VM has run since its cold fields were read from VMCS02.
+    stale: bool,
+    /// What the host's shadow VMCS does not show yet.
+    unseen: (Set, Set),
+}
+
+/// A VM that is entered must pass these; see [`Vcpu::check`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The instruction fails.
+    Instruction(Invalid),
+    /// The entry fails for the guest's state, with this exit qualification.
+    GuestState(u64),
+}
+
+const WINDOWS: Primary = Primary::INTERRUPT_WINDOW.union(Primary::NMI_WINDOW);
+
+impl<'a> Vcpu<'a> {
+    /// A VMCS that was just loaded; VMCS02 holds nothing of it yet.
+    pub fn new(fields: &'a mut Vmcs12) -> Self {
+        Self { fields, changes: Changes::ALL, stale: false, unseen: (Set::ALL, Set::ALL) }
+    }
+
+    /// The fields as the host knows them.
+    #[must_use]
+    pub const fn fields(&self) -> &Vmcs12 {
+        self.fields
+    }
+
+    /// The fields, for what is no VMWRITE: launch state, instruction error.
+    pub const fn fields_mut(&mut self) -> &mut Vmcs12 {
+        self.fields
+    }
+
+    /// Whether [`Vcpu::fetch`] is due before the host reads or writes this field.
+    #[must_use]
+    pub fn is_stale(&self, encoding: u32) -> bool {
+        self.stale && class(encoding) == Class::Guest
+    }
+
+    /// Whether the VM has run since its cold fields were read.
+    #[must_use]
+    pub const fn has_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Reads the cold fields of the VM's state from VMCS02.
+    pub fn fetch(&mut self, v02: &impl Vmcs) {
+        for encoding in merge::plain_guest_fields(&[Class::Guest]) {
+            self.fields.write_raw(encoding, v02.read_raw(encoding));
+        }
+        let exit = Wanted::of(self.fields).exit;
+        if exit.contains(ExitControls::SAVE_DEBUG) {
+            self.fields.write(f::GUEST_DR7, v02.read(f::GUEST_DR7));
+            self.fields.write(f::GUEST_DEBUGCTL, v02.read(f::GUEST_DEBUGCTL));
+        }
+        if exit.contains(ExitControls::SAVE_PAT) {
+            self.fields.write(f::GUEST_PAT, v02.read(f::GUEST_PAT));
+        }
+        if exit.contains(ExitControls::SAVE_EFER) {
+            self.fields.write(f::GUEST_EFER, v02.read(f::GUEST_EFER));
+        }
+        self.stale = false;
+    }
+
+    /// Does a VMWRITE that exited, of a field that exists and is not stale.
+    pub fn write(&mut self, encoding: u32, value: u64) {
+        self.fields.write_raw(encoding, value);
+        match class(encoding) {
+            Class::None | Class::Information => {}
+            Class::Control => (self.changes.controls, self.changes.unchecked) = (true, true),
+            Class::Host => self.changes.unchecked = true,
+            Class::Guest => self.changes.guest = true,
+            Class::HotControl | Class::HotGuest => {
+                if let Some(position) = HOT.iter().position(|hot| *hot == encoding & !1) {
+                    self.changed(position);
+                    self.unseen.0.add(position);
+                }
+            }
+        }
+    }
+
+    fn changed(&mut self, position: usize) {
+        self.changes.hot.add(position);
+    }
+
+    /// Takes over what the host has written to its shadow VMCS.
+    pub fn pull(&mut self, shadow: &impl Vmcs) {
+        let before = Primary::from_bits_retain(self.fields.read(f::PRIMARY_CONTROLS));
+        for (position, encoding) in HOT.into_iter().enumerate() {
+            let value = shadow.read_raw(encoding);
+            if value != self.fields.read_raw(encoding) {
+                self.fields.write_raw(encoding, value);
+                self.changed(position);
+            }
+        }
+        let after = Primary::from_bits_retain(self.fields.read(f::PRIMARY_CONTROLS));
+        if before.symmetric_difference(after).intersects(WINDOWS.complement()) {
+            (self.changes.controls, self.changes.unchecked) = (true, true);
+        } else if before != after {
+            self.changes.unchecked = true;
+        }
+    }
+
+    /// Shows the host's shadow VMCS what it does not show yet.
+    pub fn push(&mut self, shadow: &mut impl Vmcs) {
+        for (set, fields) in [(self.unseen.0, &HOT[..]), (self.unseen.1, &INFORMATION[..])] {
+            if set == Set(0) {
+                continue;
+            }
+            for (position, encoding) in fields.iter().enumerate() {
+                if set.has(position) {
+                    shadow.write_raw(*encoding, self.fields.read_raw(*encoding));
+                }
+            }
+        }
+        self.unseen = (Set(0), Set(0));
+    }
+
+    /// Checks what VMLAUNCH and VMRESUME check and the processor cannot.
+    ///
+    /// # Errors
+    /// The [`Refusal`].
+    pub fn check(&mut self, context: &Context<'_>) -> Result<(), Refusal> {
+        if self.changes.unchecked {
+            check::controls(self.fields, context).map_err(Refusal::Instruction)?;
+            check::host_state(self.fields, context).map_err(Refusal::Instruction)?;
+            self.changes.unchecked = false;
+        }
+        if self.changes.guest || self.changes.hot != Set(0) {
+            check::guest_state(self.fields, context).map_err(Refusal::GuestState)?;
+        }
+        Ok(())
+    }
+
+    /// Has the checks made again at the next entry: the host's mode has changed.
+    pub const fn distrust(&mut self) {
+        self.changes.unchecked = true;
+    }
+
+    /// Has everything written again: VMCS02 is a fresh one.
+    pub const fn renew(&mut self) {
+        self.changes = Changes::ALL;
+    }
+
+    /// Brings VMCS02 up to date.
+    pub fn merge(&mut self, env: &Environment<'_>, v02: &mut impl Vmcs) {
+        let mut changes = core::mem::replace(&mut self.changes, Changes::NONE);
+        if changes.controls && self.stale {
+            // What the new controls make of the VM's state depends on what it was.
+            self.fetch(v02);
+            changes.guest = true;
+        }
+        let wanted = Wanted::of(self.fields);
+        if changes.controls {
+            merge::controls(self.fields, env, v02);
+        }
+        if changes.guest {
+            merge::guest(self.fields, v02);
+            merge::kept(self.fields, &wanted, v02);
+        }
+        merge::switched(self.fields, &wanted, env, v02);
+        let hot = if changes.controls { Set::ALL } else { changes.hot };
+        if hot == Set(0) {
+            return;
+        }
+        for (position, encoding) in HOT.into_iter().enumerate() {
+            if hot.has(position) {
+                merge::hot_field(encoding, self.fields.read_raw(encoding), &wanted, v02);
+            }
+        }
+    }
+
+    /// Takes over what an exit of the VM leaves for the host to see.
+    pub fn capture(&mut self, v02: &impl Vmcs) {
+        self.stale = true;
+        for (position, encoding) in HOT.into_iter().enumerate() {
+            if class(encoding) == Class::HotGuest {
+                self.show(position, encoding, v02.read_raw(encoding));
+            }
+        }
+        let exit = Wanted::of(self.fields).exit;
+        if exit.contains(ExitControls::SAVE_PREEMPTION_TIMER) {
+            self.show_hot(f::PREEMPTION_TIMER.encoding(), v02.read(f::PREEMPTION_TIMER).into());
+        }
+        // An event that was injected is no longer pending (SDM vol. 3, 29.2).
+        let injected = self.fields.read(f::ENTRY_INTERRUPTION) & !(1 << 31);
+        self.show_hot(f::ENTRY_INTERRUPTION.encoding(), injected.into());
+        let long = v02.read(f::ENTRY_CONTROLS) & EntryControls::IA32E_GUEST.bits();
+        let entry = self.fields.read(f::ENTRY_CONTROLS) & !EntryControls::IA32E_GUEST.bits();
+        self.fields.write(f::ENTRY_CONTROLS, entry | long);
+        for encoding in INFORMATION {
+            if encoding != f::INSTRUCTION_ERROR.encoding() {
+                self.tell(encoding, v02.read_raw(encoding));
+            }
+        }
+    }
+
+    /// Takes over why an entry failed; nothing else changes then (SDM vol. 3, 28.8).
+    pub fn fail(&mut self, reason: u32, qualification: u64) {
+        self.tell(f::EXIT_REASON.encoding(), reason.into());
+        self.tell(f::EXIT_QUALIFICATION.encoding(), qualification);
+    }
+
+    /// Sets an information field.
+    pub fn tell(&mut self, encoding: u32, value: u64) {
+        if self.fields.read_raw(encoding) == value {
+            return;
+        }
+        self.fields.write_raw(encoding, value);
+        if let Some(position) = INFORMATION.iter().position(|field| *field == encoding) {
+            self.unseen.1.add(position);
+        }
+    }
+
+    fn show(&mut self, position: usize, encoding: u32, value: u64) {
+        if self.fields.read_raw(encoding) != value {
+            self.fields.write_raw(encoding, value);
+            self.unseen.0.add(position);
+        }
+    }
+
+    fn show_hot(&mut self, encoding: u32, value: u64) {
+        if let Some(position) = HOT.iter().position(|field| *field == encoding) {
+            self.show(position, encoding, value);
+        }
+    }
+}
