@@ -5,6 +5,7 @@
 extern crate std;
 
 pub mod addr;
+pub mod direct;
 pub mod entry;
 pub mod ept01;
 pub mod frames;

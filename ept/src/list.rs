@@ -29,6 +29,14 @@ impl<T: Copy, const N: usize> List<T, N> {
         Ok(())
     }
 
+    /// Takes out the value at `at`, if there is one; the last takes its place.
+    pub fn swap_remove(&mut self, at: usize) -> Option<T> {
+        let last = *self.last()?;
+        let taken = core::mem::replace(self.get_mut(at)?, last);
+        self.len -= 1;
+        Some(taken)
+    }
+
     /// Forgets every value.
     pub const fn clear(&mut self) {
         self.len = 0;
@@ -71,6 +79,21 @@ mod tests {
         list[0] = 7;
         assert_eq!(*list, [7, 2]);
         list.clear();
+        assert!(list.is_empty());
+    }
+
+    #[test]
+    fn the_last_takes_the_place_of_what_is_taken_out() {
+        let mut list = List::<u8, 3>::new(0);
+        for item in [1, 2, 3] {
+            list.push(item).unwrap();
+        }
+        assert_eq!(list.swap_remove(3), None);
+        assert_eq!(list.swap_remove(0), Some(1));
+        assert_eq!(*list, [3, 2]);
+        assert_eq!(list.swap_remove(1), Some(2));
+        assert_eq!(list.swap_remove(0), Some(3));
+        assert_eq!(list.swap_remove(0), None);
         assert!(list.is_empty());
     }
 

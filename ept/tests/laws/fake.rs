@@ -53,7 +53,7 @@ impl Fake {
         self.tables.len()
     }
 
-    fn number(table: u64) -> usize {
+    pub(crate) fn number(table: u64) -> usize {
         usize::try_from((table - TABLES) / PAGE).unwrap()
     }
 
@@ -80,7 +80,7 @@ impl Fake {
     }
 
     /// What entry `index` of table number `table` translates.
-    fn block_of(&self, table: usize, index: usize) -> Option<Span> {
+    pub(crate) fn block_of(&self, table: usize, index: usize) -> Option<Span> {
         let (shift, base) = self.places.get(&table)?;
         let index = u64::try_from(index).unwrap();
         Span::sized(base + (index << shift), 1 << shift)
@@ -93,6 +93,7 @@ impl TableMem for Fake {
         let (shift, base) = self.places.remove(&number).expect("freed and not in use");
         let block = Span::sized(base, 512 << shift).unwrap();
         assert!(!self.stale.values().any(|stale| stale.overlaps(block)), "freed before the flush");
+        self.left += 1;
         // Whoever walks it now arrives nowhere that a test permits.
         self.tables[number].fill(0x000f_dead_beef_0fff);
     }

@@ -8,9 +8,12 @@
     reason = "all of it is test code, in which a panic is a failed test"
 )]
 
+mod board;
+mod direct;
 mod ept01;
 mod fake;
 mod frames;
+mod hostile;
 mod machine;
 mod mtrr;
 mod reserve;

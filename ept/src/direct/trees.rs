@@ -1,0 +1,251 @@
+//! Trees of the host's tables as they enter and leave use.
+
+use super::{Hardware, HostMemory, Meaning, Refused};
+use crate::addr::{Frame, PAGE, Span};
+use crate::entry::{ENTRIES, Level};
+use crate::ept01::{Ept01, Flushed, Rules, Stale, Tlb};
+use crate::frames::{Event, FrameTable, State};
+use crate::mtrr::Mtrrs;
+
+/// Everything that the host's tables are checked against and that follows from them.
+#[derive(Debug)]
+pub struct Machine<'m, 't, H> {
+    /// What each frame is.
+    pub frames: &'m mut FrameTable<'t>,
+    /// The memory types of EPT01.
+    pub mtrrs: &'m Mtrrs,
+    /// Device memory that the host must not reach.
+    pub denied: &'m [Span],
+    /// The host's own tables.
+    pub ept: Ept01,
+    /// Number of physical-address bits.
+    pub width: u8,
+    /// The tables' memory and the processors that use it.
+    pub hardware: &'m mut H,
+}
+
+/// Tables that processors may use otherwise than the frame table says, until the flush: to write to
+/// them, if they are about to be used; to walk them, if they are not used any more.
+#[derive(Debug)]
+#[must_use = "they are not what the frame table says until processors have flushed"]
+pub struct Moving {
+    /// The list that runs through the frame table.
+    first: Option<Frame>,
+    stale: Stale,
+}
+
+/// The same when every processor has forgotten them.
+#[derive(Debug)]
+#[must_use = "their part of EPT01 may be absent until it is completed"]
+pub struct Moved {
+    first: Option<Frame>,
+    flushed: Flushed,
+}
+
+impl Moving {
+    /// None yet, for tables that the host sees through `ept`.
+    pub(super) fn new(ept: Ept01) -> Self {
+        Self { first: None, stale: ept.stale() }
+    }
+
+    fn flush(self, tlb: &mut impl Tlb) -> Moved {
+        Moved { first: self.first, flushed: self.stale.flush(tlb) }
+    }
+}
+
+impl<H> Machine<'_, '_, H> {
+    /// What an entry of a table of `level` that holds `raw` makes reachable.
+    pub(super) fn meaning(&self, raw: u64, level: Level) -> Meaning {
+        Meaning::of(raw, level, self.width)
+    }
+}
+
+impl<H: HostMemory> Machine<'_, '_, H> {
+    /// Whether `table` is, or leads to, the table that is `sought`, each given with its level. An
+    /// empty `budget` of entries to read makes it `true`.
+    pub(super) fn holds(
+        &self,
+        (table, level): (Frame, Level),
+        sought: (Frame, Level),
+        budget: &mut u32,
+    ) -> bool {
+        if (table, level) == sought || *budget == 0 {
+            return true;
+        }
+        level != sought.1
+            && indexes().any(|index| {
+                *budget = budget.saturating_sub(1);
+                match self.meaning(self.hardware.entry(table, index), level) {
+                    Meaning::Table(child, below) => self.holds((child, below), sought, budget),
+                    Meaning::Nothing | Meaning::Leaf(..) => false,
+                }
+            })
+    }
+}
+
+impl<H: Hardware> Machine<'_, '_, H> {
+    /// Counts what an entry is about to make reachable; a tree that is new becomes fit for it.
+    pub(super) fn gain(&mut self, meaning: Meaning) -> Result<(), Refused> {
+        let mut fresh = Moving::new(self.ept);
+        self.count(meaning, &mut fresh)?;
+        let mut leaving = Moving::new(self.ept);
+        let read = self.read(fresh, &mut leaving);
+        if read.is_err() {
+            self.discount(meaning, &mut leaving);
+            self.give_back(leaving);
+        }
+        read
+    }
+
+    /// Takes back what an entry made reachable that does so no more.
+    pub(super) fn lose(&mut self, meaning: Meaning) {
+        let mut leaving = Moving::new(self.ept);
+        self.discount(meaning, &mut leaving);
+        self.give_back(leaving);
+    }
+
+    /// Counts what an entry makes reachable. A table that is new joins `fresh`.
+    fn count(&mut self, meaning: Meaning, fresh: &mut Moving) -> Result<(), Refused> {
+        match meaning {
+            Meaning::Nothing => Ok(()),
+            Meaning::Leaf(block, level) => {
+                let mut denied = self.denied.iter().map(|span| span.grow_to(PAGE));
+                if !self.ept.all().covers(block) || denied.any(|denied| denied.overlaps(block)) {
+                    return Err(Refused::Denied(block));
+                }
+                self.frames.map(block, level).map_err(Refused::Frame)
+            }
+            Meaning::Table(table, level) => {
+                let event = Event::Link(level, fresh.first);
+                let state = self.frames.change(table, event).map_err(Refused::Frame)?;
+                if matches!(state, State::Fresh { links: 1, .. }) {
+                    fresh.first = Some(table);
+                    self.revise(table, fresh);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes back a [`Machine::count`]. Tables that nothing leads to any more join `leaving`.
+    fn discount(&mut self, meaning: Meaning, leaving: &mut Moving) {
+        match meaning {
+            Meaning::Nothing => {}
+            Meaning::Leaf(block, level) => {
+                // What was counted can be taken back.
+                let _ = self.frames.unmap(block, level);
+            }
+            Meaning::Table(table, _) => self.unlink(table, leaving),
+        }
+    }
+
+    /// Takes back one link to `table`. Its level bounds the recursion: it is linked as a table of
+    /// one level, and leads only to lower ones.
+    pub(super) fn unlink(&mut self, table: Frame, leaving: &mut Moving) {
+        let before = self.frames.state(table);
+        let after = self.frames.change(table, Event::Unlink(leaving.first));
+        if !matches!(after, Ok(State::Leaving { .. })) {
+            return;
+        }
+        leaving.first = Some(table);
+        self.revise(table, leaving);
+        if let Some(State::Table { level, .. }) = before {
+            for index in indexes() {
+                let raw = self.hardware.entry(table, index);
+                self.discount(self.meaning(raw, level), leaving);
+            }
+        }
+    }
+
+    /// Counts what the entries of all `fresh` tables make reachable, and so on, level by level: the
+    /// host can write to none when it is read. What must be undone joins `leaving`.
+    fn read(&mut self, mut fresh: Moving, leaving: &mut Moving) -> Result<(), Refused> {
+        while fresh.first.is_some() {
+            let Moved { first, flushed } = fresh.flush(self.hardware);
+            fresh = Moving::new(self.ept);
+            let mut next = first;
+            while let Some(table) = next {
+                next = self.after(table);
+                self.complete(table, &flushed)?;
+            }
+            next = first;
+            while let Some(table) = next {
+                next = self.after(table);
+                self.read_table(table, &mut fresh, leaving)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what the entries of `table` make reachable, or nothing of it.
+    fn read_table(
+        &mut self,
+        table: Frame,
+        fresh: &mut Moving,
+        leaving: &mut Moving,
+    ) -> Result<(), Refused> {
+        let Some(State::Fresh { level, .. }) = self.frames.state(table) else {
+            return Err(Refused::NoTable(table));
+        };
+        for index in indexes() {
+            let raw = self.hardware.entry(table, index);
+            if let Err(refused) = self.count(self.meaning(raw, level), fresh) {
+                for index in indexes().take(index) {
+                    let raw = self.hardware.entry(table, index);
+                    self.discount(self.meaning(raw, level), leaving);
+                }
+                return Err(refused);
+            }
+        }
+        let _ = self.frames.change(table, Event::Count).map_err(Refused::Frame)?;
+        Ok(())
+    }
+
+    /// Makes the tables in `leaving` plain memory of the host's again.
+    pub(super) fn give_back(&mut self, leaving: Moving) {
+        if leaving.first.is_none() {
+            return;
+        }
+        let Moved { mut first, flushed } = leaving.flush(self.hardware);
+        while let Some(table) = first {
+            first = self.after(table);
+            // There is memory for every table that EPT01 can need. What it had none for would be
+            // absent, and the host's accesses to it be retried until there is.
+            let _ = self.complete(table, &flushed);
+            let _ = self.frames.change(table, Event::Forget);
+        }
+    }
+
+    /// The next on the list that `table` is on.
+    fn after(&self, table: Frame) -> Option<Frame> {
+        match self.frames.state(table)? {
+            State::Fresh { next, .. } | State::Leaving { next } => next,
+            State::Visor | State::Plain { .. } | State::Table { .. } => None,
+        }
+    }
+
+    /// Takes from the host what it may not do with `table` any more.
+    fn revise(&mut self, table: Frame, moving: &mut Moving) {
+        let Self { frames, mtrrs, denied, ept, hardware, .. } = self;
+        let rules = Rules { frames, mtrrs, denied };
+        moving.stale.add(ept.revise(*hardware, &rules, page(table)));
+    }
+
+    /// Gives the host what it may do with `table`, and what lay in one large page with it.
+    fn complete(&mut self, table: Frame, flushed: &Flushed) -> Result<(), Refused> {
+        let Self { frames, mtrrs, denied, ept, hardware, .. } = self;
+        let rules = Rules { frames, mtrrs, denied };
+        let completed = ept.complete_part(*hardware, &rules, flushed, page(table));
+        completed.map_err(Refused::Exhausted)
+    }
+}
+
+/// The indexes of a table's entries.
+fn indexes() -> impl Iterator<Item = usize> {
+    0..usize::try_from(ENTRIES).unwrap_or(0)
+}
+
+/// The bytes of `frame`.
+fn page(frame: Frame) -> Span {
+    Span::sized(frame.base(), PAGE).unwrap_or_default()
+}
