@@ -3,4 +3,6 @@
 
 pub mod access;
 pub mod context;
+pub mod decode;
+pub mod store;
 pub mod walk;

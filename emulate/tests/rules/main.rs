@@ -1,5 +1,5 @@
-//! The rules of the crate, checked from outside: against models written in another
-//! way.
+//! The rules of the crate, checked from outside: against models written in another way, against
+//! another decoder, and against the processor.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -7,6 +7,11 @@
 )]
 
 mod access;
+mod encodings;
 mod fake;
+mod instructions;
 mod model;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod native;
+mod oracle;
 mod walk;
