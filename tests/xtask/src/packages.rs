@@ -1,6 +1,8 @@
 //! Debian packages: installed on the system where they are tools, unpacked into the cache where
 //! they are what the tests boot.
 
+mod programs;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{paths, tool};
+pub(crate) use programs::programs;
 
 /// Something that a command does with other people's tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,7 @@ impl Need {
             Self::Build => &["binutils", "gcc", "libc6-dev"],
             Self::Image => &[
                 "cpio",
+                "e2fsprogs",
                 "grub-common",
                 "grub-efi-amd64-bin",
                 "grub-pc-bin",
@@ -274,15 +278,7 @@ fn build_kernel(source: &str, config: &Path, dir: &Path) -> Result<()> {
     let archive = dir.join(format!("usr/src/{source}.tar.xz"));
     tool::run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(dir))?;
     let tree = dir.join(source);
-    let mut configure = Command::new("make");
-    let _ = configure.args(["-s", "allnoconfig"]).env("KCONFIG_ALLCONFIG", config);
-    tool::run(configure.current_dir(&tree))?;
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    eprintln!("xtask: building the small kernel, once: 12 minutes of processor time, {jobs} jobs");
-    let mut make = Command::new("nice");
-    let wanted = ["bzImage", "modules"];
-    let _ = make.args(["make", "-s", &format!("-j{jobs}")]).args(wanted).current_dir(&tree);
-    tool::run(&mut make)?;
+    make_kernel(&tree, config)?;
     for part in ["arch/x86/boot/bzImage"].iter().chain(&KVM_MODULES) {
         let _ = fs::copy(tree.join(part), dir.join(file_name(part)))
             .with_context(|| format!("cannot keep {part} of the small kernel"))?;
@@ -291,6 +287,18 @@ fn build_kernel(source: &str, config: &Path, dir: &Path) -> Result<()> {
         fs::remove_dir_all(leftover).context("cannot remove the kernel's source")?;
     }
     fs::remove_file(deb).context("cannot remove the kernel's source package")
+}
+
+fn make_kernel(tree: &Path, config: &Path) -> Result<()> {
+    let mut configure = Command::new("make");
+    let _ = configure.args(["-s", "allnoconfig"]).env("KCONFIG_ALLCONFIG", config);
+    tool::run(configure.current_dir(tree))?;
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    eprintln!("xtask: building the small kernel, once: 12 minutes of processor time, {jobs} jobs");
+    let mut make = Command::new("nice");
+    let wanted = ["bzImage", "modules"];
+    let _ = make.args(["make", "-s", &format!("-j{jobs}")]).args(wanted).current_dir(tree);
+    tool::run(&mut make)
 }
 
 #[cfg(test)]

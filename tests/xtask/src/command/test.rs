@@ -27,7 +27,11 @@ pub(crate) struct Options {
 /// Runs or lists tests.
 pub(crate) fn test(options: Options) -> Result<ExitCode> {
     if options.list {
-        for test in suite::select(suite::tests(), &options.name)? {
+        let mut tests = suite::tests();
+        if options.name.is_empty() {
+            tests.iter_mut().for_each(|test| test.on_demand = false);
+        }
+        for test in suite::select(tests, &options.name)? {
             println!("{}", test.name);
         }
         return Ok(ExitCode::SUCCESS);

@@ -3,3 +3,5 @@
 pub(crate) mod cpio;
 pub(crate) mod elf32;
 pub(crate) mod iso;
+pub(crate) mod programs;
+pub(crate) mod vmms;

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use anyhow::{Context, Error, Result};
 
 use crate::build::{self, Guests};
+use crate::image::vmms;
 use crate::machine::{Image, Machine, Payload};
 use crate::{packages, paths};
 
@@ -41,6 +42,13 @@ pub(crate) enum Host {
     KvmLinux(String),
     /// The distribution's kernel with KVM's modules, `init` and `vmm`.
     StockKvm(String),
+    /// The small kernel with KVM's modules and QEMU, whose guest is the small kernel too.
+    Qemu(String),
+    /// As [`Host::Qemu`], with the distribution's kernel as the host.
+    StockQemu(String),
+    /// The distribution's Xen with the small kernel as dom0, and `xl` there, whose guests are the
+    /// small kernel too.
+    Xl { xen: String, dom0: String },
     /// The bare-metal probe.
     Probe(String),
     /// These files, the kernel first.
@@ -92,6 +100,9 @@ pub(crate) struct Kit {
     small_kvm: Once<PathBuf>,
     kvm_linux: Once<PathBuf>,
     stock_kvm: Once<PathBuf>,
+    qemu: Once<PathBuf>,
+    stock_qemu: Once<PathBuf>,
+    xl: Once<PathBuf>,
 }
 
 impl fmt::Debug for Kit {
@@ -112,6 +123,9 @@ impl Kit {
             small_kvm: Once::new(),
             kvm_linux: Once::new(),
             stock_kvm: Once::new(),
+            qemu: Once::new(),
+            stock_qemu: Once::new(),
+            xl: Once::new(),
         }
     }
 
@@ -167,33 +181,63 @@ impl Kit {
         })
     }
 
+    fn qemu(&self) -> Result<PathBuf> {
+        self.qemu.get(|| self.with_qemu(&packages::small_kvm()?, "qemu-small.cpio"))
+    }
+
+    fn stock_qemu(&self) -> Result<PathBuf> {
+        self.stock_qemu.get(|| self.with_qemu(&packages::stock_kvm()?, "qemu-stock.cpio"))
+    }
+
+    fn with_qemu(&self, modules: &[PathBuf], name: &str) -> Result<PathBuf> {
+        vmms::qemu(&self.small()?, modules, &paths::target("guests")?.join(name))
+    }
+
+    fn xl(&self) -> Result<PathBuf> {
+        self.xl.get(|| vmms::xl(&self.small()?, &paths::target("guests")?.join("xl.cpio")))
+    }
+
+    /// The Linux kernel of `host` and its initial RAM file system.
+    fn linux(&self, host: &Host) -> Result<Vec<PathBuf>> {
+        let initrd = || anyhow::Ok(self.guests()?.initrd);
+        Ok(match host {
+            Host::Small(_) | Host::Xen { .. } => vec![self.small()?, initrd()?],
+            Host::Stock(_) | Host::StockXen { .. } => vec![self.stock()?, initrd()?],
+            Host::Kvm(_) => vec![self.small()?, self.small_kvm()?],
+            Host::KvmLinux(_) => vec![self.small()?, self.kvm_linux()?],
+            Host::StockKvm(_) => vec![self.stock()?, self.stock_kvm()?],
+            Host::Qemu(_) => vec![self.small()?, self.qemu()?],
+            Host::StockQemu(_) => vec![self.stock()?, self.stock_qemu()?],
+            Host::Xl { .. } => vec![self.small()?, self.xl()?],
+            Host::Probe(_) | Host::Files(_) => Vec::new(),
+        })
+    }
+
     /// The files of `host`, its kernel first.
     pub(crate) fn images(&self, host: &Host) -> Result<Vec<Image>> {
-        let linux = |file, words: &str| Image::new(file, format!("{LINUX} {words}"));
-        let dom0 = |file, words: &str| Image::new(file, format!("{DOM0} {words}"));
-        let xen = |words: &str| anyhow::Ok(Image::new(self.xen()?, format!("{XEN} {words}")));
-        let initrd = || anyhow::Ok(Image::new(self.guests()?.initrd, ""));
-        Ok(match host {
-            Host::Small(words) => vec![linux(self.small()?, words), initrd()?],
-            Host::Stock(words) => vec![linux(self.stock()?, words), initrd()?],
-            Host::Kvm(words) => {
-                vec![linux(self.small()?, words), Image::new(self.small_kvm()?, "")]
+        let (usual, words) = match host {
+            Host::Small(words)
+            | Host::Stock(words)
+            | Host::Kvm(words)
+            | Host::KvmLinux(words)
+            | Host::StockKvm(words)
+            | Host::Qemu(words)
+            | Host::StockQemu(words) => (LINUX, words),
+            Host::Xen { dom0, .. } | Host::StockXen { dom0, .. } | Host::Xl { dom0, .. } => {
+                (DOM0, dom0)
             }
-            Host::KvmLinux(words) => {
-                vec![linux(self.small()?, words), Image::new(self.kvm_linux()?, "")]
-            }
-            Host::StockKvm(words) => {
-                vec![linux(self.stock()?, words), Image::new(self.stock_kvm()?, "")]
-            }
-            Host::Xen { xen: words, dom0: more } => {
-                vec![xen(words)?, dom0(self.small()?, more), initrd()?]
-            }
-            Host::StockXen { xen: words, dom0: more } => {
-                vec![xen(words)?, dom0(self.stock()?, more), initrd()?]
-            }
-            Host::Probe(words) => vec![Image::new(self.guests()?.probe, words)],
-            Host::Files(images) => images.clone(),
-        })
+            Host::Probe(words) => return Ok(vec![Image::new(self.guests()?.probe, words)]),
+            Host::Files(images) => return Ok(images.clone()),
+        };
+        let mut images: Vec<Image> =
+            self.linux(host)?.into_iter().map(|file| Image::new(file, "")).collect();
+        if let Some(kernel) = images.first_mut() {
+            kernel.words = format!("{usual} {words}");
+        }
+        if let Host::Xen { xen, .. } | Host::StockXen { xen, .. } | Host::Xl { xen, .. } = host {
+            images.insert(0, Image::new(self.xen()?, format!("{XEN} {xen}")));
+        }
+        Ok(images)
     }
 
     /// What the boot loader gets for `stack`.
@@ -211,11 +255,17 @@ impl Kit {
             | Host::Stock(_)
             | Host::Kvm(_)
             | Host::KvmLinux(_)
-            | Host::StockKvm(_) => {
+            | Host::StockKvm(_)
+            | Host::Qemu(_)
+            | Host::StockQemu(_) => {
                 let initrd = images.next().map(|image| image.file);
                 Payload::Linux { kernel, initrd }
             }
-            Host::Xen { .. } | Host::StockXen { .. } | Host::Probe(_) | Host::Files(_) => {
+            Host::Xen { .. }
+            | Host::StockXen { .. }
+            | Host::Xl { .. }
+            | Host::Probe(_)
+            | Host::Files(_) => {
                 let modules = images.collect();
                 Payload::Multiboot { kernel, modules }
             }

@@ -2,6 +2,7 @@
 
 mod boot;
 mod expect;
+mod guests;
 mod kit;
 mod kvm;
 mod probes;
@@ -39,6 +40,8 @@ pub(crate) struct Test {
     pub(crate) name: &'static str,
     /// Processor seconds that it takes, roughly: the dear ones start first.
     pub(crate) cost: u32,
+    /// Whether only its own name selects it.
+    pub(crate) on_demand: bool,
     body: Body,
 }
 
@@ -56,7 +59,13 @@ impl Test {
         body: impl Fn(&Rig<'_>) -> Result<()> + Send + Sync + 'static,
     ) -> Self {
         let body = Box::new(body);
-        Self { name, cost, body }
+        Self { name, cost, on_demand: false, body }
+    }
+
+    /// As a test that runs only if it is asked for by its own name: too dear for what it adds.
+    pub(crate) fn on_demand(mut self) -> Self {
+        self.on_demand = true;
+        self
     }
 }
 
@@ -66,6 +75,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(probes::tests());
     tests.extend(same::tests());
     tests.extend(kvm::tests());
+    tests.extend(guests::tests());
     tests
 }
 

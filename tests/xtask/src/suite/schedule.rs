@@ -73,15 +73,18 @@ impl Tally {
     }
 }
 
-/// The tests that `names` ask for, the dearest first.
+/// The tests that `names` ask for, the dearest first; those on demand only by their own names.
 pub(crate) fn select(tests: Vec<Test>, names: &[String]) -> Result<Vec<Test>> {
     for name in names {
         if !tests.iter().any(|test| is_asked(test.name, name)) {
             bail!("no test and no group is called {name}: see `cargo xtask test --list`");
         }
     }
-    let asked =
-        |test: &Test| names.is_empty() || names.iter().any(|name| is_asked(test.name, name));
+    let asked = |test: &Test| {
+        names.iter().any(|name| test.name == name)
+            || !test.on_demand
+                && (names.is_empty() || names.iter().any(|name| is_asked(test.name, name)))
+    };
     let mut tests: Vec<Test> = tests.into_iter().filter(asked).collect();
     tests.sort_by_key(|test| std::cmp::Reverse(test.cost));
     Ok(tests)
@@ -184,7 +187,8 @@ mod tests {
     }
 
     fn selected(names: &[&str]) -> Vec<&'static str> {
-        let tests = vec![test("boot/a", 1), test("boot/b", 9), test("bootless/a", 5)];
+        let dear = test("boot/dear", 99).on_demand();
+        let tests = vec![test("boot/a", 1), test("boot/b", 9), test("bootless/a", 5), dear];
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         select(tests, &names).unwrap().iter().map(|test| test.name).collect()
     }
@@ -199,6 +203,12 @@ mod tests {
     #[test]
     fn no_name_selects_everything_dearest_first() {
         assert_eq!(selected(&[]), ["boot/b", "bootless/a", "boot/a"]);
+    }
+
+    #[test]
+    fn a_test_on_demand_runs_only_by_its_own_name() {
+        assert_eq!(selected(&["boot/dear", "boot/a"]), ["boot/dear", "boot/a"]);
+        assert_eq!(selected(&["boot", "boot/dear"]), ["boot/dear", "boot/b", "boot/a"]);
     }
 
     #[test]

@@ -1,0 +1,161 @@
+//! Initial RAM file systems of hosts that run the distribution's own VMMs: QEMU, and Xen's `xl`.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::programs::Programs;
+use crate::{packages, paths, tool};
+
+/// Scripts of hosts; the first is sourced by the others.
+const STEPS: &str = include_str!("vmms/steps.sh");
+const QEMU: &str = include_str!("vmms/qemu.sh");
+const XL: &str = include_str!("vmms/xl.sh");
+/// The script of Xen's guests.
+const DOMU: &str = include_str!("vmms/domu.sh");
+
+/// A guest of `xl` without disks or network.
+const XL_GUEST: &str = include_str!("vmms/xl.cfg");
+
+/// What QEMU loads when it runs a PC with a kernel and without a display.
+const FIRMWARE: [&str; 4] = [
+    "usr/share/seabios/bios-256k.bin",
+    "usr/share/qemu/kvmvapic.bin",
+    "usr/share/qemu/linuxboot.bin",
+    "usr/share/qemu/linuxboot_dma.bin",
+];
+
+/// Where the distribution keeps Xen's programs.
+const XEN: &str = "usr/lib/xen-4.17";
+const XEN_PROGRAMS: [&str; 5] =
+    ["xl", "xenstored", "xenconsoled", "xen-init-dom0", "libxl-save-helper"];
+
+/// What the guest of QEMU has on its disk beside busybox: name, text.
+const GUEST: [(&str, &str); 6] = [
+    ("etc/inittab", include_str!("vmms/guest/inittab")),
+    ("etc/rc", include_str!("vmms/guest/rc")),
+    ("etc/passwd", "root::0:0:root:/:/bin/sh\n"),
+    ("etc/group", "root:x:0:\n"),
+    ("etc/profile", "export PS1='guest# '\n"),
+    ("check", include_str!("vmms/guest/check")),
+];
+
+/// Names that busybox has on the guest's disk.
+const APPLETS: [&str; 21] = [
+    "awk", "cat", "dd", "grep", "head", "hostname", "ifconfig", "login", "md5sum", "mount",
+    "nproc", "ping", "poweroff", "sh", "sync", "umount", "wget", "echo", "getty", "init", "reboot",
+];
+
+/// The guest's second disk: a line, and zeros up to 64 KiB.
+const DATA: (&str, u64) = ("from the host\n", 64 << 10);
+
+/// An initial RAM file system in which QEMU runs `kernel` with KVM's `modules`, made at `out`.
+pub(crate) fn qemu(kernel: &Path, modules: &[PathBuf], out: &Path) -> Result<PathBuf> {
+    let root = packages::programs()?;
+    let parts = paths::target("guests/vmms")?;
+    let mut programs = host(&root, &parts, QEMU)?;
+    programs.program("usr/bin/qemu-system-x86_64")?;
+    for name in FIRMWARE {
+        programs.file(name)?;
+    }
+    for module in modules {
+        let name = module.file_name().and_then(|name| name.to_str());
+        programs.add(name.context("a module without a name")?, module);
+    }
+    programs.add("guest/kernel", kernel);
+    programs.add("guest/root.ext4", &disk(&root, &parts)?);
+    let (line, size) = DATA;
+    let data = written(&parts, "data", line)?;
+    let file = fs::File::options().append(true).open(&data).context("cannot extend a disk")?;
+    file.set_len(size).context("cannot extend a disk")?;
+    programs.add("guest/data", &data);
+    finish(&programs, out)
+}
+
+/// An initial RAM file system of a dom0 in which `xl` runs `kernel`, made at `out`.
+pub(crate) fn xl(kernel: &Path, out: &Path) -> Result<PathBuf> {
+    let root = packages::programs()?;
+    let parts = paths::target("guests/vmms")?;
+    let mut programs = host(&root, &parts, XL)?;
+    for name in XEN_PROGRAMS {
+        programs.program(&format!("{XEN}/bin/{name}"))?;
+    }
+    // A dom0 of fixed size, and no scripts for devices that no guest has.
+    programs.add("etc/xen/xl.conf", &written(&parts, "xl.conf", "autoballoon=\"off\"\n")?);
+    programs.add("guest/kernel", kernel);
+    programs.add("guest/initrd", &domu(&root, &parts)?);
+    for name in ["pvh", "stays"] {
+        let words = if name == "stays" { "init.do=stay" } else { "" };
+        let name = format!("{name}.cfg");
+        let text = XL_GUEST.replace("NAME", name.trim_end_matches(".cfg")).replace("WORDS", words);
+        programs.add(&format!("guest/{name}"), &written(&parts, &name, &text)?);
+    }
+    finish(&programs, out)
+}
+
+/// The initial RAM file system of Xen's guests.
+fn domu(root: &Path, parts: &Path) -> Result<PathBuf> {
+    let mut guest = Programs::of(root);
+    guest.file("bin/busybox")?;
+    guest.add("init", &written(parts, "domu.sh", DOMU)?);
+    finish(&guest, &parts.join("domu.cpio"))
+}
+
+/// A host whose `/init` is `script`.
+fn host(root: &Path, parts: &Path, script: &str) -> Result<Programs> {
+    let mut programs = Programs::of(root);
+    programs.file("bin/busybox")?;
+    programs.add("steps.sh", &written(parts, "steps.sh", STEPS)?);
+    let name = if script == QEMU { "qemu.sh" } else { "xl.sh" };
+    programs.add("init", &written(parts, name, script)?);
+    Ok(programs)
+}
+
+fn finish(programs: &Programs, out: &Path) -> Result<PathBuf> {
+    let folders = ["bin", "dev", "proc", "run", "sys", "tmp", "var"];
+    fs::write(out, programs.archive(&folders)?)
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    Ok(out.to_path_buf())
+}
+
+/// The guest's root file system: ext4 with busybox, [`GUEST`] and [`APPLETS`].
+fn disk(root: &Path, parts: &Path) -> Result<PathBuf> {
+    let tree = parts.join("root");
+    paths::emptied(&tree)?;
+    for folder in ["bin", "sbin", "dev", "proc", "sys", "etc", "tmp"] {
+        fs::create_dir(tree.join(folder)).context("cannot make the guest's folders")?;
+    }
+    let _ = fs::copy(root.join("bin/busybox"), tree.join("bin/busybox"))
+        .context("cannot copy busybox")?;
+    for (name, text) in GUEST {
+        let _ = written(&tree, name, text)?;
+    }
+    for name in APPLETS {
+        symlink("busybox", tree.join("bin").join(name)).context("cannot name an applet")?;
+    }
+    for name in ["init", "getty"] {
+        symlink("../bin/busybox", tree.join("sbin").join(name)).context("cannot name an applet")?;
+    }
+    ext4(&tree, &parts.join("root.ext4"))
+}
+
+/// Makes an ext4 file system of 6 MiB with the files of `tree`.
+fn ext4(tree: &Path, image: &Path) -> Result<PathBuf> {
+    let _ = fs::remove_file(image);
+    let mut make = Command::new("/sbin/mke2fs");
+    let _ = make.args(["-q", "-t", "ext4", "-m", "0", "-d"]).arg(tree).arg(image).arg("6M");
+    tool::run(&mut make)?;
+    Ok(image.to_path_buf())
+}
+
+/// Writes `text` to `name` below `dir`, for everyone to run.
+fn written(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
+    let path = dir.join(name);
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot open up {}", path.display()))?;
+    Ok(path)
+}

@@ -1,0 +1,55 @@
+# Sourced by the host's /init: the actions of init.do=a,b,c, one after the other.
+
+/bin/busybox --install -s /bin
+mount -t devtmpfs devtmpfs /dev
+mkdir /dev/pts
+mount -t devpts devpts /dev/pts
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t tmpfs tmpfs /run
+exec >/dev/console 2>&1
+echo "init: userspace reached"
+
+# word KEY: the value of the last KEY=value of the kernel's command line.
+word() {
+    tr ' ' '\n' </proc/cmdline | sed -n "s/^$1=//p" | tail -n 1
+}
+
+# await FILE TEXT [COUNT]: until FILE has COUNT lines with TEXT.
+await() {
+    tries=0
+    until [ "$(cat "$1" 2>/dev/null | grep -c -- "$2")" -ge "${3:-1}" ]; do
+        tries=$((tries + 1))
+        if [ $tries = 300 ]; then
+            echo "init: FAIL no \"$2\" in $1"
+            return 1
+        fi
+        sleep 0.3
+    done
+}
+
+# gone COMMAND...: until COMMAND fails.
+gone() {
+    tries=0
+    while "$@" >/dev/null 2>&1; do
+        tries=$((tries + 1))
+        if [ $tries = 300 ]; then
+            echo "init: FAIL $* still succeeds"
+            return 1
+        fi
+        sleep 0.2
+    done
+}
+
+# actions: runs what init.do= names; each is a function of this name.
+actions() {
+    for action in $(word init.do | tr ',' ' '); do
+        if "$action"; then
+            echo "init: PASS $action, up $(cut -d ' ' -f 1 /proc/uptime) s"
+        else
+            echo "init: FAIL $action"
+        fi
+    done
+    echo "init: done"
+    poweroff -f
+}

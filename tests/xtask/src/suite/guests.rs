@@ -1,0 +1,91 @@
+//! `nested/…`: the distribution's QEMU and `xl` run Linux guests on the host.
+//!
+//! Each is there twice: on the bare machine, where it tests itself and the emulator, and on the
+//! visor. What the host does is in `image/vmms/`.
+
+use super::{Boot, Host, Stack, Test};
+use crate::machine::{End, Machine};
+
+/// What QEMU's guest is put through.
+const QEMU: &str = "init.do=modules,login,suspend,leave,slay";
+
+/// A host, and what is seen of its guests.
+struct Case {
+    host: Host,
+    lines: Vec<String>,
+    change: fn(&mut Machine),
+}
+
+impl Case {
+    /// The test on the bare machine, which runs on demand, and the one on the visor.
+    fn tests(self, bare: (&'static str, u32), visor: (&'static str, u32)) -> [Test; 2] {
+        let lines: Vec<&str> = self.lines.iter().map(String::as_str).collect();
+        let boot = |stack| {
+            let boot = Boot::of(stack).on(self.change).expect(&lines);
+            boot.never("*guest: FAIL *").never("*init: FAIL *").ends(End::PowerOff)
+        };
+        [
+            boot(Stack::bare(self.host.clone())).test(bare.0, bare.1).on_demand(),
+            boot(Stack::on_visor(self.host.clone())).test(visor.0, visor.1),
+        ]
+    }
+}
+
+/// QEMU's guest with `vcpus` processors, with `host` made of the host's command line.
+fn qemu(host: fn(String) -> Host, vcpus: u32) -> Case {
+    let processors = format!("*guest: {vcpus} processors");
+    let lines = [
+        "*init: kvm_intel ept=Y vpid=Y unrestricted_guest=Y",
+        "*guest login: *",
+        &processors,
+        "*guest: PASS disk",
+        "*guest: PASS files",
+        "*guest: PASS address",
+        "*guest: PASS pings",
+        "*guest: PASS download",
+        "*init: PASS login*",
+        "*resumed 42",
+        "*init: PASS suspend*",
+        "*init: PASS leave*",
+        "*init: PASS slay*",
+        "*init: done",
+    ];
+    let lines = lines.map(str::to_owned).to_vec();
+    Case { host: host(format!("{QEMU} init.vcpus={vcpus}")), lines, change: roomy }
+}
+
+/// `xl` in a dom0 that Xen starts by `xen` and that does `actions`.
+fn xl(xen: &str, actions: &str) -> Case {
+    let actions = format!("daemons,{actions}");
+    let mut lines: Vec<String> =
+        actions.split(',').map(|action| format!("*init: PASS {action}*")).collect();
+    lines.push("*init: done".to_owned());
+    let xen = format!("dom0_mem=512M,max:512M {xen}");
+    let host = Host::Xl { xen, dom0: format!("init.do={actions}") };
+    Case { host, lines, change: roomy }
+}
+
+/// Room for an initial RAM file system of 60 MB and for guests.
+fn roomy(machine: &mut Machine) {
+    machine.memory_mib = 1024;
+    machine.seconds = 400;
+}
+
+/// The tests of this file.
+pub(super) fn tests() -> Vec<Test> {
+    let mut tests = Vec::new();
+    let (one, two) = (qemu(Host::Qemu, 1), qemu(Host::Qemu, 2));
+    tests.extend(one.tests(("nested/bare-qemu", 55), ("nested/qemu", 60)));
+    tests.extend(two.tests(("nested/bare-qemu-2-vcpus", 56), ("nested/qemu-2-vcpus", 60)));
+    let stock = Case { change: patient, ..qemu(Host::StockQemu, 1) };
+    tests.extend(stock.tests(("nested/bare-stock-qemu", 140), ("nested/stock-qemu", 150)));
+    let pvh = xl("", "pvh,destroy");
+    tests.extend(pvh.tests(("nested/bare-xl-pvh", 54), ("nested/xl-pvh", 60)));
+    tests
+}
+
+/// As [`roomy`], and patient with a kernel that unpacks itself for 235 s.
+fn patient(machine: &mut Machine) {
+    roomy(machine);
+    machine.seconds = 900;
+}
