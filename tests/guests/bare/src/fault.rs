@@ -161,6 +161,16 @@ pub fn idt() -> cpu::Pseudo {
     cpu::Pseudo { limit: 4095, base: IDT.get() as u64 }
 }
 
+/// Where the global descriptor table is.
+pub fn gdt_base() -> u64 {
+    &raw const gdt as u64
+}
+
+/// Where the interrupt descriptor table is.
+pub fn idt_base() -> u64 {
+    IDT.get() as u64
+}
+
 /// Sets one word of the global descriptor table.
 pub fn set_gdt(selector: u16, words: [u64; 2]) {
     let index = usize::from(selector) / 8;
