@@ -94,10 +94,19 @@ resume:
 resume_window:
     cmp byte ptr gs:[{nmi_arrived}], 0
     jne 3f
-resume_window_last:
+    cmp byte ptr gs:[{launch}], 0
+    jne 4f
     vmresume
-    call {entry_failed}
+    jmp 5f
+4:
+resume_window_last:
+    vmlaunch
+5:  SAVE_GUEST                          # refused without entering
+    lea rdi, [rsp + 280]
+    call {on_refused}
+    jmp resume
 3:  SAVE_GUEST
+    lea rdi, [rsp + 280]
     call {on_late_nmi}
     jmp resume
 
@@ -182,14 +191,17 @@ exception_entries:
     EXCEPTION 19, 0
     EXCEPTION 20, 0
     EXCEPTION 21, 1
-    # #GP: expected from one instruction only, the host's WRMSR done on its behalf.
+    # #GP: expected from two instructions only, the host's RDMSR and WRMSR done on its behalf.
     .balign 16
 protection_entry:
     push rax
     lea rax, [rip + guarded_wrmsr_instruction]
     cmp [rsp + 16], rax
+    je 4f
+    lea rax, [rip + guarded_rdmsr_instruction]
+    cmp [rsp + 16], rax
     jne 3f
-    lea rax, [rip + guarded_wrmsr_failed]
+4:  lea rax, [rip + guarded_failed]
     mov [rsp + 16], rax
     pop rax
     add rsp, 8
@@ -209,7 +221,18 @@ guarded_wrmsr_instruction:
     wrmsr
     mov eax, 1
     ret
-guarded_wrmsr_failed:
+
+    # EDI: index, RSI: where the value goes; returns 1, or 0 when the processor refused.
+    .global guarded_rdmsr
+guarded_rdmsr:
+    mov ecx, edi
+guarded_rdmsr_instruction:
+    rdmsr
+    mov [rsi], eax
+    mov [rsi + 4], edx
+    mov eax, 1
+    ret
+guarded_failed:
     xor eax, eax
     ret
 

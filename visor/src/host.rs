@@ -4,14 +4,15 @@
 use core::sync::atomic::Ordering;
 
 use boot::cmdline::Quirk;
+use ept::addr::Frame;
 use nested_vmx::control::Primary;
 use nested_vmx::exit::{self, Event, Outcome, Reason};
 use nested_vmx::field::{
-    ENTRY_ERROR_CODE, ENTRY_INSTRUCTION_LENGTH, ENTRY_INTERRUPTION, EXIT_INSTRUCTION_LENGTH,
-    EXIT_INTERRUPTION, EXIT_QUALIFICATION, EXIT_REASON, GUEST_ACTIVITY, GUEST_CR0, GUEST_CR4,
-    GUEST_DEBUGCTL, GUEST_INTERRUPTIBILITY, GUEST_PENDING_DEBUG, GUEST_PHYSICAL_ADDRESS,
-    GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, IDT_VECTORING, IDT_VECTORING_CODE, PRIMARY_CONTROLS,
-    Segment, Vmcs,
+    CR0_MASK, CR0_SHADOW, CR4_SHADOW, ENTRY_ERROR_CODE, ENTRY_INSTRUCTION_LENGTH,
+    ENTRY_INTERRUPTION, EXIT_INSTRUCTION_LENGTH, EXIT_INTERRUPTION, EXIT_QUALIFICATION,
+    EXIT_REASON, GUEST_ACTIVITY, GUEST_CR0, GUEST_CR4, GUEST_DEBUGCTL, GUEST_INTERRUPTIBILITY,
+    GUEST_PENDING_DEBUG, GUEST_PHYSICAL_ADDRESS, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, IDT_VECTORING,
+    IDT_VECTORING_CODE, PRIMARY_CONTROLS, Segment, Vmcs,
 };
 use nested_vmx::state;
 use nested_vmx::{cpuid, cr, msr};
@@ -21,7 +22,7 @@ use crate::cpu::{self, high, low};
 use crate::events::{self, Event as Audit};
 use crate::machine::Machine;
 use crate::percpu::PerCpu;
-use crate::{io, reset, smp, stop};
+use crate::{io, nested, reset, shootdown, smp, stop, table};
 
 /// The host's general-purpose registers but for RSP, which the VMCS holds, as `exit.s` saves them.
 #[repr(C)]
@@ -41,7 +42,7 @@ pub(crate) struct Registers {
 
 impl Registers {
     /// The register with this number in instruction encodings.
-    fn numbered(&self, number: u8) -> u64 {
+    pub(crate) fn numbered(&self, number: u8) -> u64 {
         match number {
             0 => self.rax,
             1 => self.rcx,
@@ -52,6 +53,25 @@ impl Registers {
             6 => self.rsi,
             7 => self.rdi,
             high => self.r.get(usize::from(high & 7)).copied().unwrap_or(0),
+        }
+    }
+
+    /// Sets the register with this number.
+    pub(crate) fn set_numbered(&mut self, number: u8, value: u64) {
+        match number {
+            0 => self.rax = value,
+            1 => self.rcx = value,
+            2 => self.rdx = value,
+            3 => self.rbx = value,
+            4 => Current.write(GUEST_RSP, value),
+            5 => self.rbp = value,
+            6 => self.rsi = value,
+            7 => self.rdi = value,
+            high => {
+                if let Some(register) = self.r.get_mut(usize::from(high & 7)) {
+                    *register = value;
+                }
+            }
         }
     }
 
@@ -80,6 +100,8 @@ pub(crate) enum Next {
     Stay,
     /// With an exception.
     Raise(Event),
+    /// Not at all: the processor has shut down.
+    Shutdown,
 }
 
 /// #GP(0): the answer to what a real processor would refuse.
@@ -92,23 +114,45 @@ pub(crate) extern "C" fn on_exit(registers: &mut Registers) {
     let cpu = PerCpu::current();
     let raw = Current.read(EXIT_REASON);
     cpu.count_exit(raw & 0xffff);
-    let reason = Reason::decode(raw);
-    let next = handle(cpu, reason, registers);
+    let machine = Machine::running();
+    let next = if nested::is_in_guest(cpu) {
+        nested::exit(cpu, machine, raw, registers)
+    } else {
+        handle(cpu, machine, raw, registers)
+    };
+    conclude(cpu, machine, next);
+    cpu.count_ticks(cpu::tsc().wrapping_sub(began));
+}
+
+fn conclude(cpu: &PerCpu, machine: &Machine, next: Next) {
     match next {
         Next::Step => step(),
         Next::Stay => {}
         Next::Raise(event) => inject(event),
+        Next::Shutdown => reset_by_host(cpu),
     }
-    deliver_nmi(cpu);
-    cpu.count_ticks(cpu::tsc().wrapping_sub(began));
+    deliver_nmi(cpu, machine);
+    nested::before_entry(cpu, machine);
 }
 
 /// Called by `exit.s` when an NMI arrived between the last look and the entry.
-pub(crate) extern "C" fn on_late_nmi() {
-    deliver_nmi(PerCpu::current());
+pub(crate) extern "C" fn on_late_nmi(_: &mut Registers) {
+    conclude(PerCpu::current(), Machine::running(), Next::Stay);
 }
 
-fn handle(cpu: &PerCpu, reason: Reason, registers: &mut Registers) -> Next {
+/// Called by `exit.s` when the processor has refused to enter: only the host's own fault if it is its
+/// VM.
+pub(crate) extern "C" fn on_refused(_: &mut Registers) {
+    let (cpu, machine) = (PerCpu::current(), Machine::running());
+    if !nested::is_in_guest(cpu) {
+        stop::entry_failed();
+    }
+    let next = nested::entry_refused(cpu, machine);
+    conclude(cpu, machine, next);
+}
+
+fn handle(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Registers) -> Next {
+    let reason = Reason::decode(raw);
     // The processor checks this before it exits (SDM vol. 3, 27.1.1); Bochs 2.7 not always.
     if reason.is_privileged_instruction() && privilege_level() != 0 {
         return GP0;
@@ -118,16 +162,17 @@ fn handle(cpu: &PerCpu, reason: Reason, registers: &mut Registers) -> Next {
         Reason::Io => io::handle(cpu, registers),
         Reason::ReadMsr => read_msr(registers),
         Reason::WriteMsr => write_msr(cpu, registers),
-        Reason::ControlRegister => control_register(registers),
+        Reason::ControlRegister => control_register(cpu, registers),
         Reason::Xsetbv => xsetbv(registers),
-        // VMX and SMX are hidden: their instructions do not exist.
-        Reason::VmxInstruction | Reason::Getsec => Next::Raise(Event::InvalidOpcode),
+        Reason::VmxInstruction => vmx_instruction(cpu, machine, raw, registers),
+        // SMX is hidden.
+        Reason::Getsec => Next::Raise(Event::InvalidOpcode),
         Reason::Invd => {
             // INVD would throw away what the visor has in the caches as well.
             cpu::write_back_caches();
             Next::Step
         }
-        Reason::EptViolation => ept_violation(cpu),
+        Reason::EptViolation => ept_violation(cpu, registers),
         // Only NMIs exit: the exception bitmap is 0.
         Reason::ExceptionOrNmi => {
             let information = Current.read(EXIT_INTERRUPTION);
@@ -142,7 +187,7 @@ fn handle(cpu: &PerCpu, reason: Reason, registers: &mut Registers) -> Next {
         }
         Reason::Init => init(cpu, registers),
         Reason::Sipi => start_up(cpu, registers),
-        Reason::TripleFault => triple_fault(cpu),
+        Reason::TripleFault => Next::Shutdown,
         Reason::EntryFailure(reason) => panic!("VM entry failed with basic reason {reason}"),
         Reason::Other(reason) => panic!("no rule for exits of basic reason {reason}"),
     }
@@ -153,7 +198,13 @@ fn privilege_level() -> u32 {
     Current.read(Segment::Ss.fields().rights) >> 5 & 3
 }
 
-fn in_64_bit_code() -> bool {
+/// CR0 as the host reads it.
+pub(crate) fn cr0() -> u64 {
+    let owned = Current.read(CR0_MASK);
+    Current.read(GUEST_CR0) & !owned | Current.read(CR0_SHADOW) & owned
+}
+
+pub(crate) fn in_64_bit_code() -> bool {
     Current.read(Segment::Cs.fields().rights) & 1 << 13 != 0
 }
 
@@ -166,8 +217,12 @@ fn is_canonical(address: u64, cr4: u64) -> bool {
 
 /// Goes to the next instruction (SDM vol. 3, 29.2.5: an exit by instruction is fault-like).
 fn step() {
+    step_by(Current.read(EXIT_INSTRUCTION_LENGTH).into());
+}
+
+/// Goes on `length` bytes further, which is nowhere while a repeated instruction has more to do.
+pub(crate) fn step_by(length: u64) {
     let v = &mut Current;
-    let length = u64::from(v.read(EXIT_INSTRUCTION_LENGTH));
     let mut rip = v.read(GUEST_RIP).wrapping_add(length);
     if !in_64_bit_code() {
         rip &= 0xffff_ffff;
@@ -198,15 +253,25 @@ fn inject(event: Event) {
     Current.write(ENTRY_ERROR_CODE, code);
 }
 
+/// Whether an NMI that has arrived was another processor's call, which is answered then.
+pub(crate) fn is_call(cpu: &PerCpu) -> bool {
+    shootdown::serve(cpu);
+    shootdown::took_nmi(cpu) || smp::serve_restart()
+}
+
 /// Delivers the host's NMI at the coming entry, or as soon as the host can take it.
-fn deliver_nmi(cpu: &PerCpu) {
+fn deliver_nmi(cpu: &PerCpu, machine: &Machine) {
     if cpu.nmi_arrived.load(Ordering::Relaxed)
         && cpu.nmi_arrived.swap(false, Ordering::Relaxed)
-        && !smp::serve_restart()
+        && !is_call(cpu)
     {
         cpu.nmi_owed.set(true);
     }
     if !cpu.nmi_owed.get() {
+        return;
+    }
+    if nested::is_in_guest(cpu) && nested::reflect_nmi(cpu, machine) {
+        cpu.nmi_owed.set(false);
         return;
     }
     const BLOCKED: u32 = 0b1011;
@@ -225,7 +290,7 @@ fn deliver_nmi(cpu: &PerCpu) {
 }
 
 #[expect(clippy::fn_params_excessive_bools, reason = "the one bit that it sets")]
-fn set_nmi_window(open: bool) {
+pub(crate) fn set_nmi_window(open: bool) {
     let window = Primary::NMI_WINDOW.bits();
     let rest = Current.read(PRIMARY_CONTROLS) & !window;
     Current.write(PRIMARY_CONTROLS, if open { rest | window } else { rest });
@@ -241,42 +306,58 @@ fn answer_cpuid(registers: &mut Registers) -> Next {
     Next::Step
 }
 
-fn read_msr(registers: &mut Registers) -> Next {
-    let index = low(registers.rcx);
-    let value = match msr::read(index) {
-        msr::Read::Masked { clear, set } => cpu::read_msr(index) & !clear | set,
-        msr::Read::Mtrr => {
-            match Machine::get().and_then(|machine| machine.tables.read_mtrr(index)) {
-                Some(value) => value,
-                None => return GP0,
-            }
-        }
-        msr::Read::Fault => return GP0,
+pub(crate) fn read_msr(registers: &mut Registers) -> Next {
+    let Some(value) = msr_value(low(registers.rcx)) else {
+        return GP0;
     };
     registers.set_pair(value);
     Next::Step
 }
 
-fn write_msr(cpu: &PerCpu, registers: &Registers) -> Next {
-    let Some(machine) = Machine::get() else {
-        return GP0;
-    };
-    let (index, value) = (low(registers.rcx), registers.pair());
+/// What the host reads of MSR `index`.
+fn msr_value(index: u32) -> Option<u64> {
+    let machine = Machine::running();
+    match msr::read(index) {
+        msr::Read::Masked { clear, set } => Some(cpu::read_msr(index) & !clear | set),
+        msr::Read::Mtrr => machine.tables.read_mtrr(index),
+        msr::Read::VmxCapability => machine.advertised.msr(index),
+        msr::Read::Fault if msr::is_free(index) => cpu::try_read_msr(index),
+        msr::Read::Fault => None,
+    }
+}
+
+/// Reads an MSR that the host names in a list.
+pub(crate) fn read_listed_msr(index: u32) -> Option<u64> {
+    msr_value(index)
+}
+
+/// Writes an MSR that the host names in a list; `false` if it may not.
+pub(crate) fn write_listed_msr(index: u32, value: u64) -> bool {
+    set_msr(PerCpu::current(), index, value)
+}
+
+pub(crate) fn write_msr(cpu: &PerCpu, registers: &Registers) -> Next {
+    if set_msr(cpu, low(registers.rcx), registers.pair()) { Next::Step } else { GP0 }
+}
+
+fn set_msr(cpu: &PerCpu, index: u32, value: u64) -> bool {
+    let machine = Machine::running();
     let current = if index == msr::APIC_BASE { cpu::read_msr(index) } else { 0 };
-    let done = match msr::write(index, value, current) {
+    match msr::write(index, value, current) {
         // SAFETY: the rules only let through registers on which the visor does not depend.
         msr::Write::Perform => unsafe { cpu::try_write_msr(index, value) },
+        // SAFETY: likewise; the host writes these itself without exits.
+        msr::Write::Fault if msr::is_free(index) => unsafe { cpu::try_write_msr(index, value) },
         msr::Write::Mtrr => machine.tables.write_mtrr(cpu.index.get(), index, value),
         msr::Write::Ignore => true,
         msr::Write::Fault => {
             events::record(cpu.index.get(), Audit::RefusedMsr(index));
             false
         }
-    };
-    if done { Next::Step } else { GP0 }
+    }
 }
 
-struct HostRam;
+pub(crate) struct HostRam;
 
 impl cr::HostMemory for HostRam {
     fn read_u64(&self, address: u64) -> Option<u64> {
@@ -284,10 +365,30 @@ impl cr::HostMemory for HostRam {
     }
 }
 
-fn control_register(registers: &Registers) -> Next {
+fn vmx_instruction(
+    cpu: &PerCpu,
+    machine: &Machine,
+    reason: u32,
+    registers: &mut Registers,
+) -> Next {
+    let next = nested::execute(cpu, machine, reason & 0xffff, registers);
+    if nested::takes_init(cpu) {
+        // VMXOFF ends the blocking of INIT.
+        step();
+        return init(cpu, registers);
+    }
+    next
+}
+
+fn control_register(cpu: &PerCpu, registers: &Registers) -> Next {
+    let in_vmx = nested::is_on(cpu);
     match cr::Access::decode(Current.read(EXIT_QUALIFICATION)) {
         cr::Access::WriteCr0(number) => {
             let value = registers.numbered(number);
+            const FIXED: u64 = cr::CR0_PE | cr::CR0_NE | cr::CR0_PG;
+            if in_vmx && value & FIXED != FIXED {
+                return GP0;
+            }
             // Outside 64-bit code the upper half of a register means nothing.
             let value = if in_64_bit_code() { value } else { low(value).into() };
             match cr::write_cr0(&mut Current, &HostRam, value) {
@@ -300,10 +401,23 @@ fn control_register(registers: &Registers) -> Next {
                 Err(cr::Fault) => GP0,
             }
         }
-        // Only a bit of a hidden feature, which the host reads as 0, can differ and exit.
-        cr::Access::WriteCr4 => GP0,
+        cr::Access::WriteCr4(number) => write_cr4(registers.numbered(number), in_vmx),
         cr::Access::Unexpected => panic!("no rule for this control-register access"),
     }
+}
+
+/// MOV to CR4 exits if it changes VMXE or sets a bit of a hidden feature, which the host reads as 0.
+#[expect(clippy::fn_params_excessive_bools, reason = "whether the host is in VMX operation")]
+fn write_cr4(value: u64, in_vmx: bool) -> Next {
+    let shadow = Current.read(CR4_SHADOW);
+    let differs = (value ^ shadow) & cr::CR4_OWNED;
+    if differs != cr::CR4_VMXE || (in_vmx && value & cr::CR4_VMXE == 0) {
+        return GP0;
+    }
+    // Executed again, the instruction changes no bit of the visor's any more, and the processor
+    // does the rest.
+    Current.write(CR4_SHADOW, shadow ^ cr::CR4_VMXE);
+    Next::Stay
 }
 
 fn xsetbv(registers: &Registers) -> Next {
@@ -320,7 +434,7 @@ fn xsetbv(registers: &Registers) -> Next {
 }
 
 /// Delivers at the coming entry the event whose delivery the exit cut short (SDM vol. 3, 29.2.4).
-fn deliver_again() {
+pub(crate) fn deliver_again() {
     let v = &mut Current;
     let event = v.read(IDT_VECTORING);
     if event & 1 << 31 != 0 {
@@ -337,25 +451,49 @@ fn deliver_again() {
     }
 }
 
-fn ept_violation(cpu: &PerCpu) -> Next {
+fn ept_violation(cpu: &PerCpu, registers: &mut Registers) -> Next {
     let address = Current.read(GUEST_PHYSICAL_ADDRESS);
-    if Machine::get().is_some_and(|machine| machine.tables.reaches(address)) {
+    let machine = Machine::running();
+    if machine.tables.reaches(address, Current.read(EXIT_QUALIFICATION)) {
         // Another processor was changing the tables.
         deliver_again();
         return Next::Stay;
     }
+    table::store(machine, address, registers).unwrap_or_else(|| refuse_access(cpu))
+}
+
+/// An EPT violation of a VM that runs on the host's own tables, or by way of the visor's.
+pub(crate) fn ept_violation_of_vm(cpu: &PerCpu) -> Next {
+    let address = Current.read(GUEST_PHYSICAL_ADDRESS);
+    let machine = Machine::running();
+    let frame = Frame::containing(address);
+    if machine.tables.is_table(frame) {
+        machine.tables.demote(frame);
+    } else if !machine.tables.reaches(address, Current.read(EXIT_QUALIFICATION)) {
+        return refuse_access(cpu);
+    }
+    deliver_again();
+    Next::Stay
+}
+
+/// #GP(0), for an access to what is not the host's.
+fn refuse_access(cpu: &PerCpu) -> Next {
+    let address = Current.read(GUEST_PHYSICAL_ADDRESS);
     let [access, ..] = Current.read(EXIT_QUALIFICATION).to_le_bytes();
     let rip = Current.read(GUEST_RIP);
     let access = access & 7;
     events::record(cpu.index.get(), Audit::ForbiddenAccess { address, access, rip });
     match exit::fault_during(Current.read(IDT_VECTORING)) {
         Outcome::Inject(event) => Next::Raise(event),
-        Outcome::TripleFault => triple_fault(cpu),
+        Outcome::TripleFault => Next::Shutdown,
     }
 }
 
 fn init(cpu: &PerCpu, registers: &mut Registers) -> Next {
     const BOOTSTRAP: u64 = 1 << 8;
+    if nested::blocks_init(cpu) {
+        return Next::Stay;
+    }
     if Machine::get().is_some_and(|machine| machine.quirk == Quirk::BochsInit)
         && let Some(page) = cpu.start_page.get()
         && Current.read(GUEST_RIP) == 0
@@ -365,6 +503,7 @@ fn init(cpu: &PerCpu, registers: &mut Registers) -> Next {
     cpu.start_page.set(None);
     if cpu::read_msr(msr::APIC_BASE) & BOOTSTRAP == 0 {
         state::wait_for_sipi(&mut Current);
+        shootdown::fall_asleep(cpu);
     } else {
         state::init(&mut Current);
         *registers = Registers::after_init();
@@ -379,15 +518,14 @@ fn start_up(cpu: &PerCpu, registers: &mut Registers) -> Next {
     let [vector, ..] = Current.read(EXIT_QUALIFICATION).to_le_bytes();
     events::record(cpu.index.get(), Audit::StartUp(vector));
     cpu::unblock_nmis();
-    // A waiting processor cannot take part in a shootdown: it starts with nothing cached.
-    cpu::vmx::invept_all();
+    shootdown::wake_up(cpu);
     state::start_up(&mut Current, vector);
     *registers = Registers::after_init();
     cpu.start_page.set(Some(vector));
     Next::Stay
 }
 
-fn triple_fault(cpu: &PerCpu) -> Next {
+fn reset_by_host(cpu: &PerCpu) -> ! {
     events::record(cpu.index.get(), Audit::TripleFault);
     log::warn!("the host triple-faulted on processor {}: reset", cpu.index.get());
     reset::machine()

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "moving the image, adopting memory, entering the host")]
 
 use core::fmt;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use boot::acpi::{Madt, Processors, Root};
 use boot::cmdline::{self, Options};
@@ -11,8 +11,9 @@ use boot::memmap::MemoryMap;
 use boot::{acpi::ApicId, handoff};
 use ept::addr::{Frame, PAGE, Span};
 use ept::list::List;
+use nested_vmx::advertise::Advertised;
 use nested_vmx::capability::Controls;
-use nested_vmx::{io, msr, state};
+use nested_vmx::{io, msr, state, vmcs12};
 use spin::{Mutex, MutexGuard};
 
 use crate::cpu::vmx::Current;
@@ -21,10 +22,11 @@ use crate::events::{self, Event};
 use crate::host::Registers;
 use crate::machine::Machine;
 use crate::memory::{self, BootMemory, POOL, Pool, bytes_mut};
+use crate::nested::Nested;
 use crate::paging::{self, Image};
 use crate::percpu::{self, PerCpu};
 use crate::tables::HostTables;
-use crate::{segments, serial, smp, vmcs};
+use crate::{segments, serial, shootdown, smp, vmcs};
 
 /// The blob that loads the host's kernel, deprivileged.
 static LOADER: &[u8] = include_bytes!(env!("VISOR_LOADER"));
@@ -201,18 +203,22 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
     let blob_entry = prepare_loader(found, plan);
     let tables = HostTables::build(&mut pool, &found.ram, [plan.reservation, plan.low], plan.width);
     let tables = tables.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
-    let bitmaps = bitmaps(&mut pool).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
+    let bitmaps = Bitmaps::make(&mut pool).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     let blocks = pool.take(u64::from(plan.processors) * percpu::SIZE);
     let blocks = blocks.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     let machine = Machine {
         reservation: plan.reservation,
         blocks: Frame::containing(blocks.start()),
         processors: plan.processors,
+        advertised: Advertised::of(&vmcs::capabilities()),
+        decoys: bitmaps.decoys,
+        width: plan.width,
         capabilities: vmcs::capabilities(),
         controls: plan.controls,
-        io_bitmap_a: bitmaps[0],
-        io_bitmap_b: bitmaps[1],
-        msr_bitmap: bitmaps[2],
+        io_bitmap_a: bitmaps.io.0,
+        io_bitmap_b: bitmaps.io.1,
+        msr_bitmap: bitmaps.msr,
+        in_vmx: AtomicU32::new(0),
         tables,
         quirk: options.quirk,
         on_panic: options.panic,
@@ -269,17 +275,32 @@ fn prepare_loader(found: &Found, plan: &Plan) -> u32 {
     base + entry
 }
 
-/// I/O bitmaps A and B, and the MSR bitmaps.
-fn bitmaps(pool: &mut Pool) -> Option<[Frame; 3]> {
-    let frames = [pool.frame()?, pool.frame()?, pool.frame()?];
-    let page = |frame: Frame| {
-        let span = Span::sized(frame.base(), PAGE)?;
-        // SAFETY: the frame was just taken and has no other user yet.
-        unsafe { bytes_mut(span) }.first_chunk_mut::<4096>()
-    };
-    io::fill_bitmap(page(frames[0])?);
-    msr::fill_bitmap(page(frames[2])?);
-    Some(frames)
+/// What decides which accesses of the host exit.
+struct Bitmaps {
+    io: (Frame, Frame),
+    msr: Frame,
+    decoys: Option<(Frame, Frame)>,
+}
+
+impl Bitmaps {
+    fn make(pool: &mut Pool) -> Option<Self> {
+        let page = |frame: Frame| {
+            let span = Span::sized(frame.base(), PAGE)?;
+            // SAFETY: the frame was just taken and has no other user yet.
+            unsafe { bytes_mut(span) }.first_chunk_mut::<4096>()
+        };
+        let (io, msr) = ((pool.frame()?, pool.frame()?), pool.frame()?);
+        io::fill_bitmap(page(io.0)?);
+        msr::fill_bitmap(page(msr)?);
+        let decoys = if vmcs::capabilities().has_vmcs_shadowing() {
+            let (read, write) = (pool.frame()?, pool.frame()?);
+            vmcs12::fill_bitmaps(page(read)?, page(write)?);
+            Some((read, write))
+        } else {
+            None
+        };
+        Some(Self { io, msr, decoys })
+    }
 }
 
 /// Makes this processor number `index` of the machine: in VMX root mode, with a VMCS for the host.
@@ -297,6 +318,10 @@ fn join(machine: &'static Machine, index: u32) -> &'static PerCpu {
     or_refuse(vmcs::enter_root(cpu, machine));
     cpu.running.set(true);
     vmcs::prepare(cpu, machine, host_pat);
+    let nested = Nested::new(cpu, machine).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
+    cpu.with_msr_bitmap(nested_vmx::bitmap::close);
+    // SAFETY: this is the running processor's block, and nothing has asked for the value yet.
+    unsafe { cpu.start_nested(nested) };
     cpu
 }
 
@@ -306,8 +331,14 @@ pub(crate) extern "C" fn application(index: u32) -> ! {
     let cpu = join(machine, index);
     state::init(&mut Current);
     match cpu.start_page.get() {
-        None => state::wait_for_sipi(&mut Current),
-        Some(page) => state::start_up(&mut Current, page),
+        None => {
+            state::wait_for_sipi(&mut Current);
+            shootdown::fall_asleep(cpu);
+        }
+        Some(page) => {
+            state::start_up(&mut Current, page);
+            shootdown::wake_up(cpu);
+        }
     }
     smp::ready();
     // As reset leaves them.

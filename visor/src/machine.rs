@@ -1,7 +1,10 @@
 //! What all processors share once the machine is set up.
 
+use core::sync::atomic::AtomicU32;
+
 use boot::cmdline::{OnPanic, Quirk};
 use ept::addr::{Frame, Span};
+use nested_vmx::advertise::Advertised;
 use nested_vmx::capability::{Controls, RawCapabilities};
 use spin::Once;
 
@@ -19,6 +22,12 @@ pub(crate) struct Machine {
     pub(crate) processors: u32,
     /// VMX capabilities, the same on every processor (checked).
     pub(crate) capabilities: RawCapabilities,
+    /// The VMX that the host sees.
+    pub(crate) advertised: Advertised,
+    /// VMREAD and VMWRITE bitmaps, where the processor has VMCS shadowing.
+    pub(crate) decoys: Option<(Frame, Frame)>,
+    /// Physical-address bits that name memory.
+    pub(crate) width: u8,
     /// The host's execution controls.
     pub(crate) controls: Controls,
     /// I/O bitmap A.
@@ -27,6 +36,8 @@ pub(crate) struct Machine {
     pub(crate) io_bitmap_b: Frame,
     /// MSR bitmaps.
     pub(crate) msr_bitmap: Frame,
+    /// Processors on which the host is in VMX operation.
+    pub(crate) in_vmx: AtomicU32,
     /// Frame table and EPT01.
     pub(crate) tables: HostTables,
     /// What the emulator needs.
@@ -47,6 +58,11 @@ impl Machine {
     /// The machine, once it is set up.
     pub(crate) fn get() -> Option<&'static Self> {
         MACHINE.get()
+    }
+
+    /// The machine, for code that only runs once it is set up.
+    pub(crate) fn running() -> &'static Self {
+        Self::get().unwrap_or_else(|| panic!("the machine is not set up"))
     }
 
     /// Where block `index` lies.

@@ -6,18 +6,22 @@ mod apic;
 mod cpu;
 mod events;
 mod host;
+mod host_memory;
 mod io;
 mod launch;
 mod machine;
 mod memory;
+mod nested;
 mod paging;
 mod percpu;
 mod reset;
 mod segments;
 mod serial;
+mod shootdown;
 mod smp;
 mod status;
 mod stop;
+mod table;
 mod tables;
 mod vmcs;
 
@@ -38,8 +42,10 @@ global_asm!(
     on_exit = sym host::on_exit,
     on_late_nmi = sym host::on_late_nmi,
     on_exception = sym stop::on_exception,
+    on_refused = sym host::on_refused,
     entry_failed = sym stop::entry_failed,
     stopping = sym stop::STOPPING,
     nmi_arrived = const percpu::NMI_ARRIVED,
+    launch = const percpu::LAUNCH,
 );
 global_asm!(include_str!("library.s"));

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "physical memory has no owner that the compiler knows")]
 
 use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use ept::addr::{Frame, PAGE, Span};
 use spin::Mutex;
@@ -73,6 +74,48 @@ pub(crate) fn write_entry(frame: Frame, index: usize, value: u64) {
     // SAFETY: page tables are the visor's own; the processors that walk them at the same time see
     // the old or the new value.
     unsafe { cell.write_volatile(value) }
+}
+
+/// Puts `new` in the place of `old` at the aligned `address`, which the caller has checked to be the
+/// host's RAM, in one locked operation; returns what was there.
+pub(crate) fn compare_exchange(address: u64, old: u64, new: u64) -> u64 {
+    let cell = with_exposed_provenance_mut::<u64>(size(linear(address)));
+    // SAFETY: all RAM is mapped and the address is aligned; the host and its processors access the
+    // same memory, atomically or not, and the visor relies on no value there.
+    let cell = unsafe { AtomicU64::from_ptr(cell) };
+    match cell.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(found) | Err(found) => found,
+    }
+}
+
+/// Entry `index` of the table in the visor's `frame`.
+pub(crate) fn read_entry(frame: Frame, index: usize) -> u64 {
+    let offset = u64::try_from(index & 511).unwrap_or(0) * 8;
+    read_u64(frame.base() + offset)
+}
+
+/// The bytes of the visor's `frame`, which nothing writes any more.
+pub(crate) fn page_bytes(frame: Frame) -> &'static [u8; 4096] {
+    let start = with_exposed_provenance::<[u8; 4096]>(size(linear(frame.base())));
+    // SAFETY: the frame is the visor's and filled; shared references to it are all there are.
+    unsafe { &*start }
+}
+
+/// Tables in frames that their owner was given before.
+#[derive(Debug)]
+pub(crate) struct Tables;
+
+impl ept::ept01::TableMem for Tables {
+    fn allocate(&mut self) -> Option<Frame> {
+        None
+    }
+    fn free(&mut self, _: Frame) {}
+    fn read(&self, table: Frame, index: usize) -> u64 {
+        read_entry(table, index)
+    }
+    fn write(&mut self, table: Frame, index: usize, raw: u64) {
+        write_entry(table, index, raw);
+    }
 }
 
 /// Frames of the reservation that nobody has.

@@ -5,16 +5,17 @@
 )]
 
 use core::arch::asm;
-use core::cell::Cell;
-use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::cell::{Cell, RefCell, UnsafeCell};
+use core::mem::{MaybeUninit, offset_of};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use ept::addr::{Frame, PAGE};
+use ept::addr::{Frame, PAGE, Span};
 use nested_vmx::exit::COUNTED_REASONS;
 use x86_64::structures::tss::TaskStateSegment;
 
 use crate::cpu::size;
 use crate::memory;
+use crate::nested::{Nested, SLOTS, SlotPages};
 
 const STACK: usize = 32 * 1024;
 const SMALL_STACK: usize = 8 * 1024;
@@ -22,8 +23,22 @@ const SMALL_STACK: usize = 8 * 1024;
 #[repr(C, align(16))]
 struct Stack<const N: usize>([u8; N]);
 
+/// Frames for EPT02.
+const SHADOW_FRAMES: usize = 64;
+
 #[repr(C, align(4096))]
 struct Region([u8; 4096]);
+
+/// How others make a processor forget translations (`crate::shootdown`).
+#[derive(Debug)]
+pub(crate) struct Call {
+    /// It has to.
+    pub(crate) due: AtomicBool,
+    /// It cannot be called: it waits for SIPI.
+    pub(crate) asleep: AtomicBool,
+    /// NMIs sent for that.
+    pub(crate) sent: AtomicU32,
+}
 
 /// One processor's block. Lives in zeroed frames of the reservation and is never freed.
 #[repr(C, align(4096))]
@@ -32,8 +47,18 @@ pub(crate) struct PerCpu {
     this: Cell<u64>,
     /// Set by the NMI handler, in assembly.
     pub(crate) nmi_arrived: AtomicBool,
+    /// Whether the VMCS that is current has not been launched: read in assembly.
+    launch: AtomicBool,
     /// An NMI of the host's that has arrived and is not delivered yet.
     pub(crate) nmi_owed: Cell<bool>,
+    /// How others call this processor.
+    pub(crate) call: Call,
+    /// As many calls as NMIs have arrived for.
+    pub(crate) calls_taken: Cell<u32>,
+    /// EPT02 must be emptied before a VM is entered.
+    pub(crate) shadow_is_stale: Cell<bool>,
+    /// Base of the root with which the processor runs a VM: the frame of an EPT12.
+    pub(crate) root: AtomicU64,
     /// Position among the visor's processors; 0 is the bootstrap processor.
     pub(crate) index: Cell<u32>,
     /// APIC id.
@@ -53,8 +78,15 @@ pub(crate) struct PerCpu {
     /// Null, code, data, and the two halves of the TSS descriptor.
     pub(crate) gdt: Cell<[u64; 5]>,
     pub(crate) tss: Cell<TaskStateSegment>,
+    nested: UnsafeCell<MaybeUninit<RefCell<Nested>>>,
     vmxon: Region,
     vmcs: Region,
+    /// MSR bitmaps of the VM that runs.
+    msr_bitmap: Region,
+    /// Virtual-APIC page of the VM that runs.
+    virtual_apic: Region,
+    slots: [SlotPages; SLOTS],
+    shadow: [Region; SHADOW_FRAMES],
     nmi_stack: Stack<SMALL_STACK>,
     double_fault_stack: Stack<SMALL_STACK>,
     machine_check_stack: Stack<SMALL_STACK>,
@@ -72,6 +104,8 @@ pub(crate) const SIZE: u64 = {
 /// Offset of the top of the exit stack from the block.
 #[expect(clippy::as_conversions, reason = "a constant below 2^64")]
 pub(crate) const STACK_TOP: u64 = (offset_of!(PerCpu, exit_stack) + STACK) as u64;
+/// Offset of `launch` from GS.
+pub(crate) const LAUNCH: usize = offset_of!(PerCpu, launch);
 /// Offset of `nmi_arrived` from GS.
 pub(crate) const NMI_ARRIVED: usize = offset_of!(PerCpu, nmi_arrived);
 const _: () = assert!(offset_of!(PerCpu, this) == 0, "`gs:[0]` reads `this`");
@@ -153,6 +187,63 @@ impl PerCpu {
     /// The VMCS with which this processor runs the host.
     pub(crate) fn vmcs_region(&self) -> Frame {
         self.frame(offset_of!(Self, vmcs))
+    }
+
+    /// MSR bitmaps of the VM that runs.
+    pub(crate) fn msr_bitmap_frame(&self) -> Frame {
+        self.frame(offset_of!(Self, msr_bitmap))
+    }
+
+    /// Virtual-APIC page of the VM that runs.
+    pub(crate) fn virtual_apic_frame(&self) -> Frame {
+        self.frame(offset_of!(Self, virtual_apic))
+    }
+
+    /// The three pages of slot `index`: fields, VMCS02, shadow VMCS.
+    pub(crate) fn slot_frames(&self, index: usize) -> [Frame; 3] {
+        let base = offset_of!(Self, slots) + index * size_of::<SlotPages>();
+        [0, 1, 2].map(|page| self.frame(base + page * 4096))
+    }
+
+    /// Does something with the MSR bitmaps of the VM that runs.
+    pub(crate) fn with_msr_bitmap(&self, work: impl FnOnce(&mut [u8; 4096])) {
+        let Some(mut page) = memory::pointer::<[u8; 4096]>(self.msr_bitmap_frame()) else {
+            return;
+        };
+        // SAFETY: the page is this processor's, which is in VMX root mode and names it nowhere else.
+        work(unsafe { page.as_mut() });
+    }
+
+    /// Frames for EPT02.
+    pub(crate) fn shadow_frames(&self) -> Span {
+        let start = self.frame(offset_of!(Self, shadow)).base();
+        let len = u64::try_from(size_of::<[Region; SHADOW_FRAMES]>()).unwrap_or(0);
+        Span::sized(start, len).unwrap_or_default()
+    }
+
+    /// Sets up nested VMX. Called once, before the host runs.
+    ///
+    /// # Safety
+    /// No reference from [`PerCpu::nested`] exists yet, and this is the running processor's block.
+    pub(crate) unsafe fn start_nested(&self, nested: Nested) {
+        let place = self.nested.get();
+        // SAFETY: the caller vouches that nothing else refers to the place.
+        unsafe { place.write(MaybeUninit::new(RefCell::new(nested))) }
+    }
+
+    /// Nested VMX, set up before the host runs.
+    pub(crate) fn nested(&self) -> &RefCell<Nested> {
+        // SAFETY: after `start_nested` there are only shared references to the place.
+        let place = unsafe { &*self.nested.get() };
+        // SAFETY: `crate::launch` calls `start_nested` before it enters the host, and nothing before
+        // that asks for it.
+        unsafe { place.assume_init_ref() }
+    }
+
+    /// Says whether the current VMCS is to be entered by VMLAUNCH.
+    #[expect(clippy::fn_params_excessive_bools, reason = "the flag that assembly reads")]
+    pub(crate) fn launch(&self, due: bool) {
+        self.launch.store(due, Ordering::Relaxed);
     }
 
     /// Whether this processor has entered the host: a VMCS is current.

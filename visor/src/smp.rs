@@ -14,6 +14,7 @@ use crate::cpu::{self, vmx};
 use crate::machine::Machine;
 use crate::memory;
 use crate::percpu::PerCpu;
+use crate::shootdown;
 
 /// Physical address of the visor's page tables.
 pub(crate) static PAGE_TABLES: AtomicU64 = AtomicU64::new(0);
@@ -115,6 +116,7 @@ fn await_ready(count: u32) {
 /// `bochs-init`: on a real machine the host could take the processor meanwhile.
 pub(crate) fn leave_to_restart(cpu: &PerCpu, page: u8) -> ! {
     cpu.start_page.set(Some(page));
+    shootdown::fall_asleep(cpu);
     while RESTART.compare_exchange(0, cpu.index.get(), Ordering::AcqRel, Ordering::Acquire).is_err()
     {
         core::hint::spin_loop();

@@ -2,16 +2,24 @@
 #![expect(unsafe_code, reason = "storage of the frame table")]
 
 use core::fmt;
+use core::sync::atomic::Ordering;
 
-use ept::addr::{Frame, Span};
-use ept::ept01::{self, Ept01, Rules, Tlb};
-use ept::frames::{Event, FrameTable, Owner};
+use ept::addr::{Frame, LARGE, PAGE, Span};
+use ept::entry::Level;
+use ept::direct::{self, Direct, Generation, HostMemory};
+use ept::entry::Rights;
+use ept::ept01::{self, Ept01, Rules, TableMem, Tlb};
+use ept::frames::{Event, FrameTable, Owner, State as FrameState};
 use ept::mtrr::{self, Mtrrs};
+use ept::shadow::Permission;
 use spin::Mutex;
 
 use crate::cpu::{read_msr, size, vmx};
 use crate::events;
+use crate::machine::Machine;
 use crate::memory::{self, POOL, Pool};
+use crate::percpu::PerCpu;
+use crate::shootdown;
 
 /// What the host can reach, and why.
 pub(crate) struct HostTables {
@@ -26,7 +34,14 @@ struct State {
     registers: mtrr::Registers,
     mtrrs: Mtrrs,
     ept: Ept01,
+    direct: Direct<'static, ROOTS>,
 }
+
+/// Roots of VMs' tables that can be in use as they stand: more than processors.
+const ROOTS: usize = 576;
+
+/// Counts how often one was given up.
+static GENERATION: Generation = Generation::new();
 
 impl State {
     fn rules(&self) -> Rules<'_> {
@@ -48,6 +63,42 @@ struct Local;
 impl Tlb for Local {
     fn flush(&mut self, _: Span) {
         vmx::invept_all();
+    }
+}
+
+/// The pool for tables, the host's memory, and every processor's cached translations.
+struct AllProcessors<'p>(&'p mut Pool);
+
+type Vms<'a, 'p> = direct::Machine<'a, 'static, AllProcessors<'p>>;
+
+impl TableMem for AllProcessors<'_> {
+    fn allocate(&mut self) -> Option<Frame> {
+        self.0.allocate()
+    }
+    fn free(&mut self, frame: Frame) {
+        self.0.free(frame);
+    }
+    fn read(&self, table: Frame, index: usize) -> u64 {
+        memory::read_entry(table, index)
+    }
+    fn write(&mut self, table: Frame, index: usize, raw: u64) {
+        memory::write_entry(table, index, raw);
+    }
+}
+
+impl direct::HostMemory for AllProcessors<'_> {
+    fn entry(&self, table: Frame, index: usize) -> u64 {
+        memory::read_entry(table, index)
+    }
+    fn exchange(&mut self, table: Frame, index: usize, old: u64, new: u64) -> bool {
+        let offset = u64::try_from(index & 511).unwrap_or(0) * 8;
+        memory::compare_exchange(table.base() + offset, old, new) == old
+    }
+}
+
+impl Tlb for AllProcessors<'_> {
+    fn flush(&mut self, _: Span) {
+        shootdown::everywhere();
     }
 }
 
@@ -75,7 +126,9 @@ impl HostTables {
         let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied: &[] };
         let ept = Ept01::build(pool, &rules, ept01::end(width)).ok()?;
         let pointer = ept.pointer();
-        Some(Self { state: Mutex::new(State { frames, registers, mtrrs, ept }), pointer, width })
+        let direct = Direct::new(&GENERATION);
+        let state = State { frames, registers, mtrrs, ept, direct };
+        Some(Self { state: Mutex::new(state), pointer, width })
     }
 
     /// The EPT pointer for the VMCS.
@@ -85,14 +138,14 @@ impl HostTables {
 
     /// The host's MTRR `index`; `None` if there is none.
     pub(crate) fn read_mtrr(&self, index: u32) -> Option<u64> {
-        self.state.lock().registers.value(index)
+        shootdown::lock(&self.state).registers.value(index)
     }
 
     /// Writes the host's MTRR `index` and lets EPT01 follow; `false` if there is none or it does not
     /// take `value`. The processor's own MTRRs stay as firmware set them: they also rule how the
     /// visor reaches its memory, while under EPT they do not count for the host's.
     pub(crate) fn write_mtrr(&self, cpu: u32, index: u32, value: u64) -> bool {
-        let mut state = self.state.lock();
+        let mut state = shootdown::lock(&self.state);
         if !state.registers.write(index, value, self.width) {
             return false;
         }
@@ -116,17 +169,121 @@ impl HostTables {
         true
     }
 
-    /// Whether the host may by now do what it was stopped from: another processor was changing the
-    /// tables.
-    pub(crate) fn reaches(&self, address: u64) -> bool {
-        let state = self.state.lock();
+    /// Whether the host may by now do what it was stopped from, by the qualification of its EPT
+    /// violation: another processor was changing the tables.
+    pub(crate) fn reaches(&self, address: u64, qualification: u64) -> bool {
+        const READ: u64 = 1;
+        let state = shootdown::lock(&self.state);
         let pool = POOL.lock();
-        state.ept.walk(&*pool, address).is_some()
+        state.ept.walk(&*pool, address).is_some_and(|(leaf, _)| match leaf.rights {
+            Rights::All => true,
+            Rights::ReadWrite | Rights::Read => qualification & 7 == READ,
+        })
+    }
+
+    /// Does something with the tables of VMs.
+    fn with_vms<T>(
+        &self,
+        work: impl FnOnce(&mut Direct<'static, ROOTS>, &mut Vms<'_, '_>) -> T,
+    ) -> T {
+        let mut guard = shootdown::lock(&self.state);
+        let state = &mut *guard;
+        let mut pool = POOL.lock();
+        let mut hardware = AllProcessors(&mut pool);
+        let mut vms = direct::Machine {
+            frames: &mut state.frames,
+            mtrrs: &state.mtrrs,
+            denied: &[],
+            ept: state.ept,
+            width: self.width,
+            hardware: &mut hardware,
+        };
+        work(&mut state.direct, &mut vms)
+    }
+
+    /// The generation for which the tables at `root` can be used as they stand; `None` if they
+    /// cannot.
+    pub(crate) fn load_root(&self, root: Frame) -> Option<u64> {
+        let in_use = |root: Frame| {
+            let uses = |cpu: &PerCpu| cpu.root.load(Ordering::SeqCst) == root.base();
+            Machine::running().each().any(uses)
+        };
+        let loaded = self.with_vms(|direct, vms| direct.load(vms, root, in_use));
+        loaded.inspect_err(|why| log::debug!("a VM runs on shadow tables: {why}")).ok()
+    }
+
+    /// Whether what was loaded at `generation` can still be used.
+    pub(crate) fn is_current(&self, generation: u64) -> bool {
+        GENERATION.current() == generation
+    }
+
+    /// Gives up every root: no processor of the host is in VMX operation any more.
+    pub(crate) fn release_roots(&self) {
+        self.with_vms(|direct, vms| direct.release_all(vms));
+    }
+
+    /// Gives up every root that leads to `table`, which then is ordinary memory.
+    pub(crate) fn demote(&self, table: Frame) {
+        self.with_vms(|direct, vms| direct.demote(vms, table));
+    }
+
+    /// Whether `frame` is a VM's table, in use as it stands.
+    pub(crate) fn is_table(&self, frame: Frame) -> bool {
+        let state = shootdown::lock(&self.state).frames.state(frame);
+        matches!(state, Some(FrameState::Table { .. } | FrameState::Fresh { .. }))
+    }
+
+    /// Performs the host's store to a VM's table; returns what was there. `None` if it cannot be
+    /// performed as long as the table is in use.
+    pub(crate) fn store(
+        &self,
+        address: u64,
+        bytes: u8,
+        change: impl Fn(u64) -> u64,
+    ) -> Option<u64> {
+        self.with_vms(|direct, vms| {
+            let written = vms.write(address, bytes, change);
+            let written = written.inspect_err(|why| log::debug!("a store was not to be: {why}"));
+            let written = written.ok()?;
+            let table = Frame::containing(address);
+            // A root without entries is about to be something else.
+            const RIGHTS: u64 = 7;
+            if written.new & RIGHTS == 0
+                && direct.is_loaded(vms, table)
+                && (0..512).all(|index| vms.hardware.entry(table, index) & RIGHTS == 0)
+            {
+                direct.release(vms, table);
+            }
+            Some(written.old)
+        })
+    }
+
+    /// Whether `frame` is RAM that the host may use for anything.
+    pub(crate) fn is_plain(&self, frame: Frame) -> bool {
+        matches!(shootdown::lock(&self.state).frames.state(frame), Some(FrameState::Plain { .. }))
+    }
+
+    /// What the host itself may do with `span`.
+    pub(crate) fn permitted(&self, span: Span) -> Permission {
+        let state = shootdown::lock(&self.state);
+        let level = match span.len() {
+            PAGE => Level::Pt,
+            LARGE => Level::Pd,
+            _ => Level::Pdpt,
+        };
+        match (state.frames.open(span, level), level) {
+            (true, _) => Permission::All,
+            (false, Level::Pt) => match state.frames.state(Frame::containing(span.start())) {
+                Some(FrameState::Fresh { .. } | FrameState::Table { .. }) => Permission::ReadOnly,
+                _ => Permission::None,
+            },
+            _ => Permission::Mixed,
+        }
     }
 
     /// The 8 bytes at `address`, if the host owns that RAM.
     pub(crate) fn read_host(&self, address: u64) -> Option<u64> {
-        let state = self.state.lock();
+        let state = shootdown::lock(&self.state);
         let owner = state.frames.owner(Frame::containing(address));
         (owner == Some(Owner::Host) && address.is_multiple_of(8)).then(|| memory::read_u64(address))
     }

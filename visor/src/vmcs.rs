@@ -168,10 +168,14 @@ pub(crate) fn prepare(cpu: &PerCpu, machine: &Machine, host_pat: u64) {
     v.write(f::MSR_BITMAP, machine.msr_bitmap.base());
     v.write(f::EPT_POINTER, machine.tables.pointer());
     if controls.vpid {
-        v.write(f::VPID, 1);
+        v.write(f::VPID, nested_vmx::merge::HOST_VPID);
     }
     if controls.secondary & nested_vmx::control::Secondary::XSAVES.bits() != 0 {
         v.write(f::XSS_EXITING_BITMAP, 0);
+    }
+    if let Some((read, write)) = machine.decoys {
+        v.write(f::VMREAD_BITMAP, read.base());
+        v.write(f::VMWRITE_BITMAP, write.base());
     }
     v.write(VMCS_LINK_POINTER, u64::MAX);
     v.write(f::CR0_MASK, CR0_NE);
@@ -185,7 +189,7 @@ pub(crate) fn prepare(cpu: &PerCpu, machine: &Machine, host_pat: u64) {
 }
 
 /// The state that every exit loads.
-fn root_state(cpu: &PerCpu) {
+pub(crate) fn root_state(cpu: &PerCpu) {
     unsafe extern "C" {
         static vm_exit: u8;
     }

@@ -86,6 +86,24 @@ pub(crate) unsafe fn try_write_msr(index: u32, value: u64) -> bool {
     (unsafe { guarded_wrmsr(index, value) }) != 0
 }
 
+/// Reads an MSR on the host's behalf; `None` if the processor has none of this index.
+pub(crate) fn try_read_msr(index: u32) -> Option<u64> {
+    unsafe extern "C" {
+        fn guarded_rdmsr(index: u32, value: *mut u64) -> u32;
+    }
+    let mut value = 0;
+    // SAFETY: the place is a local; the #GP handler knows this one instruction and turns its fault
+    // into 0.
+    let read = unsafe { guarded_rdmsr(index, &raw mut value) };
+    (read != 0).then_some(value)
+}
+
+/// Sets CR2, where a guest that is to get a page fault looks for the address.
+pub(crate) fn set_page_fault_address(linear: u64) {
+    // SAFETY: the visor itself never looks at CR2 but to report a bug.
+    unsafe { asm!("mov cr2, {}", in(reg) linear, options(nostack, preserves_flags)) }
+}
+
 /// Ends the blocking of NMIs that an NMI or SIPI exit leaves behind.
 pub(crate) fn unblock_nmis() {
     unsafe extern "C" {

@@ -63,6 +63,28 @@ pub(crate) unsafe fn load_fresh(region: Frame) -> Result<(), VmxError> {
     outcome(carry, zero)
 }
 
+/// Makes `region`, a VMCS of this processor's that was loaded before, the current one.
+pub(crate) fn select(region: Frame) {
+    let address = region.base();
+    let failed: u8;
+    // SAFETY: regions that are passed here belong to this processor alone and stay what they are;
+    // VMPTRLD touches nothing else.
+    unsafe {
+        asm!("vmptrld [{}]", "setbe {}", in(reg) &raw const address, out(reg_byte) failed,
+             options(nostack));
+    }
+    assert!(failed == 0, "VMPTRLD of {address:#x} failed");
+}
+
+/// Drops what this processor has cached of linear addresses, by INVVPID of type `kind`.
+pub(crate) fn invvpid(kind: u64, tag: u16, linear: u64) {
+    let descriptor = [u64::from(tag), linear];
+    // SAFETY: INVVPID only empties caches; an operand that the processor refuses has no effect.
+    unsafe {
+        asm!("invvpid {}, [{}]", in(reg) kind, in(reg) &raw const descriptor, options(nostack));
+    }
+}
+
 /// Writes the VMCS in `region` back to memory and leaves VMX operation.
 ///
 /// # Safety
@@ -81,6 +103,16 @@ pub(crate) fn invept_all() {
     // SAFETY: INVEPT of all contexts only empties caches; its support was checked at boot.
     unsafe {
         asm!("invept {}, [{}]", in(reg) 2_u64, in(reg) &raw const descriptor, options(nostack));
+    }
+}
+
+/// Drops every translation that this processor has cached through the EPT of this pointer, which the
+/// processor accepts.
+pub(crate) fn invept(pointer: u64) {
+    let descriptor = [pointer, 0];
+    // SAFETY: INVEPT of a single context only empties caches.
+    unsafe {
+        asm!("invept {}, [{}]", in(reg) 1_u64, in(reg) &raw const descriptor, options(nostack));
     }
 }
 

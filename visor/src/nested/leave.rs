@@ -1,0 +1,304 @@
+//! Exits of the host's VMs: the few that the visor answers, and the way back to the host.
+
+use ept::addr::Frame;
+use ept::shadow::{Access, Outcome};
+use nested_vmx::check::Wanted;
+use nested_vmx::control::{Primary, Secondary};
+use nested_vmx::exit::{self};
+use nested_vmx::field::{
+    self as f, CR4_MASK, CR4_SHADOW, ENTRY_INTERRUPTION, EXIT_INTERRUPTION, EXIT_QUALIFICATION,
+    EXIT_REASON, GUEST_PHYSICAL_ADDRESS, IDT_VECTORING, Vmcs,
+};
+use nested_vmx::leave::{Abort, Cause, Inherited, load_host};
+use nested_vmx::merge::{HOST_VPID, ports_exit};
+use nested_vmx::vmcs12::{Launch, Vmcs12};
+use nested_vmx::{bitmap, cr, io as port};
+
+use super::enter::{GP0, TASK_PRIORITY, fail, takes_nmis};
+use super::{Mode, Nested, lists};
+use crate::cpu::{self, low, vmx, vmx::Current};
+use crate::host::{self, HostRam, Next, Registers};
+use crate::host_memory::{self, HostTablesOfVm};
+use crate::machine::Machine;
+use crate::memory::{self, Tables};
+use crate::percpu::PerCpu;
+use crate::io;
+
+const EXCEPTION_OR_NMI: u32 = 0;
+const NMI_WINDOW: u32 = 8;
+const CONTROL_REGISTER: u32 = 28;
+const IO: u32 = 30;
+const READ_MSR: u32 = 31;
+const WRITE_MSR: u32 = 32;
+const EPT_VIOLATION: u32 = 48;
+const EPT_MISCONFIGURATION: u32 = 49;
+const ENTRY_FAILURE: u32 = 1 << 31;
+
+/// What becomes of an exit of a VM.
+enum Verdict {
+    /// The visor has answered it; the VM goes on.
+    Answered(Next),
+    /// The host gets it as it is.
+    Reflect,
+    /// The host gets it with this reason and qualification.
+    As(u32, u64),
+}
+
+/// Handles an exit of the host's VM. VMCS02 is current; afterwards it still is, or the host runs.
+pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Registers) -> Next {
+    let mut nested = Nested::of(cpu);
+    if raw & ENTRY_FAILURE != 0 {
+        assert!(nested.mode == Mode::Entering, "VM entry failed in the middle of a VM's run");
+        let qualification = Current.read(EXIT_QUALIFICATION);
+        vmx::select(cpu.vmcs_region());
+        nested.mode = Mode::Host;
+        cpu.launch(false);
+        return fail(&mut nested, machine, (raw & 0xffff, qualification));
+    }
+    if nested.mode == Mode::Entering {
+        nested.mode = Mode::Guest;
+        cpu.launch(false);
+        let slot = nested.slots.current();
+        slot.entered = true;
+        slot.vcpu.fields_mut().set_launched(Launch::Launched);
+    }
+    let verdict = verdict(cpu, machine, &mut nested, raw & 0xffff, registers);
+    match verdict {
+        Verdict::Answered(next) => next,
+        Verdict::Reflect => reflect(&mut nested, machine, cause(raw), &[]),
+        Verdict::As(reason, qualification) => {
+            let told = [
+                (EXIT_REASON.encoding(), reason.into()),
+                (EXIT_QUALIFICATION.encoding(), qualification),
+            ];
+            reflect(&mut nested, machine, Cause::Other, &told)
+        }
+    }
+}
+
+fn cause(raw: u32) -> Cause {
+    let by_nmi = raw & 0xffff == EXCEPTION_OR_NMI && exit::is_nmi(Current.read(EXIT_INTERRUPTION));
+    if by_nmi { Cause::Nmi } else { Cause::Other }
+}
+
+fn verdict(
+    cpu: &PerCpu,
+    machine: &Machine,
+    nested: &mut Nested,
+    reason: u32,
+    registers: &mut Registers,
+) -> Verdict {
+    let fields = nested.slots.current().vcpu.fields();
+    let wanted = Wanted::of(fields);
+    match reason {
+        EXCEPTION_OR_NMI if exit::is_nmi(Current.read(EXIT_INTERRUPTION)) => nmi(cpu, fields),
+        NMI_WINDOW if !wanted.primary.contains(Primary::NMI_WINDOW) => {
+            host::set_nmi_window(false);
+            Verdict::Answered(Next::Stay)
+        }
+        CONTROL_REGISTER => control_register(fields, registers),
+        IO => ports(cpu, machine, fields, registers),
+        READ_MSR if !intercepted(machine, fields, 0, low(registers.rcx)) => {
+            Verdict::Answered(host::read_msr(registers))
+        }
+        WRITE_MSR if !intercepted(machine, fields, bitmap::WRITES, low(registers.rcx)) => {
+            Verdict::Answered(host::write_msr(cpu, registers))
+        }
+        EPT_VIOLATION | EPT_MISCONFIGURATION
+            if !wanted.secondary.contains(Secondary::EPT) && reason == EPT_VIOLATION =>
+        {
+            Verdict::Answered(host::ept_violation_of_vm(cpu))
+        }
+        EPT_VIOLATION | EPT_MISCONFIGURATION => translate(cpu, machine, nested),
+        _ => Verdict::Reflect,
+    }
+}
+
+fn nmi(cpu: &PerCpu, fields: &Vmcs12) -> Verdict {
+    cpu::unblock_nmis();
+    let ours = host::is_call(cpu);
+    if !ours && takes_nmis(fields) {
+        return Verdict::Reflect;
+    }
+    if !ours {
+        cpu.nmi_owed.set(true);
+    }
+    host::deliver_again();
+    Verdict::Answered(Next::Stay)
+}
+
+/// A VM's write to CR4 exits also if it sets a bit of a feature that the visor hides.
+fn control_register(fields: &Vmcs12, registers: &Registers) -> Verdict {
+    let cr::Access::WriteCr4(number) = cr::Access::decode(Current.read(EXIT_QUALIFICATION)) else {
+        return Verdict::Reflect;
+    };
+    let value = registers.numbered(number);
+    let differs = (value ^ fields.read(CR4_SHADOW)) & fields.read(CR4_MASK) != 0;
+    if differs { Verdict::Reflect } else { Verdict::Answered(GP0) }
+}
+
+fn ports(cpu: &PerCpu, machine: &Machine, fields: &Vmcs12, registers: &mut Registers) -> Verdict {
+    let wanted = Wanted::of(fields);
+    let access = port::Access::decode(Current.read(EXIT_QUALIFICATION));
+    let open = if !ports_exit(wanted.primary) {
+        true
+    } else if wanted.primary.contains(Primary::IO_BITMAPS) {
+        access.is_some_and(|access| access.ports().all(|port| !port_exits(machine, fields, port)))
+    } else {
+        false
+    };
+    // INS and OUTS of a port that the host leaves to its VM: the host emulates them.
+    if open && (access.is_some() || !ports_exit(wanted.primary)) {
+        Verdict::Answered(io::handle(cpu, registers))
+    } else {
+        Verdict::Reflect
+    }
+}
+
+fn port_exits(machine: &Machine, fields: &Vmcs12, port: Option<u16>) -> bool {
+    // An access that wraps around the end of the port space always exits.
+    let Some(port) = port else {
+        return true;
+    };
+    let field = if port < 0x8000 { f::IO_BITMAP_A } else { f::IO_BITMAP_B };
+    let page = host_memory::page(machine, Frame::containing(fields.read(field)));
+    let place = usize::from(port & 0x7fff);
+    page.is_none_or(|page| page.read_byte(place / 8) >> (place % 8) & 1 != 0)
+}
+
+fn intercepted(machine: &Machine, fields: &Vmcs12, offset: usize, index: u32) -> bool {
+    let wanted = Wanted::of(fields);
+    let Some((place, bit)) = bitmap::place(index) else {
+        return true;
+    };
+    if !wanted.primary.contains(Primary::MSR_BITMAPS) {
+        return true;
+    }
+    let page = host_memory::page(machine, Frame::containing(fields.read(f::MSR_BITMAP)));
+    page.is_none_or(|page| page.read_byte(place + offset) & bit != 0)
+}
+
+/// Fills EPT02, or tells the host what EPT12 lacks.
+fn translate(cpu: &PerCpu, machine: &Machine, nested: &mut Nested) -> Verdict {
+    if nested.slots.current().is_direct() {
+        return Verdict::Reflect;
+    }
+    const ACCESS: u64 = 0b111;
+    const RIGHTS: u64 = 0b111 << 3;
+    /// The access is to the page that the linear address names, not to a page table on the way.
+    const FINAL: u64 = 0b11 << 7;
+    const LINEAR_VALID: u64 = 1 << 7;
+    let qualification = Current.read(EXIT_QUALIFICATION);
+    let address = Current.read(GUEST_PHYSICAL_ADDRESS);
+    let mut access = Access::from_bits(qualification & ACCESS);
+    let pointer = nested.slots.current().vcpu.fields().read(f::EPT_POINTER);
+    const ACCESSED_DIRTY: u64 = 1 << 6;
+    if qualification & FINAL == LINEAR_VALID && pointer & ACCESSED_DIRTY != 0 {
+        // With accessed and dirty flags, reads of the VM's page tables count as writes.
+        access = access.or(Access::WRITE);
+    }
+    let host = HostTablesOfVm(machine);
+    let (outcome, stale) = nested.shadow.fill(&mut Tables, &host, address, access);
+    stale.flush(vmx::invept_all);
+    match outcome {
+        Outcome::Mapped | Outcome::Raced => {
+            host::deliver_again();
+            Verdict::Answered(Next::Stay)
+        }
+        Outcome::Violation { rights } => {
+            Verdict::As(EPT_VIOLATION, qualification & !RIGHTS | rights.bits() << 3)
+        }
+        Outcome::Misconfigured => Verdict::As(EPT_MISCONFIGURATION, 0),
+        Outcome::Forbidden => Verdict::Answered(host::ept_violation_of_vm(cpu)),
+    }
+}
+
+/// Gives the exit to the host. VMCS02 is current before, VMCS01 afterwards.
+fn reflect(nested: &mut Nested, machine: &Machine, cause: Cause, instead: &[(u32, u64)]) -> Next {
+    let cpu = PerCpu::current();
+    let slot = nested.slots.current();
+    let vcpu = &mut slot.vcpu;
+    vcpu.capture(&Current);
+    for (encoding, value) in instead {
+        vcpu.tell(*encoding, *value);
+    }
+    let inherited = Inherited::of(&Current);
+    let wanted = Wanted::of(vcpu.fields());
+    if wanted.primary.contains(Primary::TPR_SHADOW) {
+        let region = Frame::containing(vcpu.fields().read(f::VIRTUAL_APIC));
+        if let Some(page) = host_memory::page(machine, region) {
+            let own = cpu.virtual_apic_frame();
+            page.write(TASK_PRIORITY, memory::read_entry(own, TASK_PRIORITY));
+        }
+    }
+    let fields = vcpu.fields();
+    let list = (fields.read(f::EXIT_MSR_STORE), fields.read(f::EXIT_MSR_STORE_COUNT));
+    let stored = lists::store(machine, list);
+    vmx::select(cpu.vmcs_region());
+    nested.mode = Mode::Host;
+    if stored.is_err() {
+        return abort(nested, machine, Abort(1));
+    }
+    to_host(nested, machine, inherited, cause)
+}
+
+/// Loads the host's state after an exit or a failed entry. VMCS01 is current.
+pub(super) fn to_host(
+    nested: &mut Nested,
+    machine: &Machine,
+    inherited: Inherited,
+    cause: Cause,
+) -> Next {
+    let slot = nested.slots.current();
+    if machine.decoys.is_some() {
+        slot.with_decoy(|vcpu, decoy| vcpu.push(decoy));
+    }
+    let fields = slot.vcpu.fields();
+    if let Err(abort_with) = load_host(fields, inherited, cause, &HostRam, &mut Current) {
+        return abort(nested, machine, abort_with);
+    }
+    let list = (fields.read(f::EXIT_MSR_LOAD), fields.read(f::EXIT_MSR_LOAD_COUNT));
+    let tagged = Wanted::of(fields).secondary.contains(Secondary::VPID);
+    if lists::load(machine, list).is_err() {
+        return abort(nested, machine, Abort(4));
+    }
+    if !tagged && machine.controls.vpid {
+        // Without tags an exit leaves nothing cached.
+        vmx::invvpid(1, HOST_VPID, 0);
+    }
+    Next::Stay
+}
+
+/// VMX abort: the processor shuts down (SDM vol. 3, 29.7).
+fn abort(nested: &mut Nested, machine: &Machine, Abort(indicator): Abort) -> Next {
+    let region = nested.operation.current();
+    if let Some(page) = region.and_then(|region| host_memory::page(machine, region)) {
+        page.write(0, page.read(0) & 0xffff_ffff | u64::from(indicator) << 32);
+    }
+    Next::Shutdown
+}
+
+/// Gives an NMI of the host's that has arrived in the visor to it as an exit of its VM, if it asked
+/// for that; `false` if not. VMCS02 is current before.
+pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine) -> bool {
+    const NMI: u32 = 1 << 31 | 2 << 8 | 2;
+    let mut nested = Nested::of(cpu);
+    let fields = nested.slots.current().vcpu.fields();
+    if !takes_nmis(fields) || Current.read(ENTRY_INTERRUPTION) & 1 << 31 != 0 {
+        return false;
+    }
+    if nested.mode == Mode::Entering {
+        // As if the entry had completed, and the NMI had come at once.
+        nested.slots.current().vcpu.fields_mut().set_launched(Launch::Launched);
+    }
+    cpu.launch(false);
+    let told = [
+        (EXIT_REASON.encoding(), 0),
+        (EXIT_QUALIFICATION.encoding(), 0),
+        (EXIT_INTERRUPTION.encoding(), NMI.into()),
+        (IDT_VECTORING.encoding(), 0),
+    ];
+    let next = reflect(&mut nested, machine, Cause::Nmi, &told);
+    assert!(matches!(next, Next::Stay), "an NMI for the host cannot be delivered");
+    true
+}

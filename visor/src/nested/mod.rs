@@ -1,0 +1,118 @@
+//! Nested VMX: what the host's VMX instructions do, and how its VMs run.
+//!
+//! The decisions are those of `nested_vmx`; here is what they are done with: the VMCS regions of one
+//! processor, and which of them is current.
+
+mod enter;
+mod instruction;
+mod leave;
+mod lists;
+mod slots;
+
+use core::cell::RefMut;
+
+use ept::shadow::{Format, Shadow};
+use nested_vmx::check::Context;
+use nested_vmx::field::{GUEST_CR4, GUEST_EFER, Vmcs};
+use nested_vmx::operation::Operation;
+
+use crate::cpu::vmx::Current;
+use crate::machine::Machine;
+use crate::memory::POOL;
+use crate::percpu::PerCpu;
+
+pub(crate) use enter::{before_entry, entry_refused};
+pub(crate) use instruction::execute;
+pub(crate) use leave::{exit, reflect_nmi};
+use slots::Slots;
+pub(crate) use slots::{SLOTS, SlotPages};
+
+/// Nested VMX of one processor.
+#[derive(Debug)]
+pub(crate) struct Nested {
+    /// What the host's instructions have made of it.
+    pub(crate) operation: Operation,
+    slots: Slots,
+    /// Whether the processor runs the VM of the current slot, or is about to.
+    pub(crate) mode: Mode,
+    /// An INIT that waits for the host to leave VMX operation.
+    pub(crate) init_pending: bool,
+    /// EPT02, for VMs whose EPT12 is not used as it stands.
+    shadow: Shadow,
+}
+
+/// Who runs on the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The host, with VMCS01.
+    Host,
+    /// A VM of the host, with VMCS02, for the first time since the host's VM-entry instruction.
+    Entering,
+    /// A VM of the host.
+    Guest,
+}
+
+impl Mode {
+    /// Whether VMCS02 is current.
+    pub(crate) fn is_guest(self) -> bool {
+        self != Self::Host
+    }
+}
+
+impl Nested {
+    /// Nested VMX of a processor that was just set up.
+    pub(crate) fn new(cpu: &PerCpu, machine: &Machine) -> Option<Self> {
+        let format = Format {
+            width: machine.width,
+            execute_only: machine.advertised.capabilities().ept_vpid & 1 != 0,
+        };
+        Some(Self {
+            operation: Operation::OFF,
+            slots: Slots::new(cpu)?,
+            mode: Mode::Host,
+            init_pending: false,
+            shadow: Shadow::new(&mut *POOL.lock(), cpu.shadow_frames(), format)?,
+        })
+    }
+
+    /// This processor's, for the length of one exit.
+    pub(crate) fn of(cpu: &PerCpu) -> RefMut<'_, Self> {
+        cpu.nested().borrow_mut()
+    }
+}
+
+/// Whether the processor runs a VM of the host, or is about to: VMCS02 is current.
+pub(crate) fn is_in_guest(cpu: &PerCpu) -> bool {
+    Nested::of(cpu).mode.is_guest()
+}
+
+/// Whether the host is in VMX operation on this processor.
+pub(crate) fn is_on(cpu: &PerCpu) -> bool {
+    Nested::of(cpu).operation.is_on()
+}
+
+/// Whether an INIT that has arrived is blocked: it is, in VMX root operation, and stays pending (SDM
+/// vol. 3, 25.8).
+pub(crate) fn blocks_init(cpu: &PerCpu) -> bool {
+    let mut nested = Nested::of(cpu);
+    nested.init_pending = nested.operation.is_on();
+    nested.init_pending
+}
+
+/// Whether an INIT was pending and is not blocked any more.
+pub(crate) fn takes_init(cpu: &PerCpu) -> bool {
+    let nested = Nested::of(cpu);
+    nested.init_pending && !nested.operation.is_on()
+}
+
+/// What checks of the host's VMCSs and operands depend on now; VMCS01 is current.
+fn context(machine: &Machine) -> Context<'_> {
+    const LMA: u64 = 1 << 10;
+    const LA57: u64 = 1 << 12;
+    Context {
+        advertised: &machine.advertised,
+        width: machine.width,
+        long_mode: Current.read(GUEST_EFER) & LMA != 0,
+        sign_bit: if Current.read(GUEST_CR4) & LA57 != 0 { 56 } else { 47 },
+    }
+}
