@@ -285,7 +285,7 @@ guest!(
 );
 
 guest!(
-    /// As [`sleeps`], with the timer on line 0 running about every millisecond; RCX times, then
+    /// As [`sleeps`], with the timer on line 0 running about every ten milliseconds; RCX times, then
     /// tells at port 0x10.
     ticks,
     "64",
@@ -301,9 +301,9 @@ guest!(
     "out 0x21, al",
     "mov al, 0x34",
     "out 0x43, al",
-    "mov al, 0xa9",
+    "mov al, 0x9c",
     "out 0x40, al",
-    "mov al, 0x04",
+    "mov al, 0x2e",
     "out 0x40, al",
     "2:",
     "sti",
@@ -311,6 +311,7 @@ guest!(
     "cli",
     "dec rcx",
     "jnz 2b",
+    "xor eax, eax",
     "out 0x10, al",
 );
 
@@ -416,4 +417,58 @@ guest!(
     "jnz 2b",
     "cli",
     "hlt",
+);
+
+// RCX times the lines; how many ticks that took comes to 0x7008, and port 0x11 tells.
+macro_rules! timed {
+    ($name:ident, $($line:expr),+ $(,)?) => {
+        guest!(
+            $name,
+            "64",
+            "mov rsi, rcx",
+            "rdtsc",
+            "shl rdx, 32",
+            "or rax, rdx",
+            "mov r8, rax",
+            "2:",
+            $($line,)+
+            "dec rsi",
+            "jnz 2b",
+            "rdtsc",
+            "shl rdx, 32",
+            "or rax, rdx",
+            "sub rax, r8",
+            "mov [0x7008], rax",
+            "out 0x11, al",
+        );
+    };
+}
+timed!(timed_cpuid, "xor eax, eax", "xor ecx, ecx", "cpuid");
+timed!(timed_pio_kernel, "in al, 0x21");
+timed!(timed_pio_user, "out 0x10, al");
+timed!(timed_msr_write, "mov ecx, 0x8b", "xor eax, eax", "xor edx, edx", "wrmsr");
+timed!(timed_vmcall, "mov eax, 0x7fff", "vmcall");
+timed!(timed_ept_4k, "mov [rdi], rdi", "add rdi, 0x1000");
+timed!(timed_ept_2m, "mov [rdi], rdi", "add rdi, 0x200000");
+// In x2APIC mode: to send itself an interrupt, to sleep, to be woken, to close the interrupt.
+timed!(
+    timed_hlt_irq,
+    "mov ecx, 0x83f",
+    "mov eax, 0x30",
+    "xor edx, edx",
+    "wrmsr",
+    "sti",
+    "hlt",
+    "cli",
+);
+
+guest!(
+    /// Closes an interrupt at the local APIC in x2APIC mode.
+    close,
+    "64",
+    "mov ecx, 0x80b",
+    "xor eax, eax",
+    "xor edx, edx",
+    "wrmsr",
+    "iretq",
 );

@@ -62,8 +62,10 @@ impl Vm {
     /// Interrupt controllers and the timer in the kernel. Before any processor is made.
     pub(crate) fn with_irqchip(&self) -> Result<(), String> {
         let _ = self.handle.number(plain(0x60), 0)?;
-        let no_flags: Blob<64> = [0; 64];
-        self.handle.give(gives::<Blob<64>>(0x77), &no_flags)
+        // With the gate of its third channel at port 0x61.
+        let mut pit: Blob<64> = [0; 64];
+        pit[0] = 1;
+        self.handle.give(gives::<Blob<64>>(0x77), &pit)
     }
 
     /// Sets an input of the interrupt controllers.
@@ -83,6 +85,11 @@ impl Vm {
         let entries = [CpuidEntry::default(); 128];
         let mut cpuid = Box::new(Cpuid { head: Counted { count: 128, pad: 0 }, entries });
         let _ = self.system.fill(trades::<Counted>(0x05), &mut *cpuid)?;
+        // That it is a guest, KVM leaves to its user to say.
+        let hypervisor = 1 << 31;
+        for entry in cpuid.entries.iter_mut().filter(|entry| entry.function == 1) {
+            entry.ecx |= hypervisor;
+        }
         Ok(cpuid)
     }
 

@@ -53,6 +53,9 @@ pub(super) fn tests() -> Vec<Test> {
     tests.extend(two.tests(("nested/bare-kvm-2-cpus", 8), ("nested/kvm-2-cpus", 20)));
     let reboot = reboot();
     tests.extend(reboot.tests(("nested/bare-kvm-reboot", 8), ("nested/kvm-reboot", 15)));
+    tests.extend(linux().tests(("nested/bare-kvm-linux", 14), ("nested/kvm-linux", 25)));
+    let [bare, _] = kvm_on_kvm().tests(("nested/bare-kvm-on-kvm", 40), ("", 0));
+    tests.push(bare);
     tests.extend(stock().tests(("nested/bare-stock-kvm", 85), ("nested/stock-kvm", 90)));
     tests.extend(page_log().tests(("nested/bare-kvm-pml", 31), ("nested/kvm-pml", 35)));
     tests
@@ -130,6 +133,40 @@ fn reboot() -> Case {
         machine.triple_fault = TripleFault::Resets;
         machine.seconds = 200;
     })
+}
+
+/// A Linux guest of `vmm` gets to userspace.
+fn linux() -> Case {
+    let lines = &[
+        LOADED,
+        "*guest: init: userspace reached*",
+        "*guest: init: done",
+        "*vmm: PASS linux",
+        "*init: kvm unloaded",
+        "*init: done",
+    ];
+    let host = Host::KvmLinux("init.do=kvm-load,guest,kvm-unload".to_owned());
+    Case::new(host, lines)
+}
+
+/// The Linux guest is a host itself: the peer that the visor's costs are compared with.
+fn kvm_on_kvm() -> Case {
+    let lines = &[
+        LOADED,
+        "*guest: init: userspace reached*",
+        "*guest: init: kvm_intel ept=Y vpid=Y unrestricted_guest=Y *",
+        "*guest: vmm: PASS real-mode",
+        "*guest: vmm: PASS ept-storm",
+        "*guest: vmm: PASS many",
+        "*guest: vmm: cost cpuid *",
+        "*guest: vmm: cost ept_2m *",
+        "*guest: vmm: PASS cost",
+        "*vmm: PASS linux",
+        "*init: done",
+    ];
+    let words = "kvm-load,run:/vmm+real-mode+ept-storm+many+cost";
+    let host = Host::KvmLinux(format!("init.do=kvm-load,guest init.next={words}"));
+    Case::new(host, lines)
 }
 
 /// The distribution's kernel as the host.

@@ -10,8 +10,8 @@ use std::time::Duration;
 const TURN: fn() -> Exit = || Exit::Out(0x10, vec![0]);
 
 /// A VM with interrupt controllers in the kernel, in front of `code`, and a handler for `vectors`.
-pub(super) fn with_irqchip(code: &[u8], vectors: &[usize]) -> Result<Machine, String> {
-    let memory = Memory::new(4 << 20, Backing::Small)?;
+pub(crate) fn with_irqchip(code: &[u8], vectors: &[usize]) -> Result<Machine, String> {
+    let memory = Memory::new(8 << 20, Backing::Small)?;
     let vm = Vm::with(&memory)?;
     vm.with_irqchip()?;
     let vcpu = vm.vcpu(0)?;
@@ -74,7 +74,7 @@ pub(super) fn lines() -> Result<(), String> {
 pub(super) fn timer() -> Result<(), String> {
     let mut machine = with_irqchip(code::ticks(), &[0x20])?;
     machine.call(code::ticks(), [10, 0, 0])?;
-    until(&mut machine.vcpu, &Exit::Out(0x10, vec![4]))?;
+    machine.until(&TURN())?;
     // One sleep may end in two interrupts, if the host is slow.
     if machine.counted() >= 10 { Ok(()) } else { Err(format!("{} ticks", machine.counted())) }
 }

@@ -6,9 +6,11 @@ mod lives;
 mod paging;
 mod state;
 
+use crate::cost;
 use crate::memory::{Backing, Memory};
 use crate::mode::{self, Mode};
 use crate::vm::{Exit, Vcpu, Vm};
+pub(crate) use interrupts::with_irqchip;
 
 /// A test: says why it failed.
 pub(crate) type Test = fn() -> Result<(), String>;
@@ -40,9 +42,12 @@ const TESTS: &[(&str, Test)] = &[
     ("many", lives::many),
 ];
 
-/// What needs a second processor, or changes the host.
-const OTHERS: &[(&str, Test)] =
-    &[("cpu-hotplug", lives::cpu_hotplug), ("leave-running", lives::leave_running)];
+/// What needs a second processor, changes the host, or is no test.
+const OTHERS: &[(&str, Test)] = &[
+    ("cpu-hotplug", lives::cpu_hotplug),
+    ("leave-running", lives::leave_running),
+    ("cost", cost::measure),
+];
 
 /// The tests that `words` name; one that does not exist fails.
 pub(crate) fn selected(words: &[String]) -> Vec<(String, Test)> {
@@ -109,8 +114,8 @@ pub(crate) fn until(vcpu: &mut Vcpu, exit: &Exit) -> Result<(), String> {
     if found == *exit {
         return Ok(());
     }
-    let rip = vcpu.regs()?.rip;
-    Err(format!("exit {found:x?} at {rip:#x}, not {exit:x?}"))
+    let regs = vcpu.regs()?;
+    Err(format!("exit {found:x?}, not {exit:x?}, {regs:x?}"))
 }
 
 /// Fails unless both are the same.

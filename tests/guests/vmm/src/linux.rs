@@ -1,0 +1,105 @@
+//! A Linux guest: a bzImage by the 32-bit boot protocol (Linux, `Documentation/x86/boot.rst`), one
+//! processor, interrupt controllers and timer in the kernel, a serial port here.
+
+use crate::kvm::Regs;
+use crate::memory::{Backing, Memory};
+use crate::mode::{self, Mode};
+use crate::uart::{self, Uart};
+use crate::vm::{Exit, Vcpu, Vm};
+use std::fs;
+
+const MEMORY: usize = 224 << 20;
+const BOOT_PARAMS: usize = 0x2_0000;
+const COMMAND_LINE: usize = 0x3_0000;
+const KERNEL: usize = 0x10_0000;
+/// Offset of the setup header, in the image as in the boot parameters.
+const HEADER: usize = 0x1f1;
+
+/// What every guest is told.
+const WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check \
+                     random.trust_cpu=on nokaslr pci=off";
+
+/// Boots `/kernel` with `/initrd2` and the actions for its `init` to the line that says that it is
+/// done.
+pub(crate) fn boot(actions: &str) -> Result<(), String> {
+    let read = |path: &str| fs::read(path).map_err(|why| format!("{path}: {why}"));
+    let memory = Memory::new(MEMORY, Backing::Small)?;
+    let words = format!("{WORDS} init.do={actions}");
+    load(&memory, &read("/kernel")?, &read("/initrd2")?, &words)?;
+    let vm = Vm::with(&memory)?;
+    vm.with_irqchip()?;
+    let mut vcpu = vm.vcpu(0)?;
+    mode::enter(&vcpu, &memory, Mode::Protected, &[])?;
+    let regs = Regs { rip: KERNEL as u64, rsi: BOOT_PARAMS as u64, rflags: 2, ..Regs::default() };
+    vcpu.set_regs(&regs)?;
+    drive(&vm, &mut vcpu)
+}
+
+fn load(memory: &Memory, image: &[u8], initrd: &[u8], words: &str) -> Result<(), String> {
+    let sectors = match image.get(HEADER) {
+        Some(0) => 4,
+        Some(sectors) => usize::from(*sectors),
+        None => return Err("the kernel is cut short".to_owned()),
+    };
+    let (setup, code) = image.split_at_checked((sectors + 1) * 512).ok_or("no kernel")?;
+    if setup.get(0x202..0x206) != Some(b"HdrS") {
+        return Err("not a bzImage".to_owned());
+    }
+    memory.write(KERNEL, code);
+    let initrd_at = (MEMORY - initrd.len()) & !0xfff;
+    memory.write(initrd_at, initrd);
+    memory.write(COMMAND_LINE, words.as_bytes());
+    // The header ends where its own jump leads.
+    let end = 0x202 + usize::from(setup[0x201]);
+    memory.write(BOOT_PARAMS + HEADER, &setup[HEADER..end]);
+    let (unknown_loader, e820_entries, ram) = (0xff, 2, 1);
+    memory.write(BOOT_PARAMS + 0x210, &[unknown_loader]);
+    for (offset, value) in
+        [(0x218, initrd_at), (0x21c, initrd.len()), (0x228, COMMAND_LINE), (0x1e8, e820_entries)]
+    {
+        let value = u32::try_from(value).map_err(|why| why.to_string())?;
+        let bytes = value.to_le_bytes();
+        memory.write(BOOT_PARAMS + offset, if offset == 0x1e8 { &bytes[..1] } else { &bytes });
+    }
+    for (index, (start, end)) in [(0, 0x9_fc00), (KERNEL, MEMORY)].into_iter().enumerate() {
+        let at = BOOT_PARAMS + 0x2d0 + index * 20;
+        memory.write(at, &(start as u64).to_le_bytes());
+        memory.write(at + 8, &((end - start) as u64).to_le_bytes());
+        memory.write(at + 16, &u32::to_le_bytes(ram));
+    }
+    Ok(())
+}
+
+/// Runs the guest to its last line.
+fn drive(vm: &Vm, vcpu: &mut Vcpu) -> Result<(), String> {
+    let (mut uart, mut raised) = (Uart::default(), false);
+    loop {
+        match vcpu.run()? {
+            Exit::Out(port @ uart::FIRST..=uart::LAST, bytes) => {
+                for byte in bytes {
+                    match uart.write(port, byte).as_deref().map(str::trim) {
+                        Some("init: done") => return Ok(()),
+                        Some(line) if line.contains("Kernel panic") => return Err(line.to_owned()),
+                        _ => {}
+                    }
+                }
+            }
+            Exit::In(port @ uart::FIRST..=uart::LAST, count) => {
+                let bytes: Vec<u8> = (0..count).map(|_| uart.read(port)).collect();
+                vcpu.answer(&bytes);
+            }
+            // The clock's chip is there, and has nothing to say.
+            Exit::In(0x70 | 0x71, count) => vcpu.answer(&vec![0; count]),
+            Exit::In(_, count) | Exit::Load(_, count) => vcpu.answer(&vec![0xff; count]),
+            Exit::Out(..) | Exit::Store(..) | Exit::Interrupted => {}
+            other => {
+                let rip = vcpu.regs()?.rip;
+                return Err(format!("exit {other:x?} at {rip:#x}"));
+            }
+        }
+        if uart.interrupting() != raised {
+            raised = !raised;
+            vm.line(uart::IRQ, raised.into())?;
+        }
+    }
+}
