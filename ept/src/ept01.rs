@@ -86,14 +86,15 @@ impl Rules<'_> {
         }
     }
 
-    /// The same for the block of a leaf of `level`; `None` if its parts differ, or to tell would
-    /// take long.
+    /// The same for the block of a leaf of `level`; `None` if a smaller leaf has to tell. Where
+    /// anything is withheld, each page tells by itself: that costs the visor's memory some tables
+    /// of absent entries, and spares counting what is withheld by its kind.
     fn rights_of(&self, block: Span, level: Level) -> Option<Option<Rights>> {
-        match self.frames.closed(block, level) {
-            0 => Some(Some(Rights::All)),
-            closed if closed < block.len() / PAGE || level == Level::Pdpt => None,
-            _ => self.frames.uniform(block, Self::rights),
+        if self.frames.open(block, level) {
+            return Some(Some(Rights::All));
         }
+        let state = || self.frames.state(Frame::containing(block.start()));
+        (level == Level::Pt).then(|| Self::rights(state()))
     }
 
     /// What `block`, which an entry of `level` translates, should be; `None` when not all of it
@@ -106,12 +107,13 @@ impl Rules<'_> {
         if let Some(denied) = denied.find(|denied| denied.overlaps(block)) {
             return denied.covers(block).then_some(Entry::Absent);
         }
+        // The quickest answer first: most often it says that the block cannot be one.
+        let rights = self.rights_of(block, level)?;
         let Types::One(memory_type) = self.mtrrs.type_of(block) else {
             return None;
         };
         let frame = Frame::containing(block.start());
         let leaf = |rights| Entry::Leaf(Leaf { frame, rights, memory_type });
-        let rights = self.rights_of(block, level)?;
         Some(rights.map_or(Entry::Absent, leaf))
     }
 }

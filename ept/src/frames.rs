@@ -4,7 +4,6 @@
 mod state;
 
 use core::fmt;
-use core::ops::Range;
 
 pub use state::{Event, Owner, State};
 
@@ -144,17 +143,17 @@ impl<'a> FrameTable<'a> {
             return Err(TableError::Storage);
         }
         storage.fill(0);
-        let mut first = u64::try_from(ram.len()).map_err(|_| TableError::Storage)?;
-        for (word, span) in storage.iter_mut().zip(ram) {
-            *word = first;
-            first += Self::words(*span);
-        }
-        let table = Self { ram, words: storage };
-        for (_, frames) in table.pieces(Span::new(0, end).unwrap_or_default()) {
+        let mut first = ram.len();
+        for (piece, span) in ram.iter().enumerate() {
+            let frames = first..first + index(span.len() / PAGE);
             let plain = State::Plain { maps: 0 }.encode();
-            table.words.get_mut(frames).unwrap_or_default().fill(plain);
+            storage.get_mut(frames).unwrap_or_default().fill(plain);
+            if let Some(word) = storage.get_mut(piece) {
+                *word = u64::try_from(first).map_err(|_| TableError::Storage)?;
+            }
+            first += index(Self::words(*span));
         }
-        Ok(table)
+        Ok(Self { ram, words: storage })
     }
 
     /// The owner of `frame`; `None` when it is not RAM.
@@ -249,38 +248,14 @@ impl<'a> FrameTable<'a> {
         Ok(())
     }
 
-    /// Number of frames in `block`, the block of a leaf of `level`, that are [`State::closed`].
+    /// Whether no frame in `block`, the block of a leaf of `level`, is [`State::closed`].
     #[must_use]
-    pub fn closed(&self, block: Span, level: Level) -> u64 {
+    pub fn open(&self, block: Span, level: Level) -> bool {
         if matches!(level, Level::Pt) {
-            let state = self.state(Frame::containing(block.start()));
-            return u64::from(state.is_some_and(State::closed));
+            return !self.state(Frame::containing(block.start())).is_some_and(State::closed);
         }
-        self.homes(block, level).filter_map(|at| self.words.get(at)).map(|word| word % LEAF).sum()
-    }
-
-    /// What `view` makes of every frame in `span` (`None`: not RAM), if that is the same for all;
-    /// `None` if it differs or the span is empty.
-    pub fn uniform<T: PartialEq>(
-        &self,
-        span: Span,
-        view: impl Fn(Option<State>) -> T,
-    ) -> Option<T> {
-        let span = span.grow_to(PAGE);
-        let mut next = span.start();
-        let end = Span::sized(span.end(), 0)?;
-        let mut views = (self.pieces(span).chain([(end, 0..0)]))
-            .flat_map(|(piece, range)| {
-                let gap = (next < piece.start()).then_some(None);
-                next = piece.end();
-                let words = self.words.get(range).unwrap_or_default();
-                // Neighbours are mostly equal: only a change is worth a look.
-                let runs = words.chunk_by(|a, b| a == b).filter_map(<[u64]>::first);
-                gap.into_iter().chain(runs.map(|word| Some(State::decode(*word))))
-            })
-            .map(view);
-        let first = views.next()?;
-        views.all(|other| other == first).then_some(first)
+        let mut words = self.homes(block, level).filter_map(|at| self.words.get(at));
+        words.all(|word| word % LEAF == 0)
     }
 
     /// What `event` would make of `frame`: where it lies, what it is and would be.
@@ -314,25 +289,12 @@ impl<'a> FrameTable<'a> {
     /// Indexes of the words for `block`, one per piece of RAM that has a part in it.
     fn homes(&self, block: Span, level: Level) -> impl Iterator<Item = usize> + use<'a> {
         let ram = self.ram;
-        let mut next = index(u64::try_from(ram.len()).unwrap_or(u64::MAX));
+        let mut next = ram.len();
         ram.iter().filter_map(move |ram| {
             let home = Home { ram: *ram, first: next };
             next += index(Self::words(*ram));
             let part = ram.intersect(block);
             (!part.is_empty()).then(|| home.word(part.start(), level))
-        })
-    }
-
-    /// The pieces of RAM in `span` with the indexes of their frames, in ascending order.
-    fn pieces(&self, span: Span) -> impl Iterator<Item = (Span, Range<usize>)> + use<'a> {
-        let ram = self.ram;
-        let mut next = ram.len();
-        ram.iter().filter_map(move |ram| {
-            let home = Home { ram: *ram, first: next };
-            next += index(Self::words(*ram));
-            let piece = ram.intersect(span);
-            let first = home.word(piece.start().max(ram.start()), Level::Pt);
-            (!piece.is_empty()).then(|| (piece, first..first + index(piece.len() / PAGE)))
         })
     }
 }
