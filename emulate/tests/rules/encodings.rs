@@ -14,7 +14,7 @@ fn registers() -> Registers {
 }
 
 /// Name, bytes, size of the memory operand, operation.
-type Row = (&'static str, &'static [u8], u64, Operation);
+pub(crate) type Row = (&'static str, &'static [u8], u64, Operation);
 
 const RAX: u64 = 0xa0a1_a2a3_a4a5_a6a7;
 const RCX: u64 = 0xb0b1_b2b3_b4b5_b6b7;
@@ -23,7 +23,7 @@ const RSI: u64 = 0x0001_0203_0405_0607;
 const R8: u64 = 0x2021_2223_2425_2627;
 const R9: u64 = 0x3031_3233_3435_3637;
 
-const BITS64: &[Row] = &[
+pub(crate) const BITS64: &[Row] = &[
     ("mov %rax,(%rdi)", &[0x48, 0x89, 0x07], 8, Operation::Set(RAX)),
     ("mov %rsi,0x8(%rdi)", &[0x48, 0x89, 0x77, 0x08], 8, Operation::Set(RSI)),
     ("mov %rdx,(%rax,%rcx,8)", &[0x48, 0x89, 0x14, 0xc8], 8, Operation::Set(RDX)),
@@ -78,7 +78,7 @@ const BITS64: &[Row] = &[
     ("stos %al,(%rdi)", &[0xaa], 1, Operation::Set(0xa7)),
 ];
 
-const BITS32: &[Row] = &[
+pub(crate) const BITS32: &[Row] = &[
     ("mov %eax,(%edi)", &[0x89, 0x07], 4, Operation::Set(0xa4a5_a6a7)),
     ("mov %eax,0x1000", &[0xa3, 0, 0x10, 0, 0], 4, Operation::Set(0xa4a5_a6a7)),
     ("mov %ax,0x1000", &[0x66, 0xa3, 0, 0x10, 0, 0], 2, Operation::Set(0xa6a7)),

@@ -14,4 +14,6 @@ mod model;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod native;
 mod oracle;
+mod other;
+mod seeds;
 mod walk;

@@ -1,16 +1,18 @@
 //! The processor's translation, once more: written along the tables of SDM vol. 3, chapter 5, with
-//! every level and every rule spelled out.
+//! every level and every rule spelled out. The fuzz targets use this file too.
 
 use emulate::context::{Access, Context};
-use emulate::walk::Error;
+use emulate::walk::{AddressSpace, Error};
+
+use crate::fake::Fake;
 
 /// What the processor does at a linear address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Outcome {
+struct Outcome {
     /// The physical address, or why there is none.
-    pub(crate) result: Result<u64, Error>,
+    result: Result<u64, Error>,
     /// Entries that get flags: byte address and bits.
-    pub(crate) marks: Vec<(u64, u64)>,
+    marks: Vec<(u64, u64)>,
 }
 
 /// The paging mode (SDM vol. 3, 5.1.1).
@@ -70,15 +72,15 @@ pub(crate) fn mode(context: &Context) -> Mode {
 }
 
 /// One access, with its answers to come.
-pub(crate) struct Processor<'a> {
-    pub(crate) context: &'a Context,
+struct Processor<'a> {
+    context: &'a Context,
     /// Reads 8 aligned bytes.
-    pub(crate) read: &'a dyn Fn(u64) -> Option<u64>,
-    pub(crate) access: Access,
+    read: &'a dyn Fn(u64) -> Option<u64>,
+    access: Access,
 }
 
 impl Processor<'_> {
-    pub(crate) fn access(&self, linear: u64) -> Outcome {
+    fn access(&self, linear: u64) -> Outcome {
         let mode = mode(self.context);
         let long = matches!(mode, Mode::Levels4 | Mode::Levels5) || bit(self.context.efer, 10);
         let linear = if long { linear } else { bits(linear, 31, 0) };
@@ -258,4 +260,30 @@ fn page(mode: Mode, kind: Kind, entry: u64) -> u64 {
         (_, Kind::Page2M) => bits(entry, 51, 21) << 21,
         _ => bits(entry, 51, 12) << 12,
     }
+}
+
+/// Translates `linear` in a memory of `words`. Panics where the model differs, or a store does more
+/// than to set a flag.
+pub(crate) fn compare(
+    context: &Context,
+    words: &[u64],
+    linear: u64,
+    access: Access,
+) -> Result<u64, Error> {
+    let memory = Fake::new(words);
+    let read = |address: u64| words.get(usize::try_from(address / 8).ok()?).copied();
+    let expected = Processor { context, read: &read, access }.access(linear);
+    let found = AddressSpace { context, memory: &memory }.translate(linear, access);
+    assert_eq!(found, expected.result, "linear {linear:#x}");
+    let mut marked = words.to_vec();
+    for (address, bits) in expected.marks {
+        marked[usize::try_from(address / 8).unwrap()] |= bits << (8 * (address % 8));
+    }
+    assert_eq!(memory.contents(), marked, "accessed and dirty flags");
+    for (address, old, new) in memory.stores.borrow().iter() {
+        let flags = 0x60 | 0x60 << 32;
+        assert!(old & !new == 0 && (old ^ new) & !flags == 0, "store to {address:#x}");
+        assert_ne!(old, new, "a store that changes nothing");
+    }
+    found
 }

@@ -10,7 +10,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 use crate::fake::Fake;
-use crate::model::{Mode, Processor, mode};
+use crate::model::{Mode, compare, mode};
 
 /// Tables lie in the first pages; so small a memory has tables that are their own, or each other's.
 const PAGES: usize = 4;
@@ -95,26 +95,6 @@ fn context() -> impl Strategy<Value = Context> {
 
 fn access() -> impl Strategy<Value = Access> {
     select(vec![Access::Read, Access::Write, Access::Fetch])
-}
-
-/// One access to an address space: the paging mode and the result. Panics where the model differs.
-fn compare(context: &Context, words: &[u64], linear: u64, access: Access) -> Result<u64, Error> {
-    let memory = Fake::new(words);
-    let read = |address: u64| words.get(usize::try_from(address / 8).ok()?).copied();
-    let expected = Processor { context, read: &read, access }.access(linear);
-    let found = AddressSpace { context, memory: &memory }.translate(linear, access);
-    assert_eq!(found, expected.result, "linear {linear:#x}");
-    let mut marked = words.to_vec();
-    for (address, bits) in expected.marks {
-        marked[usize::try_from(address / 8).unwrap()] |= bits << (8 * (address % 8));
-    }
-    assert_eq!(memory.contents(), marked, "accessed and dirty flags");
-    for (address, old, new) in memory.stores.borrow().iter() {
-        let flags = 0x60 | 0x60 << 32;
-        assert!(old & !new == 0 && (old ^ new) & !flags == 0, "store to {address:#x}");
-        assert_ne!(old, new, "a store that changes nothing");
-    }
-    found
 }
 
 proptest! {
