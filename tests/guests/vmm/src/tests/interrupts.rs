@@ -92,7 +92,7 @@ pub(super) fn signals() -> Result<(), String> {
     let mut machine = Machine::new(4, Mode::Long, code::count())?;
     let mut before = 0;
     for _ in 0..5 {
-        alarm_in(Duration::from_millis(10))?;
+        alarm_in(Duration::from_millis(50))?;
         machine.until(&Exit::Interrupted)?;
         let now = machine.counted();
         if now <= before {
@@ -104,7 +104,7 @@ pub(super) fn signals() -> Result<(), String> {
     machine.until(&Exit::Interrupted)?;
     same("a count without entry", machine.counted(), before)?;
     machine.vcpu.at_once(0);
-    alarm_in(Duration::from_millis(10))?;
+    alarm_in(Duration::from_millis(50))?;
     machine.until(&Exit::Interrupted)
 }
 
