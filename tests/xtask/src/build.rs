@@ -39,6 +39,8 @@ pub(crate) fn visor() -> Result<PathBuf> {
 pub(crate) struct Guests {
     /// The bare-metal probe, a multiboot ELF32.
     pub(crate) probe: PathBuf,
+    /// The bare-metal user of VMX, a multiboot ELF32.
+    pub(crate) vmx: PathBuf,
     /// An initial RAM file system that holds only `init`.
     pub(crate) initrd: PathBuf,
     /// The static Linux program that drives KVM.
@@ -52,12 +54,15 @@ pub(crate) fn guests() -> Result<Guests> {
     let out = paths::target("guests")?;
     tool::show(&mut cargo(&workspace, &["--workspace"])).context("cannot build the guests")?;
     let built = workspace.join(RELEASE);
-    let probe = out.join("probe.elf");
+    let [probe, vmx] =
+        ["probe", "vmx"].map(|name| (built.join(name), out.join(name).with_extension("elf")));
     // QEMU's multiboot loader takes ELF32 only; the code inside is as it was.
-    objcopy(&["--strip-all", "-O", "elf32-i386"], &built.join("probe"), &probe)?;
+    for (linked, image) in [&probe, &vmx] {
+        objcopy(&["--strip-all", "-O", "elf32-i386"], linked, image)?;
+    }
     let initrd = initramfs(&built.join("init"), &[], &out.join("initrd.cpio"))?;
     let vmm = built.join("vmm");
-    Ok(Guests { probe, initrd, vmm })
+    Ok(Guests { probe: probe.1, vmx: vmx.1, initrd, vmm })
 }
 
 /// Writes the initial RAM file system `base` with `files` (name, source) added to `out`. Linux

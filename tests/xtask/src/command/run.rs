@@ -70,6 +70,8 @@ enum Known {
     StockXen,
     /// The bare-metal probe
     Probe,
+    /// The bare-metal user of VMX
+    Vmx,
 }
 
 impl Known {
@@ -85,6 +87,7 @@ impl Known {
             Self::Xen => Host::Xen { xen, dom0: words },
             Self::StockXen => Host::StockXen { xen, dom0: words },
             Self::Probe => Host::Probe(words),
+            Self::Vmx => Host::Vmx(words),
         }
     }
 }

@@ -51,6 +51,8 @@ pub(crate) enum Host {
     Xl { xen: String, dom0: String },
     /// The bare-metal probe.
     Probe(String),
+    /// The bare-metal user of VMX.
+    Vmx(String),
     /// These files, the kernel first.
     Files(Vec<Image>),
 }
@@ -209,7 +211,7 @@ impl Kit {
             Host::Qemu(_) => vec![self.small()?, self.qemu()?],
             Host::StockQemu(_) => vec![self.stock()?, self.stock_qemu()?],
             Host::Xl { .. } => vec![self.small()?, self.xl()?],
-            Host::Probe(_) | Host::Files(_) => Vec::new(),
+            Host::Probe(_) | Host::Vmx(_) | Host::Files(_) => Vec::new(),
         })
     }
 
@@ -227,6 +229,7 @@ impl Kit {
                 (DOM0, dom0)
             }
             Host::Probe(words) => return Ok(vec![Image::new(self.guests()?.probe, words)]),
+            Host::Vmx(words) => return Ok(vec![Image::new(self.guests()?.vmx, words)]),
             Host::Files(images) => return Ok(images.clone()),
         };
         let mut images: Vec<Image> =
@@ -265,6 +268,7 @@ impl Kit {
             | Host::StockXen { .. }
             | Host::Xl { .. }
             | Host::Probe(_)
+            | Host::Vmx(_)
             | Host::Files(_) => {
                 let modules = images.collect();
                 Payload::Multiboot { kernel, modules }

@@ -1,6 +1,7 @@
 //! The tests: each a boot, or several, with exact expectations on the serial line.
 
 mod boot;
+mod conformance;
 mod expect;
 mod guests;
 mod kit;
@@ -76,6 +77,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(same::tests());
     tests.extend(kvm::tests());
     tests.extend(guests::tests());
+    tests.extend(conformance::tests());
     tests
 }
 
