@@ -62,6 +62,14 @@ pub enum Refusal {
     GuestState(u64),
 }
 
+/// The event to inject is valid.
+const VALID: u32 = 1 << 31;
+/// The fields that make up an event to inject.
+const EVENT: [u32; 3] = [
+    f::ENTRY_INTERRUPTION.encoding(),
+    f::ENTRY_ERROR_CODE.encoding(),
+    f::ENTRY_INSTRUCTION_LENGTH.encoding(),
+];
 const WINDOWS: Primary = Primary::INTERRUPT_WINDOW.union(Primary::NMI_WINDOW);
 
 impl<'a> Vcpu<'a> {
@@ -81,10 +89,20 @@ impl<'a> Vcpu<'a> {
         self.fields
     }
 
+    /// Takes over what a region holds; VMCS02 and the shadow VMCS hold nothing of it yet.
+    pub fn load(&mut self, read: impl FnMut(usize) -> u64) {
+        self.fields.load(read);
+        self.changes = Changes::ALL;
+        self.stale = false;
+        self.unseen = (Set::ALL, Set::ALL);
+    }
+
     /// Whether [`Vcpu::fetch`] is due before the host reads or writes this field.
     #[must_use]
     pub fn is_stale(&self, encoding: u32) -> bool {
-        self.stale && class(encoding) == Class::Guest
+        // What the last exit has saved, the controls say that it was made with.
+        let decides = encoding == f::EXIT_CONTROLS.encoding();
+        self.stale && (decides || class(encoding) == Class::Guest)
     }
 
     /// Whether the VM has run since its cold fields were read.
@@ -114,6 +132,7 @@ impl<'a> Vcpu<'a> {
 
     /// Does a VMWRITE that exited, of a field that exists and is not stale.
     pub fn write(&mut self, encoding: u32, value: u64) {
+        let before = self.primary();
         self.fields.write_raw(encoding, value);
         match class(encoding) {
             Class::None | Class::Information => {}
@@ -125,8 +144,21 @@ impl<'a> Vcpu<'a> {
                     self.changed(position);
                     self.unseen.0.add(position);
                 }
+                self.compare(before);
             }
         }
+    }
+
+    fn primary(&self) -> Primary {
+        Primary::from_bits_retain(self.fields.read(f::PRIMARY_CONTROLS))
+    }
+
+    /// The primary controls were `before`. Two of them come and go with every event that waits; the
+    /// others say what further fields mean.
+    fn compare(&mut self, before: Primary) {
+        let changed = before.symmetric_difference(self.primary());
+        self.changes.unchecked |= !changed.is_empty();
+        self.changes.controls |= !changed.difference(WINDOWS).is_empty();
     }
 
     fn changed(&mut self, position: usize) {
@@ -135,7 +167,7 @@ impl<'a> Vcpu<'a> {
 
     /// Takes over what the host has written to its shadow VMCS.
     pub fn pull(&mut self, shadow: &impl Vmcs) {
-        let before = Primary::from_bits_retain(self.fields.read(f::PRIMARY_CONTROLS));
+        let before = self.primary();
         for (position, encoding) in HOT.into_iter().enumerate() {
             let value = shadow.read_raw(encoding);
             if value != self.fields.read_raw(encoding) {
@@ -143,12 +175,7 @@ impl<'a> Vcpu<'a> {
                 self.changed(position);
             }
         }
-        let after = Primary::from_bits_retain(self.fields.read(f::PRIMARY_CONTROLS));
-        if before.symmetric_difference(after).intersects(WINDOWS.complement()) {
-            (self.changes.controls, self.changes.unchecked) = (true, true);
-        } else if before != after {
-            self.changes.unchecked = true;
-        }
+        self.compare(before);
     }
 
     /// Shows the host's shadow VMCS what it does not show yet.
@@ -182,22 +209,20 @@ impl<'a> Vcpu<'a> {
         Ok(())
     }
 
-    /// Has the checks made again at the next entry: the host's mode has changed.
-    pub const fn distrust(&mut self) {
-        self.changes.unchecked = true;
-    }
-
     /// Has everything written again: VMCS02 is a fresh one.
     pub const fn renew(&mut self) {
         self.changes = Changes::ALL;
+        self.unseen = (Set::ALL, Set::ALL);
     }
 
     /// Brings VMCS02 up to date.
     pub fn merge(&mut self, env: &Environment<'_>, v02: &mut impl Vmcs) {
         let mut changes = core::mem::replace(&mut self.changes, Changes::NONE);
-        if changes.controls && self.stale {
+        if changes.controls {
             // What the new controls make of the VM's state depends on what it was.
-            self.fetch(v02);
+            if self.stale {
+                self.fetch(v02);
+            }
             changes.guest = true;
         }
         let wanted = Wanted::of(self.fields);
@@ -213,8 +238,10 @@ impl<'a> Vcpu<'a> {
         if hot == Set(0) {
             return;
         }
+        let injects = self.fields.read(f::ENTRY_INTERRUPTION) & VALID != 0;
         for (position, encoding) in HOT.into_iter().enumerate() {
-            if hot.has(position) {
+            // Events of the visor's own may have passed through VMCS02.
+            if hot.has(position) || injects && EVENT.contains(&encoding) {
                 merge::hot_field(encoding, self.fields.read_raw(encoding), &wanted, v02);
             }
         }
@@ -233,10 +260,12 @@ impl<'a> Vcpu<'a> {
             self.show_hot(f::PREEMPTION_TIMER.encoding(), v02.read(f::PREEMPTION_TIMER).into());
         }
         // An event that was injected is no longer pending (SDM vol. 3, 29.2).
-        let injected = self.fields.read(f::ENTRY_INTERRUPTION) & !(1 << 31);
+        let injected = self.fields.read(f::ENTRY_INTERRUPTION) & !VALID;
         self.show_hot(f::ENTRY_INTERRUPTION.encoding(), injected.into());
         let long = v02.read(f::ENTRY_CONTROLS) & EntryControls::IA32E_GUEST.bits();
         let entry = self.fields.read(f::ENTRY_CONTROLS) & !EntryControls::IA32E_GUEST.bits();
+        // A VM of a 32-bit host may not be entered in IA-32e mode.
+        self.changes.unchecked |= self.fields.read(f::ENTRY_CONTROLS) != entry | long;
         self.fields.write(f::ENTRY_CONTROLS, entry | long);
         for encoding in INFORMATION {
             if encoding != f::INSTRUCTION_ERROR.encoding() {

@@ -43,8 +43,10 @@ const RUNS: &[(u32, u32, Class)] = &[
     (0x0c00, 0x0c0c, Class::Host),
     // I/O bitmaps, MSR bitmaps, MSR lists
     (0x2000, 0x200a, Class::Control),
-    // executive-VMCS pointer, TSC offset, virtual-APIC page
-    (0x200c, 0x2012, Class::Control),
+    // executive-VMCS pointer
+    (0x200c, 0x200c, Class::Control),
+    // TSC offset, virtual-APIC page
+    (0x2010, 0x2012, Class::Control),
     (0x201a, 0x201a, Class::Control),
     (0x202c, 0x202c, Class::Control),
     (0x2032, 0x2032, Class::Control),
@@ -233,6 +235,9 @@ impl core::fmt::Debug for Vmcs12 {
 }
 
 impl Vmcs12 {
+    /// All fields 0, and clear.
+    pub const EMPTY: Self = Self { words: [0; WORDS] };
+
     /// Takes over what a region holds; `read` gives its words.
     pub fn load(&mut self, mut read: impl FnMut(usize) -> u64) {
         for (index, word) in self.words.iter_mut().enumerate() {
