@@ -106,11 +106,12 @@ pub struct Advertised {
     caps: RawCapabilities,
 }
 
-/// Low half: bits that must be 1; high half: bits that may be (SDM vol. 3D, A.2.1).
-const fn restrict(capability: u64, supported: u32) -> u64 {
-    let must = capability & 0xffff_ffff;
-    #[expect(clippy::as_conversions, reason = "from a smaller type, in a constant function")]
-    let may = capability >> 32 & (supported as u64 | must);
+/// Low half: bits that must be 1; high half: bits that may be (SDM vol. 3D, A.2.1). A bit that is 1
+/// by default and that nobody has thought about stays 1.
+const fn restrict(capability: u64, supported: u32, default_1: u32) -> u64 {
+    let allowed = capability >> 32;
+    let must = capability & 0xffff_ffff | allowed & widen(default_1 & !supported);
+    let may = allowed & (widen(supported) | must);
     may << 32 | must
 }
 
@@ -120,18 +121,18 @@ impl Advertised {
     pub fn of(raw: &RawCapabilities) -> Self {
         let targets = (raw.misc >> 16 & 0x1ff).min(CR3_TARGETS);
         let misc = raw.misc & MISC_KEPT & !(0x1ff << 16) | targets << 16;
-        let secondary = restrict(raw.secondary, SECONDARY.bits());
+        let [pin, primary, exit, entry] = DEFAULT_1;
         let (cr4_must, cr4_may) = raw.cr4_fixed;
         let caps = RawCapabilities {
             basic: u64::from(REVISION)
                 | REGION_BYTES << 32
                 | WRITE_BACK << 50
                 | raw.basic & BASIC_KEPT,
-            pin: restrict(raw.pin, PIN.bits()),
-            primary: restrict(raw.primary, PRIMARY.bits()),
-            secondary,
-            exit: restrict(raw.exit, EXIT.bits()),
-            entry: restrict(raw.entry, ENTRY.bits()),
+            pin: restrict(raw.pin, PIN.bits(), pin),
+            primary: restrict(raw.primary, PRIMARY.bits(), primary),
+            secondary: restrict(raw.secondary, SECONDARY.bits(), 0),
+            exit: restrict(raw.exit, EXIT.bits(), exit),
+            entry: restrict(raw.entry, ENTRY.bits(), entry),
             misc,
             ept_vpid: raw.ept_vpid & EPT_VPID_KEPT,
             cr0_fixed: raw.cr0_fixed,

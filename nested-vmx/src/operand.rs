@@ -109,9 +109,9 @@ impl Address {
         let base = self.base.map_or(0, &register);
         let index = self.index.map_or(0, |(number, scale)| register(number) << scale);
         let offset = base.wrapping_add(index).wrapping_add(self.displacement) & self.mask;
-        let long = vmcs.read(Segment::Cs.fields().rights) & LONG != 0;
         let segment_base = vmcs.read(self.segment.fields().base);
-        if !long {
+        if !in_64_bit_mode(vmcs) {
+            let offset = offset & 0xffff_ffff;
             self.check_segment(vmcs, offset, bytes, usage)?;
             return Ok(segment_base.wrapping_add(offset) & 0xffff_ffff);
         }
@@ -165,6 +165,13 @@ impl Address {
     }
 }
 
+const LMA: u64 = 1 << 10;
+
+/// Outside IA-32e mode the L bit of a code segment means nothing.
+fn in_64_bit_mode(vmcs: &impl Vmcs) -> bool {
+    vmcs.read(f::GUEST_EFER) & LMA != 0 && vmcs.read(Segment::Cs.fields().rights) & LONG != 0
+}
+
 /// Whether the host may execute a VMX instruction here at all: not in real, virtual-8086 or
 /// compatibility mode (#UD), and only in ring 0 (#GP(0)).
 ///
@@ -173,12 +180,9 @@ impl Address {
 pub fn permitted(vmcs: &impl Vmcs) -> Result<(), Event> {
     const PE: u64 = 1;
     const VM: u64 = 1 << 17;
-    const LMA: u64 = 1 << 10;
-    let long = vmcs.read(f::GUEST_EFER) & LMA != 0;
-    let long_code = vmcs.read(Segment::Cs.fields().rights) & LONG != 0;
     if vmcs.read(f::GUEST_CR0) & PE == 0
         || vmcs.read(f::GUEST_RFLAGS) & VM != 0
-        || (long && !long_code)
+        || (vmcs.read(f::GUEST_EFER) & LMA != 0 && !in_64_bit_mode(vmcs))
     {
         return Err(Event::InvalidOpcode);
     }
