@@ -5,7 +5,7 @@
 .section .text
 .code64
 
-# u64 vmx_enter(struct { u64 registers[16], rsp; } *context, u64 launch)
+# u64 vmx_enter(struct { u64 registers[16], rsp, rflags, cr0; } *context, u64 launch)
 # Enters the VM by VMLAUNCH or VMRESUME: 0 after an exit, RFLAGS after a failure.
 .global vmx_enter
 vmx_enter:
@@ -60,7 +60,13 @@ vmx_exited:
     mov qword ptr [rsp + 104], r13
     mov qword ptr [rsp + 112], r14
     mov qword ptr [rsp + 120], r15
-    mov rsp, qword ptr [rsp + 128]
+    mov rdi, rsp
+    mov rsp, qword ptr [rdi + 128]
+    pushfq
+    pop qword ptr [rdi + 136]
+    mov rax, cr0
+    mov qword ptr [rdi + 144], rax
+    clts                                # or the next use of SSE faults
     pop rdi
     xor eax, eax
 3:  pop r15

@@ -75,6 +75,9 @@ use Step::{All, Do, Exits, Map, Needs, Not, Off, On, Or, Reg as SetReg, Set as S
 struct Context {
     registers: [u64; 16],
     rsp: u64,
+    /// As the last exit left it.
+    rflags: u64,
+    cr0: u64,
 }
 
 unsafe extern "C" {
@@ -84,7 +87,7 @@ unsafe extern "C" {
 }
 
 static CONTEXTS: [Local<Context>; MAX_CPUS] =
-    [const { Local::new(Context { registers: [0; 16], rsp: 0 }) }; MAX_CPUS];
+    [const { Local::new(Context { registers: [0; 16], rsp: 0, rflags: 0, cr0: 0 }) }; MAX_CPUS];
 
 type Page = Local<[u64; 512]>;
 static REGIONS: [Page; 4] = [const { Local::new([0; 512]) }; 4];
@@ -296,6 +299,18 @@ pub(crate) fn turn_on(control: Control) {
 fn turn_off(control: Control) {
     let field = control.set.field();
     set(field, get(field) & !(1 << control.bit));
+}
+
+/// RFLAGS of the host after the last exit.
+pub(crate) fn host_flags() -> u64 {
+    // SAFETY: this processor's own context, and no VM runs.
+    unsafe { (*CONTEXTS[fault::index()].get()).rflags }
+}
+
+/// CR0 of the host after the last exit.
+pub(crate) fn host_cr0() -> u64 {
+    // SAFETY: as above.
+    unsafe { (*CONTEXTS[fault::index()].get()).cr0 }
 }
 
 /// A register of the VM.

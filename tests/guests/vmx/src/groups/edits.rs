@@ -6,7 +6,7 @@ use crate::capability as c;
 use crate::ept::{self, LARGE, LEAF, RWX, WRITE_BACK};
 use crate::field as f;
 use crate::guest::{self, BASE, CODE, DATA, FRAMES, WINDOW_PHYSICAL, load, store};
-use crate::instruction::{get, set};
+use crate::instruction::{get, invept, set, vmclear, vmptrld, vmxoff};
 use crate::log::{self, Line};
 use crate::vm::{self, Launch, Reg as R};
 use core::arch::asm;
@@ -87,6 +87,35 @@ fn fill() {
     store(OTHER, 0xbb);
     store(FRAMES + 0x2000, 0xcc);
     store(FRAMES + 0x20_0000 - 0x1000, 0xdd);
+}
+
+/// INVEPT of each type makes a change visible, and so does leaving VMX operation.
+const FLUSHES: &[(&str, fn())] = &[
+    ("single", || {
+        let _ = invept(1, [ept::pointer(), 0]);
+    }),
+    ("all", || {
+        let _ = invept(2, [0, 0]);
+    }),
+    ("vmxoff", || {
+        let _ = vmclear(vm::region(0));
+        let _ = vmxoff();
+        let _ = vm::on();
+        let _ = vmptrld(vm::region(0));
+    }),
+];
+
+fn flushes() {
+    for (name, flush) in FLUSHES {
+        log::result(format_args!("edit.seen-after-{name}"), |line| {
+            running(line);
+            ept::touch();
+            store(ept::entry_at(FIRST, 1), OTHER | LEAF);
+            flush();
+            // VMCLEAR made it clear again.
+            round(line, if *name == "vmxoff" { Launch::First } else { Launch::Again });
+        });
+    }
 }
 
 /// A VM that reads the window's first word, writes it back, and has read it once.
@@ -387,7 +416,9 @@ fn identity() {
             store(ept::entry_at(0, 3), 0);
             let (step, bits) =
                 ([0, 4096, 2 << 20, 1 << 30][level as usize], if level == 1 { 0 } else { LARGE });
-            for at in (0..if level == 3 { 1 } else { 8 << 20_u64 }).step_by(step) {
+            // By 4 KiB, only what the program uses.
+            let end = if level == 1 { 8 << 20 } else { 1_u64 << 30 };
+            for at in (0..end).step_by(step) {
                 store(ept::entry(at, level), at | LEAF | bits);
             }
             // The window is the page of the root.
@@ -410,6 +441,7 @@ fn identity() {
 
 pub(super) fn run() {
     stores();
+    flushes();
     all(STRUCTURES);
     all(SHAPES);
     all(DIRTY);

@@ -2,7 +2,7 @@
 
 use crate::capability as c;
 use crate::field as f;
-use crate::vm::Step::{Exits, Needs, Off, On, Reg, Set, Show, ShowField};
+use crate::vm::Step::{Do, Exits, Needs, Off, On, Reg, Set, Show, ShowField, ShowValue};
 use crate::vm::{self, Reg as R, cases};
 use bare::cpu;
 
@@ -14,6 +14,9 @@ fn has_rdseed() -> bool {
 }
 fn has_invpcid() -> bool {
     cpu::cpuid(7, 0)[1] & 1 << 10 != 0
+}
+fn has_xsaves() -> bool {
+    cpu::cpuid(13, 1)[0] & 1 << 3 != 0
 }
 fn has_monitor() -> bool {
     cpu::cpuid(1, 0)[2] & 1 << 3 != 0
@@ -46,7 +49,7 @@ PLAIN:
     "mwait-armed" [Needs(has_monitor), On(c::MWAIT_EXITING)] { "mov eax, 0x400000", "xor ecx, ecx", "xor edx, edx", "monitor", "xor eax, eax", "mwait" }
     "xsetbv" [] { "xor ecx, ecx", "mov eax, 1", "xor edx, edx", "xsetbv" }
     "xsetbv-with-osxsave" [Set(f::GUEST_CR4, vm::GUEST_CR4 | 1 << 18)] { "xor ecx, ecx", "mov eax, 1", "xor edx, edx", "xsetbv" }
-    "xgetbv" [Set(f::GUEST_CR4, vm::GUEST_CR4 | 1 << 18)] { "xor ecx, ecx", "xgetbv", "vmcall" }
+    "xgetbv" [Set(f::GUEST_CR4, vm::GUEST_CR4 | 1 << 18), Show(R::Rax)] { "xor ecx, ecx", "xgetbv", "vmcall" }
     "getsec" [] { "xor eax, eax", "getsec" }
     "rsm" [] { "rsm" }
     "vmfunc-undefined" [] { "xor eax, eax", "vmfunc" }
@@ -59,6 +62,14 @@ PLAIN:
     "invpcid-form" [Needs(has_invpcid), On(c::INVPCID), On(c::INVLPG_EXITING)] { "mov ebx, 0x400000", "mov r9d, 2", "mov esi, 4", "invpcid r9, [rbx + rsi * 8 - 4]" }
     "invpcid-not" [Needs(has_invpcid), On(c::INVPCID)] { "push 0", "push 0", "mov eax, 2", "invpcid rax, [rsp]", "vmcall" }
     "invpcid-undefined" [Needs(has_invpcid)] { "mov eax, 2", "invpcid rax, [rsp]" }
+    "rdseed-not" [Needs(has_rdseed)] { "rdseed rdi", "vmcall" }
+    "xsaves" [Needs(has_xsaves), On(c::XSAVES), Set(f::GUEST_CR4, vm::GUEST_CR4 | 1 << 18), Set(f::XSS_EXITING_BITMAP, 1 << 8)] { "mov eax, 1", "xor edx, edx", "mov ecx, 0x400000", "xsaves64 [rcx]", "vmcall" }
+    "xsaves-undefined" [Needs(has_xsaves), Set(f::GUEST_CR4, vm::GUEST_CR4 | 1 << 18)] { "mov eax, 1", "xor edx, edx", "mov ecx, 0x400000", "xsaves64 [rcx]", "vmcall" }
+    "pause-loop" [On(c::PAUSE_LOOP), Set(f::PLE_GAP, 0x80), Set(f::PLE_WINDOW, 0x1000)] { "2: pause", "jmp 2b" }
+    "trap-flag" [On(c::TRAP_FLAG), Exits(2)] { "nop", "nop", "vmcall" }
+    "xmm-shared" [Do(|| set_xmm0(0x1234_5678)), Show(R::Rax), ShowValue("xmm0", xmm0)]
+        { "movq rax, xmm0", "mov ecx, 0x8765", "movq xmm0, rcx", "vmcall" }
+    "xmm-kept" [Exits(2), Show(R::Rax)] { "mov ecx, 0x8765", "movq xmm7, rcx", "vmcall", "movq rax, xmm7", "cpuid" }
     "triple-fault" [Set(f::GUEST_IDTR_LIMIT, 0)] { "ud2" }
     "preemption-timer" [On(c::PREEMPTION), Set(f::PREEMPTION_TIMER, 0)] { "vmcall" }
     "preemption-timer-later" [On(c::PREEMPTION), Set(f::PREEMPTION_TIMER, 0x80)] { "2: jmp 2b" }
@@ -121,6 +132,19 @@ RING3:
     "pause-ring3" [super::RING3, On(c::PAUSE_EXITING)] { "pause" }
     "monitor-ring3" [super::RING3, Needs(has_monitor), On(c::MONITOR_EXITING)] { "monitor" }
     "ud-ring3" [super::RING3, Set(f::EXCEPTION_BITMAP, 1 << 6)] { "ud2" };
+}
+
+fn xmm0() -> u64 {
+    let value: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("movq {}, xmm0", out(reg) value) };
+    value
+}
+
+/// Nothing between this and the entry uses the register: the program has no floating point.
+fn set_xmm0(value: u64) {
+    // SAFETY: the register is declared as changed.
+    unsafe { core::arch::asm!("movq xmm0, {}", in(reg) value, out("xmm0") _) };
 }
 
 pub(super) fn run() {

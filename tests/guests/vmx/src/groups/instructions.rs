@@ -383,7 +383,45 @@ fn invalidations() {
     }
 }
 
+/// RFLAGS after an instruction in 32-bit code of a 64-bit system.
+macro_rules! compatibility {
+    ($text:literal) => {
+        || {
+            flags_after!(
+                "push 8", "lea {0}, [rip + 33f]", "push {0}", "retfq",
+                ".code32", "33:", $text, ".byte 0xea", ".long 44f", ".short 0x10",
+                ".code64", "44:"; out(reg) _, inout("eax") 0 => _, inout("ecx") 0 => _,)
+        }
+    };
+}
+
+/// In compatibility mode, where there is no VMX instruction.
+const COMPATIBILITY: &[Named] = &[
+    ("nop", compatibility!("sub eax, -1")),
+    ("vmread", compatibility!("vmread eax, ecx")),
+    ("vmwrite", compatibility!("vmwrite eax, ecx")),
+    ("vmptrld", compatibility!("vmptrld [0x400000]")),
+    ("vmptrst", compatibility!("vmptrst [0x400000]")),
+    ("vmclear", compatibility!("vmclear [0x400000]")),
+    ("vmxon", compatibility!("vmxon [0x400000]")),
+    ("vmxoff", compatibility!("vmxoff")),
+    ("vmlaunch", compatibility!("vmlaunch")),
+    ("vmresume", compatibility!("vmresume")),
+    ("invept", compatibility!("invept eax, [0x400000]")),
+    ("invvpid", compatibility!("invvpid eax, [0x400000]")),
+];
+
+fn in_compatibility_mode() {
+    vm::fresh(guest::code!("vmcall"));
+    for (name, run) in COMPATIBILITY {
+        log::result(format_args!("instruction.compatibility.{name}"), |line| {
+            line.add(format_args!("{}", attempt(run)));
+        });
+    }
+}
+
 pub(super) fn run() {
+    in_compatibility_mode();
     pointers();
     encodings();
     memory_operands();

@@ -8,6 +8,7 @@ mod exceptions;
 mod exits;
 mod instructions;
 mod interrupts;
+mod loads;
 mod modes;
 mod ports;
 mod processors;
@@ -38,6 +39,7 @@ pub(crate) const GROUPS: &[Group] = &[
     Group { name: "entry", run: entry::run },
     Group { name: "host", run: states::run_host },
     Group { name: "guest", run: states::run_guest },
+    Group { name: "load", run: loads::run },
     Group { name: "exit", run: exits::run },
     Group { name: "cr", run: registers::run_cr },
     Group { name: "msr", run: registers::run_msr },

@@ -121,6 +121,7 @@ MSR:
     "rdtsc-offset-off" [Set(f::TSC_OFFSET, 0x2000_0000_0000_0000), Show(R::Rdx)] { "rdtsc", "shr edx, 24", "vmcall" }
     "rdtscp-offset" [On(c::TSC_OFFSETTING), On(c::RDTSCP), Set(f::TSC_OFFSET, 0x3000_0000_0000_0000), Do(|| cpu::wrmsr(0xc000_0103, 7)), Show(R::Rdx), Show(R::Rcx), Undo(|| cpu::wrmsr(0xc000_0103, 0))]
         { "rdtscp", "shr edx, 24", "vmcall" }
+    "tsc-scaled" [On(c::TSC_OFFSETTING), On(c::TSC_SCALING), Set(f::TSC_MULTIPLIER, 0), Set(f::TSC_OFFSET, 0x4000_0000_0000_0000), Show(R::Rdx), Show(R::Rax)] { "rdtsc", "vmcall" }
     "two-exits" [Exits(2)] { "mov ecx, 0x174", "rdmsr", "inc ecx", "wrmsr" };
 }
 

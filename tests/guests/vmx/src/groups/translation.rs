@@ -9,7 +9,9 @@ use crate::guest::{
 };
 use crate::instruction::{self, set};
 use crate::log;
-use crate::vm::Step::{All, Do, Map, Needs, On, Reg, Set, Show, ShowValue, ShowWord, Store};
+use crate::vm::Step::{
+    All, Do, Map, Needs, On, Reg, Set, Show, ShowField, ShowValue, ShowWord, Store,
+};
 use crate::vm::{self, Launch, Reg as R, Step, cases};
 
 const VMCALL: u64 = 0x00c1_010f;
@@ -232,7 +234,31 @@ fn invalidated(name: &str, flush: &dyn Fn() -> instruction::Outcome) {
     });
 }
 
+const DIRTY: u64 = 1 << 9;
+
+/// Page-modification logging: the log is the spare page.
+const LOGGED: Step = All(&[
+    On(c::PML),
+    FLAGS,
+    Map(FIRST, 1, FRAMES | LEAF),
+    Do(|| set(f::PML_ADDRESS, vm::page(vm::SPARE))),
+    Set(f::PML_INDEX, 511),
+    ShowField(f::PML_INDEX),
+    ShowValue("logged", || guest::load(vm::page(vm::SPARE) + 511 * 8)),
+]);
+
+cases! {
+LOGS:
+    "write" [LOGGED] { "mov dword ptr [0x800010], 1", "vmcall" }
+    "read" [LOGGED] { "mov eax, [0x800010]", "vmcall" }
+    "dirty-already" [LOGGED, Map(FIRST, 1, FRAMES | LEAF | DIRTY)] { "mov dword ptr [0x800010], 1", "vmcall" }
+    "full" [LOGGED, Set(f::PML_INDEX, 512)] { "mov dword ptr [0x800010], 1", "vmcall" }
+    "last" [LOGGED, Set(f::PML_INDEX, 0)] { "mov dword ptr [0x800010], 1", "vmcall" }
+    "full-while-delivering" [LOGGED, Set(f::PML_INDEX, 512), Set(f::GUEST_RSP, guest::WINDOW + 0x800), Set(f::ENTRY_INTERRUPTION, 0x8000_0306)] { "vmcall" };
+}
+
 pub(super) fn run() {
+    vm::all("ept.log", LOGS);
     matrix();
     vm::all("ept.walk", WALKS);
     vm::all("ept.rights", RIGHTS);
