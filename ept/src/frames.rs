@@ -164,6 +164,7 @@ impl<'a> FrameTable<'a> {
 
     /// What `frame` is; `None` when it is not RAM.
     #[must_use]
+    #[inline(always)]
     pub fn state(&self, frame: Frame) -> Option<State> {
         let word = self.home(frame)?.word(frame.base(), Level::Pt);
         self.words.get(word).map(|word| State::decode(*word))
@@ -215,7 +216,7 @@ impl<'a> FrameTable<'a> {
     pub fn map(&mut self, block: Span, level: Level) -> Result<(), Refusal> {
         match level {
             Level::Pml4 => return Err(Refusal::Count(block)),
-            Level::Pt => return self.change_ram(block, Event::Map),
+            Level::Pt => return self.count(block, Event::Map),
             Level::Pdpt | Level::Pd => {}
         }
         for at in self.homes(block, level) {
@@ -239,7 +240,7 @@ impl<'a> FrameTable<'a> {
     /// [`Refusal`] when there was none.
     pub fn unmap(&mut self, block: Span, level: Level) -> Result<(), Refusal> {
         if matches!(level, Level::Pt) {
-            return self.change_ram(block, Event::Unmap);
+            return self.count(block, Event::Unmap);
         }
         for at in self.homes(block, level) {
             let word = self.words.get_mut(at).ok_or(Refusal::Count(block))?;
@@ -271,12 +272,18 @@ impl<'a> FrameTable<'a> {
         Ok((home, old, new))
     }
 
-    /// Lets `event` happen to the frame at the start of `block` if it is RAM.
-    fn change_ram(&mut self, block: Span, event: Event) -> Result<(), Refusal> {
-        match self.change(Frame::containing(block.start()), event) {
-            Ok(_) | Err(Refusal::NotRam(_)) => Ok(()),
-            Err(refusal) => Err(refusal),
-        }
+    /// Counts a leaf at the start of `block`, if that is RAM, by an event that opens and closes
+    /// nothing.
+    #[inline(always)]
+    fn count(&mut self, block: Span, event: Event) -> Result<(), Refusal> {
+        let frame = Frame::containing(block.start());
+        let home = self.home(frame).map(|home| home.word(frame.base(), Level::Pt));
+        let Some(word) = home.and_then(|at| self.words.get_mut(at)) else {
+            return Ok(());
+        };
+        let old = State::decode(*word);
+        *word = old.after(event).ok_or(Refusal::State(frame, old))?.encode();
+        Ok(())
     }
 
     /// Where `frame` lies, if it is RAM. The last piece is the largest on most machines.

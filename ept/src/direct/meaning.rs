@@ -1,6 +1,6 @@
 //! What an entry of the host's makes reachable.
 
-use crate::addr::{Frame, Span};
+use crate::addr::Frame;
 use crate::entry::Level;
 
 /// What an entry makes reachable, at most: whatever a processor might make of bits that are
@@ -9,8 +9,8 @@ use crate::entry::Level;
 pub enum Meaning {
     /// Nothing.
     Nothing,
-    /// This block, by a leaf of this level.
-    Leaf(Span, Level),
+    /// The block that begins with this frame, by a leaf of this level.
+    Leaf(Frame, Level),
     /// What hangs from this table, which is of this level.
     Table(Frame, Level),
 }
@@ -27,6 +27,7 @@ impl Meaning {
     /// misconfiguration that they are: memory types, low bits of the address of a large page, low
     /// bits of an entry that leads to a table.
     #[must_use]
+    #[inline]
     pub fn of(raw: u64, level: Level, width: u8) -> Self {
         let address = raw & ADDRESS;
         if raw & 0b111 == 0 || raw & 0b011 == 0b010 || address >> width.min(52) != 0 {
@@ -41,8 +42,7 @@ impl Meaning {
             Some(below) if !leaf => Self::Table(Frame::containing(address), below),
             Some(_) | None => {
                 let start = address - address % level.bytes();
-                let block = Span::sized(start, level.bytes());
-                block.map_or(Self::Nothing, |block| Self::Leaf(block, level))
+                Self::Leaf(Frame::containing(start), level)
             }
         }
     }
@@ -63,7 +63,7 @@ mod tests {
     const AT: u64 = 3 * HUGE + 5 * LARGE + 7 * PAGE;
 
     fn leaf(start: u64, level: Level) -> Meaning {
-        Meaning::Leaf(Span::sized(start, level.bytes()).unwrap(), level)
+        Meaning::Leaf(Frame::at(start).unwrap(), level)
     }
 
     fn table(level: Level) -> Meaning {

@@ -86,55 +86,73 @@ impl<H: HostMemory> Machine<'_, '_, H> {
 impl<H: Hardware> Machine<'_, '_, H> {
     /// Counts what an entry is about to make reachable; a tree that is new becomes fit for it.
     pub(super) fn gain(&mut self, meaning: Meaning) -> Result<(), Refused> {
+        match meaning {
+            Meaning::Nothing => Ok(()),
+            Meaning::Leaf(first, level) => self.map(first, level),
+            Meaning::Table(table, level) => self.grow(table, level),
+        }
+    }
+
+    /// Takes back what an entry made reachable that does so no more.
+    pub(super) fn lose(&mut self, meaning: Meaning) {
+        match meaning {
+            Meaning::Nothing => {}
+            Meaning::Leaf(first, level) => self.unmap(first, level),
+            Meaning::Table(table, _) => {
+                let mut leaving = Moving::new(self.ept);
+                self.unlink(table, &mut leaving);
+                self.give_back(leaving);
+            }
+        }
+    }
+
+    /// Counts a leaf of `level` that maps the block from `first`.
+    fn map(&mut self, first: Frame, level: Level) -> Result<(), Refused> {
+        let block = Span::sized(first.base(), level.bytes()).unwrap_or_default();
+        let mut denied = self.denied.iter().map(|span| span.grow_to(PAGE));
+        if !self.ept.all().covers(block) || denied.any(|denied| denied.overlaps(block)) {
+            return Err(Refused::Denied(block));
+        }
+        self.frames.map(block, level).map_err(Refused::Frame)
+    }
+
+    /// Takes back a [`Machine::map`].
+    fn unmap(&mut self, first: Frame, level: Level) {
+        let block = Span::sized(first.base(), level.bytes()).unwrap_or_default();
+        // What was counted can be taken back.
+        let _ = self.frames.unmap(block, level);
+    }
+
+    /// Counts a link to `table`, and if it is new, all that hangs from it.
+    fn grow(&mut self, table: Frame, level: Level) -> Result<(), Refused> {
         let mut fresh = Moving::new(self.ept);
-        self.count(meaning, &mut fresh)?;
+        self.link(table, level, &mut fresh)?;
         let mut leaving = Moving::new(self.ept);
         let read = self.read(fresh, &mut leaving);
         if read.is_err() {
-            self.discount(meaning, &mut leaving);
+            self.unlink(table, &mut leaving);
             self.give_back(leaving);
         }
         read
     }
 
-    /// Takes back what an entry made reachable that does so no more.
-    pub(super) fn lose(&mut self, meaning: Meaning) {
-        let mut leaving = Moving::new(self.ept);
-        self.discount(meaning, &mut leaving);
-        self.give_back(leaving);
-    }
-
-    /// Counts what an entry makes reachable. A table that is new joins `fresh`.
-    fn count(&mut self, meaning: Meaning, fresh: &mut Moving) -> Result<(), Refused> {
-        match meaning {
-            Meaning::Nothing => Ok(()),
-            Meaning::Leaf(block, level) => {
-                let mut denied = self.denied.iter().map(|span| span.grow_to(PAGE));
-                if !self.ept.all().covers(block) || denied.any(|denied| denied.overlaps(block)) {
-                    return Err(Refused::Denied(block));
-                }
-                self.frames.map(block, level).map_err(Refused::Frame)
-            }
-            Meaning::Table(table, level) => {
-                let event = Event::Link(level, fresh.first);
-                let state = self.frames.change(table, event).map_err(Refused::Frame)?;
-                if matches!(state, State::Fresh { links: 1, .. }) {
-                    fresh.first = Some(table);
-                    self.revise(table, fresh);
-                }
-                Ok(())
-            }
+    /// Counts a link to `table`, which joins `fresh` if it is new.
+    fn link(&mut self, table: Frame, level: Level, fresh: &mut Moving) -> Result<(), Refused> {
+        let event = Event::Link(level, fresh.first);
+        let state = self.frames.change(table, event).map_err(Refused::Frame)?;
+        if matches!(state, State::Fresh { links: 1, .. }) {
+            fresh.first = Some(table);
+            self.revise(table, fresh);
         }
+        Ok(())
     }
 
-    /// Takes back a [`Machine::count`]. Tables that nothing leads to any more join `leaving`.
+    /// Takes back what was counted for an entry. Tables that nothing leads to any more join
+    /// `leaving`.
     fn discount(&mut self, meaning: Meaning, leaving: &mut Moving) {
         match meaning {
             Meaning::Nothing => {}
-            Meaning::Leaf(block, level) => {
-                // What was counted can be taken back.
-                let _ = self.frames.unmap(block, level);
-            }
+            Meaning::Leaf(first, level) => self.unmap(first, level),
             Meaning::Table(table, _) => self.unlink(table, leaving),
         }
     }
@@ -189,7 +207,12 @@ impl<H: Hardware> Machine<'_, '_, H> {
         };
         for index in indexes() {
             let raw = self.hardware.entry(table, index);
-            if let Err(refused) = self.count(self.meaning(raw, level), fresh) {
+            let counted = match self.meaning(raw, level) {
+                Meaning::Nothing => continue,
+                Meaning::Leaf(first, level) => self.map(first, level),
+                Meaning::Table(table, level) => self.link(table, level, fresh),
+            };
+            if let Err(refused) = counted {
                 for index in indexes().take(index) {
                     let raw = self.hardware.entry(table, index);
                     self.discount(self.meaning(raw, level), leaving);

@@ -75,6 +75,7 @@ impl State {
     /// The whole ownership policy: the state after `event`, or `None` if frames in this state do
     /// not take part in it. No frame is both mapped and a table, or a table of two levels.
     #[must_use]
+    #[inline(always)]
     pub fn after(self, event: Event) -> Option<Self> {
         match (self, event) {
             (Self::Plain { maps: 0 }, Event::Claim) => Some(Self::Visor),
@@ -155,25 +156,33 @@ impl State {
     }
 
     /// The state that `entry` names. One that names none keeps everybody but the visor out.
+    #[inline]
     pub(super) fn decode(entry: u64) -> Self {
-        let kind = entry & 0xff;
+        let (kind, list) = (entry & 0xff, entry >> LIST);
         if kind == PLAIN {
             return Self::Plain { maps: entry >> COUNT };
         }
-        let next = (entry >> LIST).checked_sub(1).and_then(|number| Frame::at(number * PAGE));
         let links = u16::try_from(entry >> COUNT & u64::from(LINKS)).unwrap_or(0);
-        let level = [Level::Pml4, Level::Pdpt, Level::Pd, Level::Pt]
-            .into_iter()
-            .find(|level| number(*level) == kind & 0b11)
-            .unwrap_or(Level::Pml4);
-        let state = match kind & !0b11 {
-            FRESH => Self::Fresh { level, links, next },
-            TABLE => Self::Table { level, links },
-            LEAVING => Self::Leaving { next },
-            _ => Self::Visor,
+        let level = match kind & 0b11 {
+            0 => Level::Pml4,
+            1 => Level::Pdpt,
+            2 => Level::Pd,
+            _ => Level::Pt,
         };
-        if state.encode() == entry { state } else { Self::Visor }
+        match kind & !0b11 {
+            TABLE if list == 0 => Self::Table { level, links },
+            FRESH => frame(list).map_or(Self::Visor, |next| Self::Fresh { level, links, next }),
+            LEAVING if kind == LEAVING && links == 0 => {
+                frame(list).map_or(Self::Visor, |next| Self::Leaving { next })
+            }
+            _ => Self::Visor,
+        }
     }
+}
+
+/// The frame after in a list; `None` if there can be no such frame.
+fn frame(list: u64) -> Option<Option<Frame>> {
+    list.checked_sub(1).map_or(Some(None), |number| Frame::at(number * PAGE).map(Some))
 }
 
 /// Kinds; the two low bits of those of tables are the level.
