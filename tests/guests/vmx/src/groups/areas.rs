@@ -53,39 +53,155 @@ fn lstar() -> u64 {
 
 cases! {
 AREAS:
-    "entry-load" [On(c::MSR_BITMAPS), Do(|| area(ENTRY_LOAD, &[(KERNEL_GS, 0x1234_5678_9abc)])), Show(R::Rax), Show(R::Rdx), ShowValue("host", kernel_gs), Undo(back)]
+    "entry-load"
+        [
+            On(c::MSR_BITMAPS), Do(|| area(ENTRY_LOAD, &[(KERNEL_GS, 0x1234_5678_9abc)])),
+            Show(R::Rax), Show(R::Rdx), ShowValue("host", kernel_gs), Undo(back),
+        ]
         { "mov ecx, 0xc0000102", "rdmsr", "vmcall" }
-    "entry-load-three" [On(c::MSR_BITMAPS), Do(|| area(ENTRY_LOAD, &[(STAR, 0x10), (LSTAR, 0x2000), (0xc000_0084, 0x300)])), Show(R::Rax), Show(R::Rbx), Show(R::Rsi), Undo(back)]
-        { "mov ecx, 0xc0000081", "rdmsr", "mov ebx, eax", "inc ecx", "rdmsr", "mov esi, eax", "mov ecx, 0xc0000084", "rdmsr", "vmcall" }
-    "entry-load-twice" [Do(|| area(ENTRY_LOAD, &[(LSTAR, 0x1000), (LSTAR, 0x2000)])), ShowValue("host", lstar), Undo(back)] { "vmcall" }
-    "entry-load-pat" [On(c::MSR_BITMAPS), Do(|| area(ENTRY_LOAD, &[(PAT, 0x0606_0606_0606_0606)])), Show(R::Rax), ShowValue("host", || cpu::rdmsr(PAT)), Undo(back)] { "mov ecx, 0x277", "rdmsr", "vmcall" }
-    "entry-load-sysenter" [On(c::MSR_BITMAPS), Do(|| area(ENTRY_LOAD, &[(0x174, 0x28), (0x175, 0x7000)])), Show(R::Rax), Show(R::Rbx), ShowValue("host", || cpu::rdmsr(0x174)), Undo(back)]
+    "entry-load-three"
+        [
+            On(c::MSR_BITMAPS),
+            Do(|| area(ENTRY_LOAD, &[(STAR, 0x10), (LSTAR, 0x2000), (0xc000_0084, 0x300)])),
+            Show(R::Rax), Show(R::Rbx), Show(R::Rsi), Undo(back),
+        ]
+        {
+            "mov ecx, 0xc0000081", "rdmsr", "mov ebx, eax", "inc ecx", "rdmsr", "mov esi, eax",
+            "mov ecx, 0xc0000084", "rdmsr", "vmcall",
+        }
+    "entry-load-twice"
+        [
+            Do(|| area(ENTRY_LOAD, &[(LSTAR, 0x1000), (LSTAR, 0x2000)])), ShowValue("host", lstar),
+            Undo(back),
+        ]
+        { "vmcall" }
+    "entry-load-pat"
+        [
+            On(c::MSR_BITMAPS), Do(|| area(ENTRY_LOAD, &[(PAT, 0x0606_0606_0606_0606)])),
+            Show(R::Rax), ShowValue("host", || cpu::rdmsr(PAT)), Undo(back),
+        ]
+        { "mov ecx, 0x277", "rdmsr", "vmcall" }
+    "entry-load-sysenter"
+        [
+            On(c::MSR_BITMAPS), Do(|| area(ENTRY_LOAD, &[(0x174, 0x28), (0x175, 0x7000)])),
+            Show(R::Rax), Show(R::Rbx), ShowValue("host", || cpu::rdmsr(0x174)), Undo(back),
+        ]
         { "mov ecx, 0x174", "rdmsr", "mov ebx, eax", "inc ecx", "rdmsr", "vmcall" }
-    "entry-load-tsc-aux" [On(c::RDTSCP), Do(|| area(ENTRY_LOAD, &[(TSC_AUX, 0x55)])), Show(R::Rcx), Undo(back)] { "rdtscp", "vmcall" }
-    "entry-load-none" [Do(|| { area(ENTRY_LOAD, &[(LSTAR, 0x1000)]); set(f::ENTRY_MSR_LOAD_COUNT, 0); }), ShowValue("host", lstar), Undo(back)] { "vmcall" }
+    "entry-load-tsc-aux"
+        [On(c::RDTSCP), Do(|| area(ENTRY_LOAD, &[(TSC_AUX, 0x55)])), Show(R::Rcx), Undo(back)]
+        { "rdtscp", "vmcall" }
+    "entry-load-none"
+        [
+            Do(|| {
+                area(ENTRY_LOAD, &[(LSTAR, 0x1000)]);
+                set(f::ENTRY_MSR_LOAD_COUNT, 0);
+            }),
+            ShowValue("host", lstar), Undo(back),
+        ]
+        { "vmcall" }
     "entry-load-fs-base" [Do(|| area(ENTRY_LOAD, &[(0xc000_0100, 0)]))] { "vmcall" }
     "entry-load-gs-base" [Do(|| area(ENTRY_LOAD, &[(0xc000_0101, 0)]))] { "vmcall" }
-    "entry-load-second-fails" [Do(|| area(ENTRY_LOAD, &[(LSTAR, 0x1000), (0xc000_0100, 0)])), ShowValue("host", lstar), Undo(back)] { "vmcall" }
-    "entry-load-third-fails" [Do(|| area(ENTRY_LOAD, &[(LSTAR, 0x1000), (STAR, 0), (LSTAR, 1 << 63)])), Undo(back)] { "vmcall" }
+    "entry-load-second-fails"
+        [
+            Do(|| area(ENTRY_LOAD, &[(LSTAR, 0x1000), (0xc000_0100, 0)])), ShowValue("host", lstar),
+            Undo(back),
+        ]
+        { "vmcall" }
+    "entry-load-third-fails"
+        [Do(|| area(ENTRY_LOAD, &[(LSTAR, 0x1000), (STAR, 0), (LSTAR, 1 << 63)])), Undo(back)]
+        { "vmcall" }
     "entry-load-smm-monitor" [Do(|| area(ENTRY_LOAD, &[(0x9b, 0)]))] { "vmcall" }
     "entry-load-x2apic" [Do(|| area(ENTRY_LOAD, &[(0x808, 0)]))] { "vmcall" }
-    "entry-load-reserved" [Do(|| { area(ENTRY_LOAD, &[(LSTAR, 0)]); guest::store(vm::page(ENTRY_LOAD), 1 << 32 | u64::from(LSTAR)); })] { "vmcall" }
+    "entry-load-reserved"
+        [
+            Do(|| {
+                area(ENTRY_LOAD, &[(LSTAR, 0)]);
+                guest::store(vm::page(ENTRY_LOAD), 1 << 32 | u64::from(LSTAR));
+            }),
+        ]
+        { "vmcall" }
     "entry-load-not-canonical" [Do(|| area(ENTRY_LOAD, &[(LSTAR, 1 << 62)]))] { "vmcall" }
     "entry-load-bad-pat" [Do(|| area(ENTRY_LOAD, &[(PAT, 2)]))] { "vmcall" }
     "entry-load-vmx-basic" [Do(|| area(ENTRY_LOAD, &[(0x480, 0)]))] { "vmcall" }
     "entry-load-feature-control" [Do(|| area(ENTRY_LOAD, &[(0x3a, 5)]))] { "vmcall" }
-    "entry-load-after-guest-check" [Set(f::GUEST_RFLAGS, 0), Do(|| area(ENTRY_LOAD, &[(0xc000_0100, 0)]))] { "vmcall" }
-    "exit-store" [Do(|| { cpu::wrmsr(KERNEL_GS, 0x5555); area(EXIT_STORE, &[(KERNEL_GS, 1)]); }), ShowValue("stored", || stored(0)), Undo(back)] { "vmcall" }
-    "exit-store-changed" [On(c::MSR_BITMAPS), Do(|| area(EXIT_STORE, &[(LSTAR, 1), (STAR, 1)])), ShowValue("lstar", || stored(0)), ShowValue("star", || stored(1)), Undo(back)]
+    "entry-load-after-guest-check"
+        [Set(f::GUEST_RFLAGS, 0), Do(|| area(ENTRY_LOAD, &[(0xc000_0100, 0)]))]
+        { "vmcall" }
+    "exit-store"
+        [
+            Do(|| {
+                cpu::wrmsr(KERNEL_GS, 0x5555);
+                area(EXIT_STORE, &[(KERNEL_GS, 1)]);
+            }),
+            ShowValue("stored", || stored(0)), Undo(back),
+        ]
+        { "vmcall" }
+    "exit-store-changed"
+        [
+            On(c::MSR_BITMAPS), Do(|| area(EXIT_STORE, &[(LSTAR, 1), (STAR, 1)])),
+            ShowValue("lstar", || stored(0)), ShowValue("star", || stored(1)), Undo(back),
+        ]
         { "mov ecx, 0xc0000082", "mov eax, 0x1000", "xor edx, edx", "wrmsr", "vmcall" }
-    "exit-store-guest-state" [Set(f::GUEST_SYSENTER_ESP, 0x1234), Do(|| area(EXIT_STORE, &[(0x175, 1), (0x277, 1)])), ShowValue("sysenter", || stored(0)), ShowValue("pat", || stored(1))] { "vmcall" }
-    "exit-store-efer" [Do(|| area(EXIT_STORE, &[(0xc000_0080, 1)])), ShowValue("efer", || stored(0))] { "vmcall" }
-    "exit-load" [Do(|| area(EXIT_LOAD, &[(KERNEL_GS, 0x7777), (LSTAR, 0x8888)])), ShowValue("gs", kernel_gs), ShowValue("lstar", lstar), Undo(back)] { "vmcall" }
-    "exit-store-before-load" [Do(|| { cpu::wrmsr(LSTAR, 0x1111); area(EXIT_STORE, &[(LSTAR, 1)]); area(EXIT_LOAD, &[(LSTAR, 0x2222)]); }), ShowValue("stored", || stored(0)), ShowValue("host", lstar), Undo(back)] { "vmcall" }
-    "all-three" [Do(|| { area(ENTRY_LOAD, &[(LSTAR, 0x1000)]); area(EXIT_STORE, &[(LSTAR, 1)]); area(EXIT_LOAD, &[(LSTAR, 0x3000)]); }), ShowValue("stored", || stored(0)), ShowValue("host", lstar), Undo(back)] { "vmcall" }
-    "exit-load-after-failed-entry" [Set(f::GUEST_RFLAGS, 0), Do(|| { area(EXIT_LOAD, &[(LSTAR, 0x4000)]); area(EXIT_STORE, &[(LSTAR, 1)]); }), ShowValue("stored", || stored(0)), ShowValue("host", lstar), Undo(back)] { "vmcall" }
-    "exit-load-after-failed-load" [Do(|| { area(ENTRY_LOAD, &[(0xc000_0100, 0)]); area(EXIT_LOAD, &[(LSTAR, 0x5000)]); }), ShowValue("host", lstar), Undo(back)] { "vmcall" }
-    "exit-load-sysenter" [Do(|| area(EXIT_LOAD, &[(0x174, 0x18)])), ShowValue("host", || cpu::rdmsr(0x174)), Undo(|| cpu::wrmsr(0x174, 0))] { "vmcall" };
+    "exit-store-guest-state"
+        [
+            Set(f::GUEST_SYSENTER_ESP, 0x1234), Do(|| area(EXIT_STORE, &[(0x175, 1), (0x277, 1)])),
+            ShowValue("sysenter", || stored(0)), ShowValue("pat", || stored(1)),
+        ]
+        { "vmcall" }
+    "exit-store-efer"
+        [Do(|| area(EXIT_STORE, &[(0xc000_0080, 1)])), ShowValue("efer", || stored(0))]
+        { "vmcall" }
+    "exit-load"
+        [
+            Do(|| area(EXIT_LOAD, &[(KERNEL_GS, 0x7777), (LSTAR, 0x8888)])),
+            ShowValue("gs", kernel_gs), ShowValue("lstar", lstar), Undo(back),
+        ]
+        { "vmcall" }
+    "exit-store-before-load"
+        [
+            Do(|| {
+                cpu::wrmsr(LSTAR, 0x1111);
+                area(EXIT_STORE, &[(LSTAR, 1)]);
+                area(EXIT_LOAD, &[(LSTAR, 0x2222)]);
+            }),
+            ShowValue("stored", || stored(0)), ShowValue("host", lstar), Undo(back),
+        ]
+        { "vmcall" }
+    "all-three"
+        [
+            Do(|| {
+                area(ENTRY_LOAD, &[(LSTAR, 0x1000)]);
+                area(EXIT_STORE, &[(LSTAR, 1)]);
+                area(EXIT_LOAD, &[(LSTAR, 0x3000)]);
+            }),
+            ShowValue("stored", || stored(0)), ShowValue("host", lstar), Undo(back),
+        ]
+        { "vmcall" }
+    "exit-load-after-failed-entry"
+        [
+            Set(f::GUEST_RFLAGS, 0),
+            Do(|| {
+                area(EXIT_LOAD, &[(LSTAR, 0x4000)]);
+                area(EXIT_STORE, &[(LSTAR, 1)]);
+            }),
+            ShowValue("stored", || stored(0)), ShowValue("host", lstar), Undo(back),
+        ]
+        { "vmcall" }
+    "exit-load-after-failed-load"
+        [
+            Do(|| {
+                area(ENTRY_LOAD, &[(0xc000_0100, 0)]);
+                area(EXIT_LOAD, &[(LSTAR, 0x5000)]);
+            }),
+            ShowValue("host", lstar), Undo(back),
+        ]
+        { "vmcall" }
+    "exit-load-sysenter"
+        [
+            Do(|| area(EXIT_LOAD, &[(0x174, 0x18)])), ShowValue("host", || cpu::rdmsr(0x174)),
+            Undo(|| cpu::wrmsr(0x174, 0)),
+        ]
+        { "vmcall" };
 }
 
 pub(super) fn run() {

@@ -52,8 +52,12 @@ const EDITS: &[(&str, u64, Edit)] = edits! {
     "cmpxchg" OTHER | LEAF, ["lock cmpxchg [rdi], rsi"];
     "cmpxchg-fails" OTHER | LEAF, ["inc rax", "lock cmpxchg [rdi], rsi"];
     "cmpxchg-unlocked" OTHER | LEAF, ["cmpxchg [rdi], rsi"];
-    "cmpxchg-16-bytes" OTHER | LEAF, ["mov r8, rbx", "mov rbx, rsi", "xor ecx, ecx", "xor edx, edx", "lock cmpxchg16b [rdi]", "mov rbx, r8"];
-    "cmpxchg-8-bytes" OTHER | LEAF, ["mov r8, rbx", "mov rbx, rsi", "xor ecx, ecx", "xor edx, edx", "lock cmpxchg8b [rdi]", "mov rbx, r8"];
+    "cmpxchg-16-bytes" OTHER | LEAF,
+        ["mov r8, rbx", "mov rbx, rsi", "xor ecx, ecx", "xor edx, edx", "lock cmpxchg16b [rdi]",
+         "mov rbx, r8"];
+    "cmpxchg-8-bytes" OTHER | LEAF,
+        ["mov r8, rbx", "mov rbx, rsi", "xor ecx, ecx", "xor edx, edx", "lock cmpxchg8b [rdi]",
+         "mov rbx, r8"];
     "bts" 12, ["lock bts [rdi], rsi"];
     "bts-32" 12, ["lock bts dword ptr [rdi], esi"];
     "bts-immediate" 0, ["lock bts qword ptr [rdi], 12"];
@@ -75,7 +79,8 @@ const EDITS: &[(&str, u64, Edit)] = edits! {
     "rep-stosb-zero" 0, ["xor eax, eax", "mov ecx, 8", "rep stosb"];
     "rep-movsq" OTHER | LEAF, ["push rsi", "mov rsi, rsp", "mov ecx, 1", "rep movsq", "pop rax"];
     "push" OTHER | LEAF, ["mov rax, rsp", "lea rsp, [rdi + 8]", "push rsi", "mov rsp, rax"];
-    "movups" OTHER | LEAF, ["push 0", "push rsi", "movups xmm0, [rsp]", "movups [rdi], xmm0", "pop rax", "pop rax"];
+    "movups" OTHER | LEAF,
+        ["push 0", "push rsi", "movups xmm0, [rsp]", "movups [rdi], xmm0", "pop rax", "pop rax"];
     "movq-xmm" OTHER | LEAF, ["movq xmm0, rsi", "movq [rdi], xmm0"];
     "unaligned" 0x1000, ["mov dword ptr [rdi + 6], 0"];
     "software-bits" OLD | 0x7f0_0000_0000_0e00, ["mov [rdi], rsi"];

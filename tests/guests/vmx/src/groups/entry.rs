@@ -87,9 +87,15 @@ CONTROLS:
     "msr-bitmap-unaligned-unused" [Or(f::MSR_BITMAP, 1)]
     "virtual-apic-unaligned" [On(c::TPR_SHADOW), Set(f::VIRTUAL_APIC, 8)]
     "virtual-apic-beyond" [On(c::TPR_SHADOW), Do(|| beyond(f::VIRTUAL_APIC))]
-    "tpr-threshold" [On(c::TPR_SHADOW), Do(|| page_of(f::VIRTUAL_APIC, VIRTUAL_APIC)), Set(f::TPR_THRESHOLD, 0)]
-    "tpr-threshold-reserved" [On(c::TPR_SHADOW), Do(|| page_of(f::VIRTUAL_APIC, VIRTUAL_APIC)), Set(f::TPR_THRESHOLD, 0x10)]
-    "tpr-threshold-above" [On(c::TPR_SHADOW), Do(|| page_of(f::VIRTUAL_APIC, VIRTUAL_APIC)), Set(f::TPR_THRESHOLD, 1)]
+    "tpr-threshold"
+        [On(c::TPR_SHADOW), Do(|| page_of(f::VIRTUAL_APIC, VIRTUAL_APIC)), Set(f::TPR_THRESHOLD, 0)]
+    "tpr-threshold-reserved"
+        [
+            On(c::TPR_SHADOW), Do(|| page_of(f::VIRTUAL_APIC, VIRTUAL_APIC)),
+            Set(f::TPR_THRESHOLD, 0x10),
+        ]
+    "tpr-threshold-above"
+        [On(c::TPR_SHADOW), Do(|| page_of(f::VIRTUAL_APIC, VIRTUAL_APIC)), Set(f::TPR_THRESHOLD, 1)]
     "virtual-nmis-without-exiting" [On(c::VIRTUAL_NMIS)]
     "nmi-window-without-virtual" [On(c::NMI_WINDOW), On(c::NMI_EXITING)]
     "nmi-exiting" [On(c::NMI_EXITING)]
@@ -121,7 +127,11 @@ CONTROLS:
     "ept-bit-63" [Do(|| pointer_with(1 << 63))]
     "unrestricted" [On(c::UNRESTRICTED)]
     "unrestricted-without-ept" [On(c::UNRESTRICTED), Off(c::EPT)]
-    "secondary-ignored" [Off(c::SECONDARY), Off(c::EPT), Set(f::SECONDARY_CONTROLS, 0xffff_ffff), Set(f::GUEST_CR3, guest::PML4)]
+    "secondary-ignored"
+        [
+            Off(c::SECONDARY), Off(c::EPT), Set(f::SECONDARY_CONTROLS, 0xffff_ffff),
+            Set(f::GUEST_CR3, guest::PML4),
+        ]
     "pml-without-ept" [On(c::PML), Off(c::EPT)]
     "vmfunc" [On(c::VMFUNC)]
     "vmfunc-reserved" [On(c::VMFUNC), Set(f::VMFUNC_CONTROLS, 1 << 63)]
@@ -132,18 +142,27 @@ CONTROLS:
     "save-preemption-without-timer" [Off(c::PREEMPTION), On(c::SAVE_PREEMPTION)]
     "store-area-unaligned" [Set(f::EXIT_MSR_STORE_COUNT, 1), Set(f::EXIT_MSR_STORE, 8)]
     "store-area-beyond" [Set(f::EXIT_MSR_STORE_COUNT, 1), Do(|| beyond(f::EXIT_MSR_STORE))]
-    "store-area-ends-beyond" [Set(f::EXIT_MSR_STORE_COUNT, 2), Do(|| set(f::EXIT_MSR_STORE, (1 << cpu::physical_bits()) - 16))]
+    "store-area-ends-beyond"
+        [
+            Set(f::EXIT_MSR_STORE_COUNT, 2),
+            Do(|| set(f::EXIT_MSR_STORE, (1 << cpu::physical_bits()) - 16)),
+        ]
     "store-area-unaligned-unused" [Set(f::EXIT_MSR_STORE, 8)]
     "exit-load-area-unaligned" [Set(f::EXIT_MSR_LOAD_COUNT, 1), Set(f::EXIT_MSR_LOAD, 8)]
     "exit-load-area-beyond" [Set(f::EXIT_MSR_LOAD_COUNT, 1), Do(|| beyond(f::EXIT_MSR_LOAD))]
     "entry-load-area-unaligned" [Set(f::ENTRY_MSR_LOAD_COUNT, 1), Set(f::ENTRY_MSR_LOAD, 8)]
     "entry-load-area-beyond" [Set(f::ENTRY_MSR_LOAD_COUNT, 1), Do(|| beyond(f::ENTRY_MSR_LOAD))]
-    "entry-load-area-ends-beyond" [Set(f::ENTRY_MSR_LOAD_COUNT, 2), Do(|| set(f::ENTRY_MSR_LOAD, (1 << cpu::physical_bits()) - 16))]
+    "entry-load-area-ends-beyond"
+        [
+            Set(f::ENTRY_MSR_LOAD_COUNT, 2),
+            Do(|| set(f::ENTRY_MSR_LOAD, (1 << cpu::physical_bits()) - 16)),
+        ]
     "exit-controls-none" [Set(f::EXIT_CONTROLS, 0)]
     "entry-controls-none" [Set(f::ENTRY_CONTROLS, 0)]
     "pin-controls-none" [Set(f::PIN_CONTROLS, 0)]
     "primary-controls-none" [Set(f::PRIMARY_CONTROLS, 0)]
-    "map-then-enter" [Map(guest::WINDOW_PHYSICAL, 1, guest::FRAMES | ept::LEAF), Store(guest::DATA, 1)]
+    "map-then-enter"
+        [Map(guest::WINDOW_PHYSICAL, 1, guest::FRAMES | ept::LEAF), Store(guest::DATA, 1)]
     "control-before-host" [Set(f::CR3_TARGET_COUNT, 5), Not(f::HOST_CR4, u64::MAX)]
     "host-before-guest" [Not(f::HOST_CR4, 1 << 13), Not(f::GUEST_RFLAGS, 2)];
 }

@@ -28,13 +28,22 @@ BITMAP:
     "divide" [EVERY] { "xor ecx, ecx", "div ecx" }
     "debug-int1" [EVERY] { ".byte 0xf1" }
     "debug-trap" [EVERY] { "pushfq", "or dword ptr [rsp], 0x100", "popfq", "nop", "nop" }
-    "debug-breakpoint" [EVERY] { "lea rax, [rip + 2f]", "mov dr0, rax", "mov eax, 0x402", "mov dr7, rax", "nop", "2: nop", "vmcall" }
-    "debug-data" [EVERY] { "mov eax, 0x400000", "mov dr1, rax", "mov eax, 0x100408", "bts eax, 20", "bts eax, 22", "mov dr7, rax", "mov dword ptr [0x400000], 1", "nop", "vmcall" }
+    "debug-breakpoint" [EVERY]
+        {
+            "lea rax, [rip + 2f]", "mov dr0, rax", "mov eax, 0x402", "mov dr7, rax", "nop",
+            "2: nop", "vmcall",
+        }
+    "debug-data" [EVERY]
+        {
+            "mov eax, 0x400000", "mov dr1, rax", "mov eax, 0x100408", "bts eax, 20", "bts eax, 22",
+            "mov dr7, rax", "mov dword ptr [0x400000], 1", "nop", "vmcall",
+        }
     "breakpoint" [EVERY] { "int3" }
     "breakpoint-two-bytes" [EVERY] { ".byte 0xcd, 3", "vmcall" }
     "undefined" [EVERY] { "ud2" }
     "no-device" [EVERY, Or(f::GUEST_CR0, 8)] { "fninit" }
-    "double-fault" [Set(f::EXCEPTION_BITMAP, 1 << 8), Set(f::GUEST_IDTR_LIMIT, 0x8f)] { "mov eax, 0x70", "mov ds, eax" }
+    "double-fault" [Set(f::EXCEPTION_BITMAP, 1 << 8), Set(f::GUEST_IDTR_LIMIT, 0x8f)]
+        { "mov eax, 0x70", "mov ds, eax" }
     "not-present" [EVERY, ABSENT] { "mov eax, 0x70", "mov ds, eax" }
     "stack" [EVERY, ABSENT] { "mov eax, 0x73", "mov ss, eax" }
     "stack-absent" [EVERY, ABSENT] { "mov eax, 0x70", "mov ss, eax" }
@@ -42,40 +51,76 @@ BITMAP:
     "protection-selector" [EVERY] { "mov eax, 0x100", "mov ds, eax" }
     "protection-null" [EVERY] { "mov rax, 0x8000000000000000", "mov rax, [rax]" }
     "protection-interrupt" [EVERY, Set(f::GUEST_IDTR_LIMIT, 0x1ff)] { "int 0x80" }
-    "x87" [EVERY] { "fninit", "mov eax, 0x400000", "mov word ptr [rax], 0x37b", "fldcw [rax]", "fldz", "fld1", "fdivrp", "fwait" }
-    "alignment" [super::RING3, EVERY, Or(f::GUEST_CR0, 1 << 18), Set(f::GUEST_RFLAGS, 0x4_0002)] { "mov eax, [0x400001]" }
-    "simd" [EVERY] { "mov eax, 0x400000", "mov dword ptr [rax], 0x1f00", "ldmxcsr [rax]", "pxor xmm0, xmm0", "divss xmm0, xmm0", "vmcall" }
+    "x87" [EVERY]
+        {
+            "fninit", "mov eax, 0x400000", "mov word ptr [rax], 0x37b", "fldcw [rax]", "fldz",
+            "fld1", "fdivrp", "fwait",
+        }
+    "alignment" [super::RING3, EVERY, Or(f::GUEST_CR0, 1 << 18), Set(f::GUEST_RFLAGS, 0x4_0002)]
+        { "mov eax, [0x400001]" }
+    "simd" [EVERY]
+        {
+            "mov eax, 0x400000", "mov dword ptr [rax], 0x1f00", "ldmxcsr [rax]", "pxor xmm0, xmm0",
+            "divss xmm0, xmm0", "vmcall",
+        }
     "not-in-bitmap" [Set(f::EXCEPTION_BITMAP, !(1 << 6))] { "ud2" }
     "to-vm-divide" [] { "xor ecx, ecx", "div ecx" }
     "to-vm-breakpoint" [] { "int3" }
     "to-vm-int" [] { "int 0x42" }
     "to-vm-protection" [] { "mov eax, 0x100", "mov ds, eax" }
-    "to-vm-x87" [] { "fninit", "mov eax, 0x400000", "mov word ptr [rax], 0x37b", "fldcw [rax]", "fldz", "fld1", "fdivrp", "fwait" }
+    "to-vm-x87" []
+        {
+            "fninit", "mov eax, 0x400000", "mov word ptr [rax], 0x37b", "fldcw [rax]", "fldz",
+            "fld1", "fdivrp", "fwait",
+        }
     "to-vm-double-fault" [Store(IDT + 16 * 13, 0)] { "mov eax, 0x100", "mov ds, eax" }
     "to-vm-returns" [Exits(2)] { "int 0x42", "nop", "cpuid" }
     "int-absent-gate" [EVERY, Store(IDT + 16 * 0x42, 0)] { "int 0x42" }
-    "int3-absent-gate" [Set(f::EXCEPTION_BITMAP, 1 << 11 | 1 << 13), Store(IDT + 16 * 3, 0)] { "int3" }
-    "fault-absent-gate" [Set(f::EXCEPTION_BITMAP, 1 << 11 | 1 << 13), Store(IDT + 16 * 6, 0)] { "ud2" }
-    "fault-in-delivery" [Set(f::EXCEPTION_BITMAP, 1 << 14), Set(f::GUEST_IDTR_BASE, PAGES)] { "ud2" }
-    "double-fault-by-page-fault" [Set(f::EXCEPTION_BITMAP, 1 << 8), Store(IDT + 16 * 14, 0)] { "mov al, [0x600000]" };
+    "int3-absent-gate" [Set(f::EXCEPTION_BITMAP, 1 << 11 | 1 << 13), Store(IDT + 16 * 3, 0)]
+        { "int3" }
+    "fault-absent-gate" [Set(f::EXCEPTION_BITMAP, 1 << 11 | 1 << 13), Store(IDT + 16 * 6, 0)]
+        { "ud2" }
+    "fault-in-delivery" [Set(f::EXCEPTION_BITMAP, 1 << 14), Set(f::GUEST_IDTR_BASE, PAGES)]
+        { "ud2" }
+    "double-fault-by-page-fault" [Set(f::EXCEPTION_BITMAP, 1 << 8), Store(IDT + 16 * 14, 0)]
+        { "mov al, [0x600000]" };
 PAGE_FAULT:
     "read" [NO_CR2, EVERY, CR2] { "mov al, [0x600123]" }
     "write" [NO_CR2, EVERY, CR2] { "mov [0x600123], al" }
     "write-protected" [EVERY, mapped(5)] { "mov [0x600123], al" }
-    "write-protected-no-wp" [EVERY, mapped(5), Set(f::GUEST_CR0, GUEST_CR0 & !(1 << 16)), ShowWord(page_entry(PAGES))] { "mov [0x600123], al", "vmcall" }
+    "write-protected-no-wp"
+        [EVERY, mapped(5), Set(f::GUEST_CR0, GUEST_CR0 & !(1 << 16)), ShowWord(page_entry(PAGES))]
+        { "mov [0x600123], al", "vmcall" }
     "fetch" [EVERY] { "mov eax, 0x600800", "jmp rax" }
-    "fetch-nx" [EVERY, mapped(7 | NX), On(c::ENTRY_LOAD_EFER), On(c::EXIT_LOAD_EFER), Set(f::GUEST_EFER, 0xd00)] { "mov eax, 0x600800", "jmp rax" }
+    "fetch-nx"
+        [
+            EVERY, mapped(7 | NX), On(c::ENTRY_LOAD_EFER), On(c::EXIT_LOAD_EFER),
+            Set(f::GUEST_EFER, 0xd00),
+        ]
+        { "mov eax, 0x600800", "jmp rax" }
     "reserved-nx" [EVERY, mapped(7 | NX)] { "mov al, [0x600123]" }
     "reserved" [EVERY, mapped(7 | 1 << 51)] { "mov al, [0x600123]" }
     "user" [super::RING3, EVERY, mapped(3)] { "mov al, [0x600123]" }
     "user-write" [super::RING3, EVERY, mapped(5)] { "mov [0x600123], al" }
-    "smep" [EVERY, mapped(7), Set(f::GUEST_CR4, GUEST_CR4 | 1 << 20)] { "mov eax, 0x600800", "jmp rax" }
-    "match" [Set(f::EXCEPTION_BITMAP, 1 << 14), Set(f::PAGE_FAULT_MASK, 2), Set(f::PAGE_FAULT_MATCH, 2)] { "mov [0x600123], al" }
-    "no-match" [NO_CR2, Set(f::EXCEPTION_BITMAP, 1 << 14), Set(f::PAGE_FAULT_MASK, 2), Set(f::PAGE_FAULT_MATCH, 2), CR2] { "mov al, [0x600123]" }
-    "match-inverted" [Set(f::PAGE_FAULT_MASK, 2), Set(f::PAGE_FAULT_MATCH, 2)] { "mov [0x600123], al" }
-    "no-match-inverted" [Set(f::PAGE_FAULT_MASK, 2), Set(f::PAGE_FAULT_MATCH, 2)] { "mov al, [0x600123]" }
-    "never" [Set(f::EXCEPTION_BITMAP, 1 << 14), Set(f::PAGE_FAULT_MATCH, 1)] { "mov al, [0x600123]" }
-    "accessed-dirty" [EVERY, mapped(7), ShowWord(page_entry(PAGES))] { "mov al, [0x600123]", "mov [0x600123], al", "vmcall" };
+    "smep" [EVERY, mapped(7), Set(f::GUEST_CR4, GUEST_CR4 | 1 << 20)]
+        { "mov eax, 0x600800", "jmp rax" }
+    "match"
+        [Set(f::EXCEPTION_BITMAP, 1 << 14), Set(f::PAGE_FAULT_MASK, 2), Set(f::PAGE_FAULT_MATCH, 2)]
+        { "mov [0x600123], al" }
+    "no-match"
+        [
+            NO_CR2, Set(f::EXCEPTION_BITMAP, 1 << 14), Set(f::PAGE_FAULT_MASK, 2),
+            Set(f::PAGE_FAULT_MATCH, 2), CR2,
+        ]
+        { "mov al, [0x600123]" }
+    "match-inverted" [Set(f::PAGE_FAULT_MASK, 2), Set(f::PAGE_FAULT_MATCH, 2)]
+        { "mov [0x600123], al" }
+    "no-match-inverted" [Set(f::PAGE_FAULT_MASK, 2), Set(f::PAGE_FAULT_MATCH, 2)]
+        { "mov al, [0x600123]" }
+    "never" [Set(f::EXCEPTION_BITMAP, 1 << 14), Set(f::PAGE_FAULT_MATCH, 1)]
+        { "mov al, [0x600123]" }
+    "accessed-dirty" [EVERY, mapped(7), ShowWord(page_entry(PAGES))]
+        { "mov al, [0x600123]", "mov [0x600123], al", "vmcall" };
 }
 
 pub(super) fn run() {
@@ -158,26 +203,78 @@ const EVERYWHERE: &[&str] = &[
 
 cases! {
 INJECTIONS:
-    "error-code" [Set(f::ENTRY_INTERRUPTION, 0x8000_0b0d), Set(f::ENTRY_ERROR_CODE, 0x7ff8)] { "nop" }
-    "error-code-bit-15" [Set(f::ENTRY_INTERRUPTION, 0x8000_0b0d), Set(f::ENTRY_ERROR_CODE, 0x8000)] { "nop" }
-    "error-code-bit-16" [Set(f::ENTRY_INTERRUPTION, 0x8000_0b0d), Set(f::ENTRY_ERROR_CODE, 0x1_0000)] { "nop" }
+    "error-code" [Set(f::ENTRY_INTERRUPTION, 0x8000_0b0d), Set(f::ENTRY_ERROR_CODE, 0x7ff8)]
+        { "nop" }
+    "error-code-bit-15" [Set(f::ENTRY_INTERRUPTION, 0x8000_0b0d), Set(f::ENTRY_ERROR_CODE, 0x8000)]
+        { "nop" }
+    "error-code-bit-16"
+        [Set(f::ENTRY_INTERRUPTION, 0x8000_0b0d), Set(f::ENTRY_ERROR_CODE, 0x1_0000)]
+        { "nop" }
     "not-valid" [Set(f::ENTRY_INTERRUPTION, 0x7fff_ffff)] { "vmcall" }
-    "once" [Set(f::ENTRY_INTERRUPTION, 0x8000_0020), Set(f::GUEST_RFLAGS, 0x202), Exits(3)] { "vmcall", "hlt" }
+    "once" [Set(f::ENTRY_INTERRUPTION, 0x8000_0020), Set(f::GUEST_RFLAGS, 0x202), Exits(3)]
+        { "vmcall", "hlt" }
     "nmi-then-iret" [Set(f::ENTRY_INTERRUPTION, 0x8000_0202), Exits(2)] { "vmcall" }
-    "nmi-then-iret-virtual" [On(c::NMI_EXITING), On(c::VIRTUAL_NMIS), Set(f::ENTRY_INTERRUPTION, 0x8000_0202), Exits(2)] { "vmcall" }
-    "nmi-virtual-blocked" [On(c::NMI_EXITING), On(c::VIRTUAL_NMIS), Set(f::GUEST_INTERRUPTIBILITY, 8), Set(f::ENTRY_INTERRUPTION, 0x8000_0202)] { "vmcall" }
+    "nmi-then-iret-virtual"
+        [On(c::NMI_EXITING), On(c::VIRTUAL_NMIS), Set(f::ENTRY_INTERRUPTION, 0x8000_0202), Exits(2)]
+        { "vmcall" }
+    "nmi-virtual-blocked"
+        [
+            On(c::NMI_EXITING), On(c::VIRTUAL_NMIS), Set(f::GUEST_INTERRUPTIBILITY, 8),
+            Set(f::ENTRY_INTERRUPTION, 0x8000_0202),
+        ]
+        { "vmcall" }
     "external-needs-if" [Set(f::ENTRY_INTERRUPTION, 0x8000_0020)] { "vmcall" }
-    "stack-unmapped" [Set(f::ENTRY_INTERRUPTION, 0x8000_0306), Set(f::GUEST_RSP, WINDOW + 0x1000)] { "vmcall" }
-    "stack-page-fault" [Set(f::ENTRY_INTERRUPTION, 0x8000_0306), Set(f::GUEST_RSP, PAGES + 0x1000), EVERY] { "vmcall" }
-    "page-fault-and-cr2" [Do(|| cpu::set_cr2(0x1234)), Set(f::ENTRY_INTERRUPTION, 0x8000_0b0e), Set(f::ENTRY_ERROR_CODE, 2), CR2] { "vmcall" }
-    "interrupt-ring3-refused" [super::RING3, Set(f::ENTRY_INTERRUPTION, 0x8000_0421), Set(f::ENTRY_INSTRUCTION_LENGTH, 2), Set(f::EXCEPTION_BITMAP, 1 << 13)] { "vmcall" }
-    "int3-ring3-refused" [super::RING3, Set(f::ENTRY_INTERRUPTION, 0x8000_0603), Set(f::ENTRY_INSTRUCTION_LENGTH, 1), Set(f::EXCEPTION_BITMAP, 1 << 13)] { "vmcall" }
-    "int1-ring3" [super::RING3, Set(f::ENTRY_INTERRUPTION, 0x8000_0501), Set(f::ENTRY_INSTRUCTION_LENGTH, 1)] { "vmcall" }
+    "stack-unmapped" [Set(f::ENTRY_INTERRUPTION, 0x8000_0306), Set(f::GUEST_RSP, WINDOW + 0x1000)]
+        { "vmcall" }
+    "stack-page-fault"
+        [Set(f::ENTRY_INTERRUPTION, 0x8000_0306), Set(f::GUEST_RSP, PAGES + 0x1000), EVERY]
+        { "vmcall" }
+    "page-fault-and-cr2"
+        [
+            Do(|| cpu::set_cr2(0x1234)), Set(f::ENTRY_INTERRUPTION, 0x8000_0b0e),
+            Set(f::ENTRY_ERROR_CODE, 2), CR2,
+        ]
+        { "vmcall" }
+    "interrupt-ring3-refused"
+        [
+            super::RING3, Set(f::ENTRY_INTERRUPTION, 0x8000_0421),
+            Set(f::ENTRY_INSTRUCTION_LENGTH, 2), Set(f::EXCEPTION_BITMAP, 1 << 13),
+        ]
+        { "vmcall" }
+    "int3-ring3-refused"
+        [
+            super::RING3, Set(f::ENTRY_INTERRUPTION, 0x8000_0603),
+            Set(f::ENTRY_INSTRUCTION_LENGTH, 1), Set(f::EXCEPTION_BITMAP, 1 << 13),
+        ]
+        { "vmcall" }
+    "int1-ring3"
+        [super::RING3, Set(f::ENTRY_INTERRUPTION, 0x8000_0501), Set(f::ENTRY_INSTRUCTION_LENGTH, 1)]
+        { "vmcall" }
     "debug-in-bitmap" [EVERY, Set(f::ENTRY_INTERRUPTION, 0x8000_0301)] { "vmcall" }
-    "gate-in-window" [Map(guest::WINDOW_PHYSICAL, 1, guest::FRAMES | 0x31), Set(f::GUEST_IDTR_BASE, WINDOW), Set(f::ENTRY_INTERRUPTION, 0x8000_0306)] { "vmcall" }
-    "own-interrupt-table-of-ring3" [super::RING3, Set(f::GUEST_TR_LIMIT, 3), Set(f::EXCEPTION_BITMAP, 1 << 10), Set(f::ENTRY_INTERRUPTION, 0x8000_0306)] { "vmcall" }
-    "interrupt-stack-table" [Store(IDT + 16 * 6, 0x0040_8e01_0010_4060), Set(f::ENTRY_INTERRUPTION, 0x8000_0306), ShowField(f::GUEST_RSP), Reg(R::Rax, 1), Show(R::Rax)] { "vmcall" }
-    "large-window" [Store(PD + 8 * 4, DATA | LARGE_LEAF), Set(f::GUEST_IDTR_BASE, WINDOW + 0x3000), Set(f::ENTRY_INTERRUPTION, 0x8000_0306), All(&[])] { "vmcall" };
+    "gate-in-window"
+        [
+            Map(guest::WINDOW_PHYSICAL, 1, guest::FRAMES | 0x31), Set(f::GUEST_IDTR_BASE, WINDOW),
+            Set(f::ENTRY_INTERRUPTION, 0x8000_0306),
+        ]
+        { "vmcall" }
+    "own-interrupt-table-of-ring3"
+        [
+            super::RING3, Set(f::GUEST_TR_LIMIT, 3), Set(f::EXCEPTION_BITMAP, 1 << 10),
+            Set(f::ENTRY_INTERRUPTION, 0x8000_0306),
+        ]
+        { "vmcall" }
+    "interrupt-stack-table"
+        [
+            Store(IDT + 16 * 6, 0x0040_8e01_0010_4060), Set(f::ENTRY_INTERRUPTION, 0x8000_0306),
+            ShowField(f::GUEST_RSP), Reg(R::Rax, 1), Show(R::Rax),
+        ]
+        { "vmcall" }
+    "large-window"
+        [
+            Store(PD + 8 * 4, DATA | LARGE_LEAF), Set(f::GUEST_IDTR_BASE, WINDOW + 0x3000),
+            Set(f::ENTRY_INTERRUPTION, 0x8000_0306), All(&[]),
+        ]
+        { "vmcall" };
 }
 
 pub(super) fn run_injections() {

@@ -36,18 +36,23 @@ PORTS:
     "outsb" [Reg(R::Rsi, guest::DATA + 0x20)] { "mov edx, 0x80", "outsb" }
     "outsw" [Reg(R::Rsi, guest::DATA + 0x20)] { "mov edx, 0x80", "outsw" }
     "outsd" [Reg(R::Rsi, guest::DATA + 0x20)] { "mov edx, 0x80", "outsd" }
-    "rep-insb" [Reg(R::Rdi, guest::DATA), Reg(R::Rcx, 3), Show(R::Rcx), Show(R::Rdi)] { "mov edx, 0x80", "rep insb" }
-    "rep-outsd" [Reg(R::Rsi, guest::DATA), Reg(R::Rcx, 3), Show(R::Rcx), Show(R::Rsi)] { "mov edx, 0x80", "rep outsd" }
+    "rep-insb" [Reg(R::Rdi, guest::DATA), Reg(R::Rcx, 3), Show(R::Rcx), Show(R::Rdi)]
+        { "mov edx, 0x80", "rep insb" }
+    "rep-outsd" [Reg(R::Rsi, guest::DATA), Reg(R::Rcx, 3), Show(R::Rcx), Show(R::Rsi)]
+        { "mov edx, 0x80", "rep outsd" }
     "rep-outsb-none" [Reg(R::Rsi, guest::DATA)] { "mov edx, 0x80", "rep outsb", "vmcall" }
-    "rep-insw-backwards" [Reg(R::Rdi, guest::DATA + 0x80), Reg(R::Rcx, 3)] { "mov edx, 0x80", "std", "rep insw" }
-    "outsb-fs" [Reg(R::Rsi, 0x20), Set(f::GUEST_FS_BASE, guest::DATA)] { "mov edx, 0x80", ".byte 0x64", "outsb" }
+    "rep-insw-backwards" [Reg(R::Rdi, guest::DATA + 0x80), Reg(R::Rcx, 3)]
+        { "mov edx, 0x80", "std", "rep insw" }
+    "outsb-fs" [Reg(R::Rsi, 0x20), Set(f::GUEST_FS_BASE, guest::DATA)]
+        { "mov edx, 0x80", ".byte 0x64", "outsb" }
     "outsb-32" [Reg(R::Rsi, 0xffff_ffff_0040_0020)] { "mov edx, 0x80", ".byte 0x67", "outsb" }
     "insb-32" [Reg(R::Rdi, 0xffff_ffff_0040_0020)] { "mov edx, 0x80", ".byte 0x67", "insb" }
     "insb-page-fault" [Reg(R::Rdi, guest::PAGES)] { "mov edx, 0x80", "insb" }
     "insb-not-canonical" [Reg(R::Rdi, 1 << 63)] { "mov edx, 0x80", "insb" }
     "bitmap-clear" [BITMAPS] { "in al, 0x80", "vmcall" }
     "bitmap-set" [BITMAPS, Do(|| intercept(0x80))] { "in al, 0x80" }
-    "bitmap-neighbour" [BITMAPS, Do(|| intercept(0x81)), Do(|| intercept(0x7f))] { "in al, 0x80", "vmcall" }
+    "bitmap-neighbour" [BITMAPS, Do(|| intercept(0x81)), Do(|| intercept(0x7f))]
+        { "in al, 0x80", "vmcall" }
     "bitmap-word-second" [BITMAPS, Do(|| intercept(0x81))] { "in ax, 0x80" }
     "bitmap-dword-last" [BITMAPS, Do(|| intercept(0x83))] { "in eax, 0x80" }
     "bitmap-dword-beyond" [BITMAPS, Do(|| intercept(0x84))] { "in eax, 0x80", "vmcall" }
@@ -56,7 +61,8 @@ PORTS:
     "bitmap-last-port" [BITMAPS, Do(|| intercept(0xffff))] { "mov edx, 0xffff", "in al, dx" }
     "bitmap-wraps" [BITMAPS] { "mov edx, 0xffff", "in ax, dx" }
     "bitmap-wraps-dword" [BITMAPS] { "mov edx, 0xfffd", "in eax, dx" }
-    "bitmap-string" [BITMAPS, Do(|| intercept(0x80)), Reg(R::Rsi, guest::DATA)] { "mov edx, 0x80", "outsb" }
+    "bitmap-string" [BITMAPS, Do(|| intercept(0x80)), Reg(R::Rsi, guest::DATA)]
+        { "mov edx, 0x80", "outsb" }
     "bitmap-over-unconditional" [On(c::IO_EXITING), On(c::IO_BITMAPS)] { "in al, 0x80", "vmcall" }
     "neither" [Off(c::IO_EXITING), Show(R::Rbx)] { "mov ebx, 1", "in al, 0x80", "vmcall" };
 RING3:
@@ -64,8 +70,10 @@ RING3:
     "ring3-iopl" [super::RING3, Set(f::GUEST_RFLAGS, 0x3002)] { "in al, 0x80" }
     "ring3-bitmap-of-task" [super::RING3, super::TASK_MAP] { "in al, 0x80" }
     "ring3-bitmap-of-task-closed" [super::RING3, super::TASK_MAP] { "in al, 0x90" }
-    "ring3-string" [super::RING3, super::TASK_MAP, Reg(R::Rsi, guest::DATA)] { "mov edx, 0x80", "rep outsb", "vmcall" }
-    "ring0-needs-no-map" [Set(f::GUEST_TR_LIMIT, 0x67), ShowField(f::GUEST_TR_LIMIT)] { "in al, 0x80" };
+    "ring3-string" [super::RING3, super::TASK_MAP, Reg(R::Rsi, guest::DATA)]
+        { "mov edx, 0x80", "rep outsb", "vmcall" }
+    "ring0-needs-no-map" [Set(f::GUEST_TR_LIMIT, 0x67), ShowField(f::GUEST_TR_LIMIT)]
+        { "in al, 0x80" };
 }
 
 pub(super) fn run() {

@@ -181,7 +181,8 @@ OTHER:
     "activity-2" [Set(f::GUEST_ACTIVITY, 2), Set(f::PREEMPTION_TIMER, 0x80)]
     "activity-4" [Set(f::GUEST_ACTIVITY, 4)]
     "halted-in-ring3" [super::RING3, Set(f::GUEST_ACTIVITY, 1)]
-    "halted-behind-sti" [Set(f::GUEST_RFLAGS, 0x202), Set(f::GUEST_ACTIVITY, 1), Set(f::GUEST_INTERRUPTIBILITY, 1)]
+    "halted-behind-sti"
+        [Set(f::GUEST_RFLAGS, 0x202), Set(f::GUEST_ACTIVITY, 1), Set(f::GUEST_INTERRUPTIBILITY, 1)]
     "halted-behind-mov-ss" [Set(f::GUEST_ACTIVITY, 1), Set(f::GUEST_INTERRUPTIBILITY, 2)]
     "blocking-reserved-5" [Set(f::GUEST_INTERRUPTIBILITY, 0x20)]
     "blocking-reserved-31" [Set(f::GUEST_INTERRUPTIBILITY, 1 << 31)]
@@ -196,10 +197,19 @@ OTHER:
     "pending-reserved-13" [Set(f::GUEST_PENDING_DEBUG, 0x2000)]
     "pending-reserved-63" [Set(f::GUEST_PENDING_DEBUG, 1 << 63)]
     "pending-step-without-tf" [Set(f::GUEST_PENDING_DEBUG, 0x4000)]
-    "pending-step-without-tf-blocked" [Set(f::GUEST_PENDING_DEBUG, 0x4000), Set(f::GUEST_INTERRUPTIBILITY, 2)]
+    "pending-step-without-tf-blocked"
+        [Set(f::GUEST_PENDING_DEBUG, 0x4000), Set(f::GUEST_INTERRUPTIBILITY, 2)]
     "pending-none-with-tf-blocked" [Set(f::GUEST_RFLAGS, 0x102), Set(f::GUEST_INTERRUPTIBILITY, 2)]
-    "pending-step-with-tf-blocked" [Set(f::GUEST_RFLAGS, 0x102), Set(f::GUEST_PENDING_DEBUG, 0x4000), Set(f::GUEST_INTERRUPTIBILITY, 2), Set(f::EXCEPTION_BITMAP, 2)]
-    "pending-step" [Set(f::GUEST_RFLAGS, 0x102), Set(f::GUEST_PENDING_DEBUG, 0x4000), Set(f::EXCEPTION_BITMAP, 2)]
+    "pending-step-with-tf-blocked"
+        [
+            Set(f::GUEST_RFLAGS, 0x102), Set(f::GUEST_PENDING_DEBUG, 0x4000),
+            Set(f::GUEST_INTERRUPTIBILITY, 2), Set(f::EXCEPTION_BITMAP, 2),
+        ]
+    "pending-step"
+        [
+            Set(f::GUEST_RFLAGS, 0x102), Set(f::GUEST_PENDING_DEBUG, 0x4000),
+            Set(f::EXCEPTION_BITMAP, 2),
+        ]
     "pending-step-to-vm" [Set(f::GUEST_RFLAGS, 0x102), Set(f::GUEST_PENDING_DEBUG, 0x4000)]
     "pending-breakpoint" [Set(f::GUEST_PENDING_DEBUG, 0x1001), Set(f::EXCEPTION_BITMAP, 2)]
     "link-self" [Do(|| set(f::LINK_POINTER, vm::region(0)))]
@@ -208,7 +218,8 @@ OTHER:
     "link-beyond" [Do(|| set(f::LINK_POINTER, 1 << cpu::physical_bits()))]
     "link-other" [Do(|| set(f::LINK_POINTER, vm::region(1)))]
     "link-bad-revision" [Set(f::LINK_POINTER, DATA), Store(DATA, 0x7fff_fff0)]
-    "link-shadow-unexpected" [Set(f::LINK_POINTER, DATA), Do(|| guest::store(DATA, 1 << 31 | u64::from(c::revision())))]
+    "link-shadow-unexpected"
+        [Set(f::LINK_POINTER, DATA), Do(|| guest::store(DATA, 1 << 31 | u64::from(c::revision())))]
     "link-none" [Set(f::LINK_POINTER, LINK_LEFT)]
     "pae-entries" [super::PAE]
     "pae-entry-reserved" [super::PAE, Set(f::GUEST_PDPTE0, guest::PD | 3)]

@@ -89,6 +89,13 @@ const FLAGS: Step = All(&[Needs(|| c::ept_vpid(21)), Do(with_flags)]);
 const fn page_table(leaf: u64, entry: u64) -> [Step; 3] {
     [Map(FIRST, 1, FRAMES | leaf), Store(PD + 8 * 3, FIRST | TABLE), Store(FRAMES, entry)]
 }
+/// Takes rights away from the entry for the window at `level`.
+fn withdraw(level: u32, rights: u64) {
+    let at = ept::entry(FIRST, level);
+    guest::store(at, guest::load(at) & !rights);
+    ept::flush();
+}
+
 const LEAF_ENTRY: Step = ShowWord(FRAMES);
 const READ_ONLY: u64 = 1 | WRITE_BACK;
 const FAR_WINDOW: Step = Store(PD + 8 * 4, FAR | LARGE_LEAF);
@@ -98,21 +105,30 @@ cases! {
 WALKS:
     "table-absent" [Store(PD + 8 * 3, FIRST | TABLE)] { "mov eax, [0x600000]" }
     "table-read-only" [All(&page_table(READ_ONLY, DATA | 0x67))] { "mov eax, [0x600000]", "vmcall" }
-    "table-read-only-write" [All(&page_table(READ_ONLY, DATA | 0x67))] { "mov [0x600000], eax", "vmcall" }
-    "table-read-only-sets-accessed" [All(&page_table(READ_ONLY, DATA | 7)), LEAF_ENTRY] { "mov eax, [0x600000]", "vmcall" }
-    "table-read-only-sets-dirty" [All(&page_table(READ_ONLY, DATA | 0x27)), LEAF_ENTRY] { "mov [0x600000], eax", "vmcall" }
-    "table-writable-sets-both" [All(&page_table(LEAF, DATA | 7)), LEAF_ENTRY] { "mov [0x600000], eax", "vmcall" }
+    "table-read-only-write" [All(&page_table(READ_ONLY, DATA | 0x67))]
+        { "mov [0x600000], eax", "vmcall" }
+    "table-read-only-sets-accessed" [All(&page_table(READ_ONLY, DATA | 7)), LEAF_ENTRY]
+        { "mov eax, [0x600000]", "vmcall" }
+    "table-read-only-sets-dirty" [All(&page_table(READ_ONLY, DATA | 0x27)), LEAF_ENTRY]
+        { "mov [0x600000], eax", "vmcall" }
+    "table-writable-sets-both" [All(&page_table(LEAF, DATA | 7)), LEAF_ENTRY]
+        { "mov [0x600000], eax", "vmcall" }
     "table-no-read" [All(&page_table(WRITE_BACK, DATA | 0x67))] { "mov eax, [0x600000]" }
     "table-misconfigured" [All(&page_table(2 | WRITE_BACK, DATA | 0x67))] { "mov eax, [0x600000]" }
-    "table-flags-read-only" [FLAGS, All(&page_table(READ_ONLY, DATA | 0x67)), AFTER] { "mov eax, [0x600000]", "vmcall" }
-    "table-flags-writable" [FLAGS, All(&page_table(LEAF, DATA | 0x67)), AFTER] { "mov eax, [0x600000]", "vmcall" }
-    "table-flags-fetch" [FLAGS, All(&page_table(READ_ONLY, CODE | 0x67))] { "mov eax, 0x600000", "jmp rax" }
+    "table-flags-read-only" [FLAGS, All(&page_table(READ_ONLY, DATA | 0x67)), AFTER]
+        { "mov eax, [0x600000]", "vmcall" }
+    "table-flags-writable" [FLAGS, All(&page_table(LEAF, DATA | 0x67)), AFTER]
+        { "mov eax, [0x600000]", "vmcall" }
+    "table-flags-fetch" [FLAGS, All(&page_table(READ_ONLY, CODE | 0x67))]
+        { "mov eax, 0x600000", "jmp rax" }
     "directory-absent" [Store(PDPT + 8, FIRST | TABLE)] { "mov eax, [0x40000000]" }
     "pointers-absent" [Store(PML4 + 8, FIRST | TABLE)] { "mov rax, 0x8000000000", "mov rax, [rax]" }
     "top-absent" [Set(f::GUEST_CR3, FIRST)] { "vmcall" }
     "top-absent-later" [] { "mov eax, 0x40400000", "mov cr3, rax", "vmcall" }
-    "pae-pointers-absent" [super::PAE] { ".code32", "mov eax, 0x40400000", "mov cr3, eax", "vmcall" }
-    "fetch-through-absent-table" [Store(PD + 8 * 3, FIRST | TABLE)] { "mov eax, 0x600000", "jmp rax" }
+    "pae-pointers-absent" [super::PAE]
+        { ".code32", "mov eax, 0x40400000", "mov cr3, eax", "vmcall" }
+    "fetch-through-absent-table" [Store(PD + 8 * 3, FIRST | TABLE)]
+        { "mov eax, 0x600000", "jmp rax" }
     "gdt-absent" [Set(f::GUEST_GDTR_BASE, guest::WINDOW)] { "mov eax, 0x18", "mov ds, eax" }
     "task-absent" [super::RING3, Set(f::GUEST_TR_BASE, guest::WINDOW)] { "ud2" }
     "idt-absent" [Set(f::GUEST_IDTR_BASE, guest::WINDOW)] { "int 0x30" }
@@ -123,20 +139,44 @@ RIGHTS:
     "absent-at-2" [Map(FIRST, 2, 0)] { "mov eax, [0x800000]" }
     "absent-with-contents" [Map(FIRST, 1, !7)] { "mov eax, [0x800000]" }
     "absent-with-contents-at-2" [Map(FIRST, 2, !7)] { "mov eax, [0x800000]" }
-    "intersected" [Map(FIRST, 1, FRAMES | LEAF), Do(|| { let at = ept::entry(FIRST, 2); guest::store(at, guest::load(at) & !2); ept::flush(); })] { "mov [0x800000], eax" }
-    "intersected-twice" [Map(FIRST, 1, FRAMES | 3 | WRITE_BACK), Do(|| { let at = ept::entry(FIRST, 3); guest::store(at, guest::load(at) & !2); ept::flush(); })] { "mov eax, 0x800000", "jmp rax" }
-    "intersected-empty" [Map(FIRST, 1, FRAMES | 1 | WRITE_BACK), Do(|| { let at = ept::entry(FIRST, 2); guest::store(at, guest::load(at) & !3); ept::flush(); })] { "mov eax, [0x800000]" }
+    "intersected"
+        [
+            Map(FIRST, 1, FRAMES | LEAF),
+            Do(|| withdraw(2, 2)),
+        ]
+        { "mov [0x800000], eax" }
+    "intersected-twice"
+        [
+            Map(FIRST, 1, FRAMES | 3 | WRITE_BACK),
+            Do(|| withdraw(3, 2)),
+        ]
+        { "mov eax, 0x800000", "jmp rax" }
+    "intersected-empty"
+        [
+            Map(FIRST, 1, FRAMES | 1 | WRITE_BACK),
+            Do(|| withdraw(2, 3)),
+        ]
+        { "mov eax, [0x800000]" }
     "straddles" [Map(FIRST, 1, FRAMES | LEAF)] { "mov eax, [0x800ffe]" }
-    "straddles-write" [Map(FIRST, 1, FRAMES | LEAF), Map(FIRST + 0x1000, 1, FRAMES | READ_ONLY), Store(FRAMES + 0xff8, 0), ShowWord(FRAMES + 0xff8)] { "mov qword ptr [0x800ffc], -1" }
+    "straddles-write"
+        [
+            Map(FIRST, 1, FRAMES | LEAF), Map(FIRST + 0x1000, 1, FRAMES | READ_ONLY),
+            Store(FRAMES + 0xff8, 0), ShowWord(FRAMES + 0xff8),
+        ]
+        { "mov qword ptr [0x800ffc], -1" }
     "ring3" [super::RING3, Map(FIRST, 1, FRAMES | READ_ONLY)] { "mov [0x800000], eax" }
-    "string" [Map(FIRST, 1, FRAMES | LEAF), Reg(R::Rcx, 0x1001), Show(R::Rcx), Show(R::Rdi)] { "mov edi, 0x800000", "rep stosb" }
-    "push" [Map(FIRST, 1, FRAMES | READ_ONLY), Set(f::GUEST_RSP, guest::WINDOW + 0x100)] { "push rax" }
+    "string" [Map(FIRST, 1, FRAMES | LEAF), Reg(R::Rcx, 0x1001), Show(R::Rcx), Show(R::Rdi)]
+        { "mov edi, 0x800000", "rep stosb" }
+    "push" [Map(FIRST, 1, FRAMES | READ_ONLY), Set(f::GUEST_RSP, guest::WINDOW + 0x100)]
+        { "push rax" }
     "pop" [Set(f::GUEST_RSP, guest::WINDOW)] { "pop rax" }
     "prefetch" [] { "prefetcht0 [0x800000]", "vmcall" }
-    "locked-read-only" [Map(FIRST, 1, FRAMES | READ_ONLY), Store(FRAMES, 5)] { "mov eax, 1", "lock cmpxchg [0x800000], ecx", "vmcall" }
+    "locked-read-only" [Map(FIRST, 1, FRAMES | READ_ONLY), Store(FRAMES, 5)]
+        { "mov eax, 1", "lock cmpxchg [0x800000], ecx", "vmcall" }
     "fxsave" [Map(FIRST, 1, FRAMES | READ_ONLY)] { "fxsave64 [0x800000]" }
     "vmx-operand" [] { "vmptrld [0x800000]" }
-    "retried-after-map" [Map(FIRST, 1, FRAMES | LEAF), Store(FRAMES, 0x77), Show(R::Rax)] { "mov eax, [0x800000]", "vmcall" };
+    "retried-after-map" [Map(FIRST, 1, FRAMES | LEAF), Store(FRAMES, 0x77), Show(R::Rax)]
+        { "mov eax, [0x800000]", "vmcall" };
 MISCONFIGURED:
     "4.bit-3" [FAR_WINDOW, Map(FAR, 4, FRAMES | RWX | 8)] { "mov eax, [0x800000]" }
     "4.bit-7" [FAR_WINDOW, Map(FAR, 4, FRAMES | RWX | 0x80)] { "mov eax, [0x800000]" }
@@ -163,16 +203,22 @@ MISCONFIGURED:
     "1.beyond" [Map(FIRST, 1, LEAF | 1 << 48)] { "mov eax, [0x800000]" }
     "1.all-but-present" [Map(FIRST, 1, !1)] { "mov eax, [0x800000]" }
     "1.kvm-mmio" [Map(FIRST, 1, 0xffff_8000_0000_0006)] { "mov eax, [0x800000]" }
-    "1.while-delivering" [Map(FIRST, 1, 6), Set(f::GUEST_IDTR_BASE, guest::WINDOW), Set(f::ENTRY_INTERRUPTION, 0x8000_0306)] { "vmcall" }
+    "1.while-delivering"
+        [
+            Map(FIRST, 1, 6), Set(f::GUEST_IDTR_BASE, guest::WINDOW),
+            Set(f::ENTRY_INTERRUPTION, 0x8000_0306),
+        ]
+        { "vmcall" }
     "1.type-0-fine" [Map(FIRST, 1, FRAMES | RWX)] { "mov eax, [0x800000]", "vmcall" }
     "1.type-1-fine" [Map(FIRST, 1, FRAMES | RWX | 1 << 3)] { "mov eax, [0x800000]", "vmcall" }
     "1.type-5-fine" [Map(FIRST, 1, FRAMES | RWX | 5 << 3)] { "mov eax, [0x800000]", "vmcall" }
     "1.ignores-pat-fine" [Map(FIRST, 1, FRAMES | LEAF | 0x40)] { "mov eax, [0x800000]", "vmcall" }
-    "1.software-bits-fine" [Map(FIRST, 1, FRAMES | LEAF | 0xff0_0000_0000_0f80)] { "mov eax, [0x800000]", "vmcall" };
+    "1.software-bits-fine" [Map(FIRST, 1, FRAMES | LEAF | 0xff0_0000_0000_0f80)]
+        { "mov eax, [0x800000]", "vmcall" };
 }
 
 /// A VM of each of two VPIDs reads the same linear address, which its tables map otherwise.
-fn tags() {
+pub(super) fn run_vpid() {
     log::result(format_args!("vpid.kept-apart"), |line| {
         if !c::VPIDS.exists() {
             return line.add(format_args!("unsupported"));
@@ -251,10 +297,16 @@ cases! {
 LOGS:
     "write" [LOGGED] { "mov dword ptr [0x800010], 1", "vmcall" }
     "read" [LOGGED] { "mov eax, [0x800010]", "vmcall" }
-    "dirty-already" [LOGGED, Map(FIRST, 1, FRAMES | LEAF | DIRTY)] { "mov dword ptr [0x800010], 1", "vmcall" }
+    "dirty-already" [LOGGED, Map(FIRST, 1, FRAMES | LEAF | DIRTY)]
+        { "mov dword ptr [0x800010], 1", "vmcall" }
     "full" [LOGGED, Set(f::PML_INDEX, 512)] { "mov dword ptr [0x800010], 1", "vmcall" }
     "last" [LOGGED, Set(f::PML_INDEX, 0)] { "mov dword ptr [0x800010], 1", "vmcall" }
-    "full-while-delivering" [LOGGED, Set(f::PML_INDEX, 512), Set(f::GUEST_RSP, guest::WINDOW + 0x800), Set(f::ENTRY_INTERRUPTION, 0x8000_0306)] { "vmcall" };
+    "full-while-delivering"
+        [
+            LOGGED, Set(f::PML_INDEX, 512), Set(f::GUEST_RSP, guest::WINDOW + 0x800),
+            Set(f::ENTRY_INTERRUPTION, 0x8000_0306),
+        ]
+        { "vmcall" };
 }
 
 pub(super) fn run() {
@@ -263,8 +315,4 @@ pub(super) fn run() {
     vm::all("ept.walk", WALKS);
     vm::all("ept.rights", RIGHTS);
     vm::all("ept.misconfigured", MISCONFIGURED);
-}
-
-pub(super) fn run_vpid() {
-    tags();
 }
