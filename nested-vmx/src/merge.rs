@@ -39,8 +39,7 @@ pub const fn ports_exit(primary: Primary) -> bool {
 /// Writes all controls of VMCS02 but the EPT pointer.
 pub fn controls(v12: &Vmcs12, env: &Environment<'_>, v02: &mut impl Vmcs) {
     let wanted = Wanted::of(v12);
-    let pin = wanted.pin | Pin::NMI_EXITING | Pin::VIRTUAL_NMIS;
-    v02.write(f::PIN_CONTROLS, pin.bits());
+    v02.write(f::PIN_CONTROLS, pin(wanted.pin).bits());
     v02.write(f::PRIMARY_CONTROLS, primary(wanted.primary).bits());
     let tagged = wanted.secondary.contains(Secondary::VPID) && v12.read(f::VPID) != HOST_VPID;
     let secondary = (wanted.secondary | Secondary::EPT).difference(Secondary::VPID);
@@ -59,6 +58,16 @@ pub fn controls(v12: &Vmcs12, env: &Environment<'_>, v02: &mut impl Vmcs) {
     execution(v12, &wanted, env, v02);
     if wanted.exit.contains(ExitControls::LOAD_PERF_GLOBAL) {
         v02.write(f::HOST_PERF_GLOBAL, v12.read(f::HOST_PERF_GLOBAL));
+    }
+}
+
+/// The pin-based controls of VMCS02: every NMI exits. One that is the VM's own is injected then, and
+/// blocks others as the VM sees it.
+fn pin(wanted: Pin) -> Pin {
+    if wanted.contains(Pin::NMI_EXITING) {
+        wanted
+    } else {
+        wanted | Pin::NMI_EXITING | Pin::VIRTUAL_NMIS
     }
 }
 

@@ -198,7 +198,9 @@ impl<'a> Vcpu<'a> {
     /// # Errors
     /// The [`Refusal`].
     pub fn check(&mut self, context: &Context<'_>) -> Result<(), Refusal> {
-        if self.changes.unchecked {
+        // The host's mode is part of what is checked, and changes without a VMWRITE.
+        let long = Wanted::of(self.fields).exit.contains(ExitControls::HOST_64_BIT);
+        if self.changes.unchecked || long != context.long_mode {
             check::controls(self.fields, context).map_err(Refusal::Instruction)?;
             check::host_state(self.fields, context).map_err(Refusal::Instruction)?;
             self.changes.unchecked = false;

@@ -5,14 +5,14 @@ use core::sync::atomic::Ordering;
 
 use boot::cmdline::Quirk;
 use ept::addr::Frame;
-use nested_vmx::control::Primary;
+use nested_vmx::control::{Pin, Primary};
 use nested_vmx::exit::{self, Event, Outcome, Reason};
 use nested_vmx::field::{
     CR0_MASK, CR0_SHADOW, CR4_SHADOW, ENTRY_ERROR_CODE, ENTRY_INSTRUCTION_LENGTH,
     ENTRY_INTERRUPTION, EXIT_INSTRUCTION_LENGTH, EXIT_INTERRUPTION, EXIT_QUALIFICATION,
     EXIT_REASON, GUEST_ACTIVITY, GUEST_CR0, GUEST_CR4, GUEST_DEBUGCTL, GUEST_INTERRUPTIBILITY,
     GUEST_PENDING_DEBUG, GUEST_PHYSICAL_ADDRESS, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, IDT_VECTORING,
-    IDT_VECTORING_CODE, PRIMARY_CONTROLS, Segment, Vmcs,
+    IDT_VECTORING_CODE, PIN_CONTROLS, PRIMARY_CONTROLS, Segment, Vmcs,
 };
 use nested_vmx::state;
 use nested_vmx::{cpuid, cr, msr};
@@ -282,7 +282,10 @@ fn deliver_nmi(cpu: &PerCpu, machine: &Machine) {
     if v.read(GUEST_ACTIVITY) > HALTED {
         // Waiting for SIPI or shut down: the NMI stays pending, as on the processor.
     } else if injecting || blocked {
-        set_nmi_window(true);
+        // Without virtual NMIs there is no window, and the next exit has to do.
+        if Current.read(PIN_CONTROLS) & Pin::VIRTUAL_NMIS.bits() != 0 {
+            set_nmi_window(true);
+        }
     } else {
         cpu.nmi_owed.set(false);
         inject(Event::Nmi);

@@ -51,9 +51,8 @@ fn perform(machine: &Machine, address: u64, registers: &mut Registers) -> Option
     let in_page = (PAGE - address % PAGE) / bytes;
     let count = store.series.map_or(1, |series| series.count.min(in_page));
     let size = u8::try_from(bytes).ok()?;
-    let one = |number: u64| {
-        machine.tables.store(address + number * bytes, size, |old| store.apply(old))
-    };
+    let one =
+        |number: u64| machine.tables.store(address + number * bytes, size, |old| store.apply(old));
     let old = one(0)?;
     let more = (1..count).take_while(|number| one(*number).is_some());
     let done = 1 + u64::try_from(more.count()).ok()?;

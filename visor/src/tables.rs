@@ -5,8 +5,8 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 
 use ept::addr::{Frame, LARGE, PAGE, Span};
-use ept::entry::Level;
 use ept::direct::{self, Direct, Generation, HostMemory};
+use ept::entry::Level;
 use ept::entry::Rights;
 use ept::ept01::{self, Ept01, Rules, TableMem, Tlb};
 use ept::frames::{Event, FrameTable, Owner, State as FrameState};

@@ -30,9 +30,10 @@ use crate::percpu::PerCpu;
 /// Basic exit reasons of failed entries.
 const INVALID_GUEST_STATE: u32 = 33;
 const MSR_LOADING: u32 = 34;
-/// Exit qualifications of the first.
+/// Exit qualification of the first.
 const BAD_PDPTES: u64 = 2;
-const BAD_LINK: u64 = 4;
+/// A link pointer that no processor accepts: not aligned.
+const NO_LINK: u64 = 1;
 
 /// Entries of a VM on shadow tables until its own are tried again.
 const PATIENCE: u32 = 4096;
@@ -77,14 +78,12 @@ pub(super) fn enter(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, asks: 
             return fail(nested, machine, (INVALID_GUEST_STATE, qualification));
         }
     }
-    if !link_is_valid(machine, vcpu.fields()) {
-        return fail(nested, machine, (INVALID_GUEST_STATE, BAD_LINK));
-    }
     go(cpu, machine, nested, &host)
 }
 
 /// The checks are done: brings VMCS02 up to date.
 fn go(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, host: &Environment<'_>) -> Next {
+    let region = nested.operation.current();
     let slot = nested.slots.current();
     prepare_pages(cpu, machine, slot.vcpu.fields());
     vmx::select(slot.guest);
@@ -97,6 +96,10 @@ fn go(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, host: &Environment<'
         let list = (fields.read(f::ENTRY_MSR_LOAD), fields.read(f::ENTRY_MSR_LOAD_COUNT));
         lists::load(machine, list).map_err(|number| (MSR_LOADING, number))
     });
+    if !link_is_valid(machine, region, fields) {
+        // Among other reasons to refuse the guest's state, this one has its place: the processor's.
+        Current.write(VMCS_LINK_POINTER, NO_LINK);
+    }
     let entered = slot.entered;
     if let Err(failure) = listed {
         vmx::select(cpu.vmcs_region());
@@ -115,13 +118,14 @@ fn uses_pdptes(wanted: &Wanted, fields: &Vmcs12) -> bool {
         && !wanted.entry.contains(EntryControls::IA32E_GUEST)
 }
 
-/// Whether the link pointer names no VMCS, or one that could be (SDM vol. 3, 28.3.1.5).
-fn link_is_valid(machine: &Machine, fields: &Vmcs12) -> bool {
+/// Whether the link pointer names no VMCS, or another one that could be (SDM vol. 3, 28.3.1.5).
+fn link_is_valid(machine: &Machine, current: Option<Frame>, fields: &Vmcs12) -> bool {
     if fields.is_unlinked() {
         return true;
     }
-    let region = Frame::containing(fields.read(VMCS_LINK_POINTER));
-    let page = host_memory::page(machine, region);
+    let linked = Frame::at(fields.read(VMCS_LINK_POINTER));
+    let other = linked.filter(|_| linked != current);
+    let page = other.and_then(|region| host_memory::page(machine, region));
     page.is_some_and(|page| cpu::low(page.read(0)) == REVISION)
 }
 

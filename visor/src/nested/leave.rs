@@ -19,10 +19,10 @@ use super::{Mode, Nested, lists};
 use crate::cpu::{self, low, vmx, vmx::Current};
 use crate::host::{self, HostRam, Next, Registers};
 use crate::host_memory::{self, HostTablesOfVm};
+use crate::io;
 use crate::machine::Machine;
 use crate::memory::{self, Tables};
 use crate::percpu::PerCpu;
-use crate::io;
 
 const EXCEPTION_OR_NMI: u32 = 0;
 const NMI_WINDOW: u32 = 8;
@@ -53,6 +53,7 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
         vmx::select(cpu.vmcs_region());
         nested.mode = Mode::Host;
         cpu.launch(false);
+        nested.slots.current().vcpu.renew();
         return fail(&mut nested, machine, (raw & 0xffff, qualification));
     }
     if nested.mode == Mode::Entering {

@@ -156,8 +156,7 @@ impl Slot {
         self.region = Some(region);
         let page = host_memory::page(machine, region);
         let word = |index| page.as_ref().map_or(0, |page| page.read(index));
-        self.vcpu.fields_mut().load(word);
-        self.vcpu.renew();
+        self.vcpu.load(word);
         self.tables = TablesInUse::NONE;
     }
 
