@@ -14,8 +14,8 @@
 //! 4. What no loaded root leads to is plain memory of the host's again, with nothing counted.
 //!
 //! A table is read after everybody who could write to it has been stopped: `link`, flush, read. It
-//! is given back after everybody has forgotten it: store, `unlink`, flush, `give_back`. [`Moving`]
-//! and [`Moved`] are the obligation to flush and its receipt. Both go level by level, so that even
+//! is given back after everybody has forgotten it: store, `unlink`, flush, `give_back`. `Moving` and
+//! `Moved` are the obligation to flush and its receipt. Both go level by level, so that even
 //! the largest tree takes four flushes, and memory for a list of tables is never needed: the list
 //! runs through the frame table.
 //!
@@ -29,8 +29,10 @@ mod trees;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-pub use meaning::Meaning;
-pub use trees::{Machine, Moved, Moving};
+pub use trees::Machine;
+
+use meaning::Meaning;
+use trees::Moving;
 
 use crate::addr::{Frame, PAGE, Span};
 use crate::entry::Level;
@@ -165,6 +167,16 @@ impl<'g, const N: usize> Direct<'g, N> {
     /// Releases `root`, if it is loaded.
     pub fn release<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, root: Frame) {
         self.release_each(machine, |_, each| each == root);
+    }
+
+    /// Releases the root at `address`, if there is one and nothing hangs from it. To be asked after
+    /// a store to `address`: a host that empties a root is about to use the page for something else,
+    /// and every store to it would trap for as long as the values look harmless.
+    pub fn release_empty<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, address: u64) {
+        let root = Frame::containing(address);
+        if self.is_loaded(machine, root) && machine.is_empty(root) {
+            self.release(machine, root);
+        }
     }
 
     /// Releases every root.

@@ -6,7 +6,7 @@ use crate::entry::Level;
 /// What an entry makes reachable, at most: whatever a processor might make of bits that are
 /// reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meaning {
+pub(super) enum Meaning {
     /// Nothing.
     Nothing,
     /// The block that begins with this frame, by a leaf of this level.
@@ -21,14 +21,15 @@ impl Meaning {
     ///
     /// Nothing: what permits no access, or writes without reads, and what names an address that no
     /// processor has. Hosts use such entries to mark device memory. The visor offers no mode-based
-    /// control of execution, under which bit 10 alone would permit an access.
+    /// control of execution, under which bit 10 alone would permit an access, and nothing else that
+    /// gives a meaning to bits 63:52.
     ///
     /// Other reserved bits are taken as if they were ignored, which reaches more than the
     /// misconfiguration that they are: memory types, low bits of the address of a large page, low
     /// bits of an entry that leads to a table.
     #[must_use]
     #[inline]
-    pub fn of(raw: u64, level: Level, width: u8) -> Self {
+    pub(super) fn of(raw: u64, level: Level, width: u8) -> Self {
         let address = raw & ADDRESS;
         if raw & 0b111 == 0 || raw & 0b011 == 0b010 || address >> width.min(52) != 0 {
             return Self::Nothing;

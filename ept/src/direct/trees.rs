@@ -28,7 +28,7 @@ pub struct Machine<'m, 't, H> {
 /// them, if they are about to be used; to walk them, if they are not used any more.
 #[derive(Debug)]
 #[must_use = "they are not what the frame table says until processors have flushed"]
-pub struct Moving {
+pub(super) struct Moving {
     /// The list that runs through the frame table.
     first: Option<Frame>,
     stale: Stale,
@@ -37,7 +37,7 @@ pub struct Moving {
 /// The same when every processor has forgotten them.
 #[derive(Debug)]
 #[must_use = "their part of EPT01 may be absent until it is completed"]
-pub struct Moved {
+struct Moved {
     first: Option<Frame>,
     flushed: Flushed,
 }
@@ -61,6 +61,12 @@ impl<H> Machine<'_, '_, H> {
 }
 
 impl<H: HostMemory> Machine<'_, '_, H> {
+    /// Whether nothing hangs from the root `table`.
+    pub(super) fn is_empty(&self, table: Frame) -> bool {
+        let mut entries = indexes().map(|index| self.hardware.entry(table, index));
+        entries.all(|raw| self.meaning(raw, Level::Pml4) == Meaning::Nothing)
+    }
+
     /// Whether `table` is, or leads to, the table that is `sought`, each given with its level. An
     /// empty `budget` of entries to read makes it `true`.
     pub(super) fn holds(

@@ -310,6 +310,21 @@ fn a_root_that_is_not_in_use_makes_room_and_one_that_is_does_not() {
 }
 
 #[test]
+fn a_root_that_the_host_has_emptied_is_given_back() {
+    with_tree(|world| {
+        set(world, (ROOT, 1), PDPT | 7).unwrap();
+        for index in 0..2 {
+            world.release_empty(ROOT + 8 * index);
+            assert_eq!(world.loaded(), [ROOT]);
+            world.release_empty(PD);
+            set(world, (ROOT, usize::try_from(index).unwrap()), 0x5a0).unwrap();
+        }
+        world.release_empty(ROOT + 8);
+        assert!(world.loaded().is_empty() && world.board.may_write_now(ROOT));
+    });
+}
+
+#[test]
 fn parts_of_entries_are_stored_as_the_whole_that_they_make() {
     with_tree(|world| {
         let low = world.write(PT + 8, 4, |old| old | PAGE | 7).unwrap();

@@ -78,6 +78,11 @@ impl<'w> World<'w> {
         assert!(!self.board.running.contains_key(&root), "a VM runs on");
     }
 
+    pub(crate) fn release_empty(&mut self, address: u64) {
+        let (mut machine, direct) = self.parts();
+        direct.release_empty(&mut machine, address);
+    }
+
     pub(crate) fn demote(&mut self, table: u64) {
         let (mut machine, direct) = self.parts();
         direct.demote(&mut machine, Frame::containing(table));
@@ -120,6 +125,7 @@ impl<'w> World<'w> {
                 assert_eq!((done.old ^ part.of(stored)) & !(FLAGS >> (8 * part.offset)), 0);
                 assert_eq!(done.new, change(done.old) & part.mask());
                 let _ = self.board.stored.insert(at, part.set(stored, done.new));
+                self.release_empty(at.0);
             }
             Err(Refused::Frame(_) | Refused::Denied(_)) => {
                 self.demote(at.0);
