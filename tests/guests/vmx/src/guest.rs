@@ -91,9 +91,13 @@ pub(crate) fn store_bytes(at: u64, bytes: &[u8]) {
     }
 }
 
+/// Clears memory, and stores only where it is not clear: a store to a page that was a table of the
+/// VM may be dear.
 pub(crate) fn clear(at: u64, bytes: u64) {
-    for offset in (0..bytes).step_by(8) {
-        store(at + offset, 0);
+    for word in (at..at + bytes).step_by(8) {
+        if load(word) != 0 {
+            store(word, 0);
+        }
     }
 }
 

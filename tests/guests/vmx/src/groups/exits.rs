@@ -84,8 +84,8 @@ PLAIN:
     "pause-loop" [On(c::PAUSE_LOOP), Set(f::PLE_GAP, 0x80), Set(f::PLE_WINDOW, 0x1000)]
         { "2: pause", "jmp 2b" }
     "trap-flag" [On(c::TRAP_FLAG), Exits(2)] { "nop", "nop", "vmcall" }
-    "xmm-shared" [Do(|| set_xmm0(0x1234_5678)), Show(R::Rax), ShowValue("xmm0", xmm0)]
-        { "movq rax, xmm0", "mov ecx, 0x8765", "movq xmm0, rcx", "vmcall" }
+    "xmm-shared" [Do(|| set_xmm15(0x1234_5678)), Show(R::Rax), ShowValue("xmm15", xmm15)]
+        { "movq rax, xmm15", "mov ecx, 0x8765", "movq xmm15, rcx", "vmcall" }
     "xmm-kept" [Exits(2), Show(R::Rax)]
         { "mov ecx, 0x8765", "movq xmm7, rcx", "vmcall", "movq rax, xmm7", "cpuid" }
     "triple-fault" [Set(f::GUEST_IDTR_LIMIT, 0)] { "ud2" }
@@ -168,17 +168,17 @@ RING3:
     "ud-ring3" [super::RING3, Set(f::EXCEPTION_BITMAP, 1 << 6)] { "ud2" };
 }
 
-fn xmm0() -> u64 {
+fn xmm15() -> u64 {
     let value: u64;
     // SAFETY: reads a register.
-    unsafe { core::arch::asm!("movq {}, xmm0", out(reg) value) };
+    unsafe { core::arch::asm!("movq {}, xmm15", out(reg) value) };
     value
 }
 
-/// Nothing between this and the entry uses the register: the program has no floating point.
-fn set_xmm0(value: u64) {
+/// Nothing between this and the entry uses so high a register: the program has no floating point.
+fn set_xmm15(value: u64) {
     // SAFETY: the register is declared as changed.
-    unsafe { core::arch::asm!("movq xmm0, {}", in(reg) value, out("xmm0") _) };
+    unsafe { core::arch::asm!("movq xmm15, {}", in(reg) value, out("xmm15") _) };
 }
 
 pub(super) fn run() {
