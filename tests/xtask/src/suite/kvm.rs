@@ -89,6 +89,7 @@ fn one_processor() -> Case {
             "*vmm: PASS registers",
             "*vmm: PASS suspend-resume",
             "*vmm: PASS two-vcpus",
+            "*vmm: PASS racing",
             "*vmm: PASS killed",
             "*vmm: PASS many",
             "*init: kvm unloaded",
@@ -106,11 +107,12 @@ fn two_processors() -> Case {
     let lines = &[
         LOADED,
         "*vmm: PASS two-vcpus",
+        "*vmm: PASS racing",
         "*vmm: PASS cpu-hotplug",
         "*vmm: PASS many",
         "*init: done",
     ];
-    Case::new(small("kvm-load,run:/vmm+two-vcpus+cpu-hotplug+many,kvm-unload"), lines).on(
+    Case::new(small("kvm-load,run:/vmm+two-vcpus+racing+cpu-hotplug+many,kvm-unload"), lines).on(
         |machine| {
             machine.cpus = 2;
             machine.seconds = 200;

@@ -2,10 +2,10 @@
 
 use super::{Machine, same, until};
 use crate::code;
-use crate::kvm::checked;
-use crate::memory::{Backing, Memory};
+use crate::kvm::{Regs, checked};
+use crate::memory::{Backing, Memory, PAGE};
 use crate::mode::{self, Mode, SHARED};
-use crate::vm::{Exit, Vm};
+use crate::vm::{Exit, Vcpu, Vm};
 use std::fs;
 use std::thread;
 use std::time::Duration;
@@ -32,6 +32,50 @@ pub(super) fn two_vcpus() -> Result<(), String> {
         })
     })?;
     same("the flag", memory.word(SHARED), 0)
+}
+
+/// Two processors fill memory of their own while the host takes a third part away from both again
+/// and again: tables of the VM change on several processors at once.
+pub(super) fn racing() -> Result<(), String> {
+    const PAGES: usize = 64;
+    const SUM: usize = 0x2000;
+    let part = |index: usize| mode::FREE + index * PAGES * PAGE;
+    let memory = Memory::new(8 << 20, Backing::Small)?;
+    let vm = Vm::with(&memory)?;
+    let mut vcpus = [vm.vcpu(0)?, vm.vcpu(1)?];
+    for vcpu in &vcpus {
+        mode::enter(vcpu, &memory, Mode::Long, code::fill_pages())?;
+    }
+    memory.write(SUM, code::sum_pages());
+    let call = |vcpu: &mut Vcpu, at: usize, [rsi, rdi]: [usize; 2]| {
+        mode::start(vcpu, at)?;
+        let regs = Regs { rcx: PAGES as u64, rsi: rsi as u64, rdi: rdi as u64, ..vcpu.regs()? };
+        vcpu.set_regs(&regs)?;
+        until(vcpu, &Exit::Halt)
+    };
+    thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (index, vcpu) in vcpus.iter_mut().enumerate() {
+            threads.push(scope.spawn(move || {
+                for round in 0..10 {
+                    call(vcpu, mode::CODE, [round * PAGES, part(index)])?;
+                    call(vcpu, mode::CODE, [0, part(2)])?;
+                    call(vcpu, SUM, [0, part(index)])?;
+                    let first = round * PAGES;
+                    let wanted: usize = (first..first + PAGES).sum();
+                    same("the sum", vcpu.regs()?.rax, wanted as u64)?;
+                }
+                Ok(())
+            }));
+        }
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            memory.advise(part(2)..part(3), libc::MADV_DONTNEED)?;
+            thread::sleep(Duration::from_millis(1));
+        }
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().unwrap_or_else(|_| Err("a thread ended early".to_owned()))
+        })
+    })
 }
 
 /// A VMM that is killed while its guest runs leaves nothing behind that disturbs the next.

@@ -38,6 +38,7 @@ const TESTS: &[(&str, Test)] = &[
     ("registers", state::registers),
     ("suspend-resume", state::suspend),
     ("two-vcpus", lives::two_vcpus),
+    ("racing", lives::racing),
     ("killed", lives::killed),
     ("many", lives::many),
 ];
