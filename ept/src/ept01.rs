@@ -337,7 +337,9 @@ fn take_out(mem: &mut impl TableMem, rules: &Rules<'_>, place: Place, stale: &mu
 /// Frees a table that processors have forgotten, and those below.
 fn free(mem: &mut impl TableMem, place: Option<Place>) {
     let Some(place) = place else { return };
-    for (index, block) in place.blocks(place.span()) {
+    // A page table leads to no others.
+    let parts = if place.level == Level::Pt { Span::EMPTY } else { place.span() };
+    for (index, block) in place.blocks(parts) {
         match Entry::decode(mem.read(place.table, index), place.level) {
             Some(Entry::Table(table) | Entry::Retired(table)) => {
                 free(mem, place.below(table, block));
