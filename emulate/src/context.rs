@@ -75,7 +75,7 @@ pub enum Access {
 /// How the entries of a walk add up to rights.
 #[derive(Clone, Copy)]
 pub(crate) struct Rights {
-    /// Bits that all entries have, where bit 63, no-execute, is inverted.
+    /// Bits that all entries have, where bit 63, no-execute, is inverted. One of 4 bytes lacks it.
     all: u64,
     /// The entry that was added last.
     last: u64,
@@ -173,7 +173,7 @@ impl Context {
         };
         let mode = if self.is_user() { user_page } else { !user_page || trusts_user_page };
         let write = rights.have(WRITABLE) || !self.needs_writable(access);
-        let execute = rights.have(NO_EXECUTE) || !fetch || self.is_32_bit();
+        let execute = rights.have(NO_EXECUTE) || !fetch;
         let key = if self.key_denies(rights, access) { CODE_KEY } else { 0 };
         if mode && write && execute && key == 0 { Ok(()) } else { Err(CODE_PRESENT | key) }
     }

@@ -31,7 +31,7 @@ fn source(found: &Instruction, registers: &Registers) -> u64 {
     let mask = u64::MAX >> (64 - 8 * found.memory_size().size());
     match found.op_count() {
         1 => 0,
-        _ if found.op1_kind() == OpKind::Register => value(registers, found.op1_register()),
+        _ if found.op1_register().is_gpr() => value(registers, found.op1_register()),
         _ => found.try_immediate(1).unwrap_or(0) & mask,
     }
 }
@@ -78,10 +78,12 @@ fn operation(found: &Instruction, registers: &Registers) -> Option<Operation> {
 /// Whether the first operand is memory that is written by a supported instruction.
 pub(crate) fn is_supported(found: &Instruction, registers: &Registers) -> bool {
     let kinds = [OpKind::Memory, OpKind::MemoryESRDI, OpKind::MemoryESEDI];
-    let segment = found.op_count() > 1 && found.op1_register().is_segment_register();
+    let vector = found.op_count() > 1
+        && found.op1_kind() == OpKind::Register
+        && !found.op1_register().is_gpr();
     kinds.contains(&found.op0_kind())
         && [1, 2, 4, 8].contains(&found.memory_size().size())
-        && !segment
+        && !vector
         && found.op_count() <= 2
         && operation(found, registers).is_some()
 }

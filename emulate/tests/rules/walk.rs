@@ -67,7 +67,7 @@ fn context() -> impl Strategy<Value = Context> {
     ]);
     let registers = (paging, any::<[u64; 4]>(), 0..PAGES, proptest::array::uniform4(entry()));
     let others = (
-        select(vec![0, 3_u8]),
+        select(vec![0, 0, 1, 3, 3_u8]),
         select(vec![32, 36, 39, 40, 46, 52_u32]),
         any::<bool>(),
         any::<[u32; 2]>(),
@@ -181,6 +181,7 @@ fn an_error_code_says_what_was_wrong() {
     let smap = Context { cr4: PAE | SMAP, ..system };
     let smep = Context { cr4: PAE | SMEP, ..system };
     let keys = Context { cr4: PAE | PKE, pkru: 1 << 18, ..user };
+    let no_write = Context { pkru: 1 << 19, ..keys };
     let key = 0x5005 | 9 << 59;
     let no_execute = 0x5005 | 1 << 63;
     let rows = [
@@ -197,7 +198,22 @@ fn an_error_code_says_what_was_wrong() {
         ("no-execute", user, no_execute, Access::Fetch, Some(0x15)),
         ("no EFER.NXE", Context { efer: LMA, ..user }, no_execute, Access::Read, Some(0b1101)),
         ("access-disable", keys, key, Access::Read, Some(0b10_0101)),
-        ("write-disable", Context { pkru: 1 << 19, ..keys }, key, Access::Read, None),
+        ("write-disable", no_write, key, Access::Read, None),
+        ("write-disable, user", no_write, key | 2, Access::Write, Some(0b10_0111)),
+        (
+            "write-disable, CR0.WP",
+            Context { cpl: 0, ..no_write },
+            key | 2,
+            Access::Write,
+            Some(0b10_0011),
+        ),
+        (
+            "write-disable, no CR0.WP",
+            Context { cr0: PG, cpl: 0, ..no_write },
+            key | 2,
+            Access::Write,
+            None,
+        ),
     ];
     for (name, context, page, access, expected) in rows {
         let (_, memory) = four_levels(page);
