@@ -127,6 +127,24 @@ AREAS:
     "entry-load-after-guest-check"
         [Set(f::GUEST_RFLAGS, 0), Do(|| area(ENTRY_LOAD, &[(0xc000_0100, 0)]))]
         { "vmcall" }
+    "entry-load-not-before-guest-check"
+        [
+            Set(f::GUEST_RFLAGS, 0), Do(|| area(ENTRY_LOAD, &[(LSTAR, 0x1000)])),
+            ShowValue("host", lstar), Undo(back),
+        ]
+        { "vmcall" }
+    "entry-load-not-before-control-check"
+        [
+            Set(f::CR3_TARGET_COUNT, 9), Do(|| area(ENTRY_LOAD, &[(LSTAR, 0x1000)])),
+            ShowValue("host", lstar), Undo(back),
+        ]
+        { "vmcall" }
+    "entry-load-not-before-host-check"
+        [
+            Set(f::HOST_CS_SELECTOR, 0), Do(|| area(ENTRY_LOAD, &[(LSTAR, 0x1000)])),
+            ShowValue("host", lstar), Undo(back),
+        ]
+        { "vmcall" }
     "exit-store"
         [
             Do(|| {

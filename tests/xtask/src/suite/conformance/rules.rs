@@ -28,7 +28,11 @@ const NO_VMFUNC: &str = "EPTP switching would go past the visor's tables";
 const NO_SHADOW: &str = "VMCS shadowing is the visor's own: the host's VMs see no VMX";
 const NO_VE: &str = "virtualization exceptions would be written into the host's memory unseen";
 const NO_FIELD: &str = "the field belongs to a control that is hidden";
-const READ_ONLY: &str = "what an exit says can be written on no processor before Haswell either";
+const READ_ONLY: &str =
+    "that a host may write what exits say (IA32_VMX_MISC bit 29) is not offered";
+const TYPE_64: &str = "Bochs 2.7 takes 32 bits of the type; the manual has 64";
+const SMM_ONLY: &str = "Bochs 2.7 does not know that this MSR is for SMM only";
+const OLD_RIP: &str = "Bochs 2.7 reports the RIP from before the NMI; the visor injects it";
 
 /// Every difference that is as it should be; the first rule that fits is taken.
 pub(super) const RULES: &[Rule] = &[
@@ -67,4 +71,23 @@ pub(super) const RULES: &[Rule] = &[
         NO_FIELD,
     ),
     rule(&["field.*"], "read, write*", "read succeeds, write VMfail 13*", READ_ONLY),
+    rule(
+        &["instruction.vmptrld.revision-shadow"],
+        "succeeds, current 2",
+        "VMfail 11, current 0",
+        NO_SHADOW,
+    ),
+    rule(
+        &["instruction.invept.type-big", "instruction.invvpid.type-bit-63"],
+        "succeeds",
+        "VMfail 28",
+        TYPE_64,
+    ),
+    rule(&["msr-area.entry-load-smm-monitor"], "exit 18 *", "entry fails 34 q=0x1", SMM_ONLY),
+    rule(
+        &["interrupt.nmi-to-vm", "interrupt.nmi-blocked-to-vm"],
+        "* rsp=-0x28 blocking=0x8",
+        "* idt=2 top=0x4010* rsp=-0x28 blocking=0x8",
+        OLD_RIP,
+    ),
 ];
