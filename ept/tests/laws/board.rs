@@ -229,10 +229,9 @@ impl TableMem for Board<'_> {
 
     fn write(&mut self, table: Frame, index: usize, raw: u64) {
         let block = self.tables.block_of(Fake::number(table.base()), index);
-        let inside = |page: &u64| block.is_some_and(|block| block.contains(*page));
-        let pages: Vec<u64> = TABLES.concat().into_iter().filter(inside).collect();
-        let could = pages.into_iter().filter(|page| self.may_write_now(*page));
-        let could: Vec<u64> = could.collect();
+        let inside = |page: &&u64| block.is_some_and(|block| block.contains(**page));
+        let pages = TABLES.iter().flatten().filter(inside).copied();
+        let could: Vec<u64> = pages.filter(|page| self.may_write_now(*page)).collect();
         self.tables.write(table, index, raw);
         self.stale.extend(could);
         self.race();

@@ -135,7 +135,8 @@ impl TableMem for Fake {
         {
             panic!("{raw:#x} is stored before {stale:x?} was flushed");
         }
-        for address in &self.secret {
+        // The store changed only walks to where its entry leads.
+        for address in self.secret.iter().filter(|address| block.contains(**address)) {
             assert_eq!(self.hardware_walk(*address), None, "{address:#x} is reachable");
         }
     }
