@@ -4,10 +4,10 @@
 use crate::code;
 use crate::memory::{Backing, LARGE, Memory};
 use crate::mode::{FREE, HANDLER, SHARED};
+use crate::port::Control;
 use crate::tests::{Machine, with_irqchip};
 use crate::vm::Exit;
-use control::{PORT, Port, Status};
-use std::arch::asm;
+use control::Status;
 
 const MADV_POPULATE_WRITE: i32 = 23;
 /// Where the memory of large pages is.
@@ -94,27 +94,4 @@ impl Bench {
 /// How often the visor was entered so far, for any reason.
 fn exits(status: &mut Status<Control>) -> u64 {
     (0..status.counters()).filter_map(|reason| status.exits(reason)).sum()
-}
-
-/// The visor's port.
-struct Control(());
-
-impl Control {
-    fn new() -> Result<Self, String> {
-        // SAFETY: only grants this process the port.
-        let result = unsafe { libc::ioperm(PORT.into(), 4, 1) };
-        crate::kvm::checked(result).map(|_| Self(()))
-    }
-}
-
-impl Port for Control {
-    fn read(&mut self, index: u32) -> u32 {
-        let value: u32;
-        // SAFETY: `new` obtained the port; neither instruction touches memory.
-        unsafe {
-            asm!("out dx, eax", "in eax, dx", in("dx") PORT, inout("eax") index => value,
-                 options(nostack, preserves_flags, nomem));
-        }
-        value
-    }
 }

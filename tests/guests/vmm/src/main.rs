@@ -10,6 +10,7 @@ mod kvm;
 mod linux;
 mod memory;
 mod mode;
+mod port;
 mod tests;
 mod uart;
 mod vm;

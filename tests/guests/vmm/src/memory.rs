@@ -1,6 +1,7 @@
 //! Memory that guests are given.
 
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 
 pub(crate) const PAGE: usize = 4096;
 pub(crate) const LARGE: usize = 2 << 20;
@@ -23,7 +24,7 @@ pub(crate) struct Part {
     pub(crate) size: u64,
 }
 
-/// Anonymous memory, which guests and this program share.
+/// Memory, anonymous or not, which guests and this program share.
 #[derive(Debug)]
 pub(crate) struct Memory {
     base: *mut u8,
@@ -38,7 +39,7 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// `size` bytes of zeros.
     pub(crate) fn new(size: usize, backing: Backing) -> Result<Self, String> {
-        let extra = match backing {
+        let kind = match backing {
             Backing::Small => libc::MAP_PRIVATE,
             Backing::Shared => libc::MAP_SHARED,
             Backing::Large => {
@@ -47,11 +48,21 @@ impl Memory {
                 libc::MAP_PRIVATE | libc::MAP_HUGETLB
             }
         };
-        let memory = Self { base: map(std::ptr::null_mut(), size, extra)?, size };
+        let flags = kind | libc::MAP_ANONYMOUS;
+        let memory = Self { base: map(Place::anonymous(std::ptr::null_mut()), size, flags)?, size };
         if backing != Backing::Large {
             memory.advise(0..size, libc::MADV_NOHUGEPAGE)?;
         }
         Ok(memory)
+    }
+
+    /// `size` bytes of physical memory from `address` on, by `/dev/mem`.
+    pub(crate) fn physical(address: u64, size: usize) -> Result<Self, String> {
+        let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/mem");
+        let file = file.map_err(|why| format!("/dev/mem: {why}"))?;
+        let offset = i64::try_from(address).map_err(|why| why.to_string())?;
+        let place = Place { at: std::ptr::null_mut(), file: file.as_raw_fd(), offset };
+        Ok(Self { base: map(place, size, libc::MAP_SHARED)?, size })
     }
 
     /// All of it.
@@ -72,7 +83,8 @@ impl Memory {
     /// Replaces `range` by fresh zeros at the same place: what the guest has mapped there goes away.
     pub(crate) fn renew(&self, range: Range<usize>) -> Result<(), String> {
         let at = self.place(range.start, range.len());
-        let again = map(at.cast(), range.len(), libc::MAP_PRIVATE | libc::MAP_FIXED)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let again = map(Place::anonymous(at.cast()), range.len(), flags)?;
         debug_assert_eq!(again, at);
         Ok(())
     }
@@ -129,11 +141,25 @@ impl Drop for Memory {
     }
 }
 
-fn map(at: *mut libc::c_void, size: usize, extra: i32) -> Result<*mut u8, String> {
+/// Where memory is mapped, and what.
+struct Place {
+    at: *mut libc::c_void,
+    file: i32,
+    offset: i64,
+}
+
+impl Place {
+    const fn anonymous(at: *mut libc::c_void) -> Self {
+        Self { at, file: -1, offset: 0 }
+    }
+}
+
+fn map(place: Place, size: usize, flags: i32) -> Result<*mut u8, String> {
     let rights = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | extra;
+    let flags = flags | libc::MAP_NORESERVE;
+    let Place { at, file, offset } = place;
     // SAFETY: a new mapping where the kernel likes, or over one that the caller owns.
-    let base = unsafe { libc::mmap(at, size, rights, flags, -1, 0) };
+    let base = unsafe { libc::mmap(at, size, rights, flags, file, offset) };
     if base == libc::MAP_FAILED {
         return Err(format!("mmap of {size:#x}: {}", std::io::Error::last_os_error()));
     }

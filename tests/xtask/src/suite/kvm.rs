@@ -54,6 +54,13 @@ pub(super) fn tests() -> Vec<Test> {
     let reboot = reboot();
     tests.extend(reboot.tests(("nested/bare-kvm-reboot", 8), ("nested/kvm-reboot", 15)));
     tests.extend(linux().tests(("nested/bare-kvm-linux", 14), ("nested/kvm-linux", 25)));
+    tests.push(
+        Boot::of(Stack::on_visor(small("kvm-load,run:/vmm+visor-memory+many,kvm-unload")))
+            .expect(&["*vmm: PASS visor-memory", "*vmm: PASS many", "*init: kvm unloaded"])
+            .never("*vmm: FAIL *")
+            .ends(End::PowerOff)
+            .test("nested/kvm-visor-memory", 8),
+    );
     let [bare, _] = kvm_on_kvm().tests(("nested/bare-kvm-on-kvm", 40), ("", 0));
     tests.push(bare);
     tests.extend(stock().tests(("nested/bare-stock-kvm", 85), ("nested/stock-kvm", 90)));

@@ -121,8 +121,8 @@ pub(super) fn catch_alarms() -> Result<(), String> {
     crate::kvm::checked(result).map(drop)
 }
 
-/// Makes SIGALRM come once.
-fn alarm_in(delay: Duration) -> Result<(), String> {
+/// Makes SIGALRM come once; after no time at all, not any more.
+pub(super) fn alarm_in(delay: Duration) -> Result<(), String> {
     catch_alarms()?;
     let micros = i64::try_from(delay.as_micros()).map_err(|why| why.to_string())?;
     let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };

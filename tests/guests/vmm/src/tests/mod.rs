@@ -3,6 +3,7 @@
 mod exits;
 mod interrupts;
 mod lives;
+mod outside;
 mod paging;
 mod state;
 
@@ -43,10 +44,11 @@ const TESTS: &[(&str, Test)] = &[
     ("many", lives::many),
 ];
 
-/// What needs a second processor, changes the host, or is no test.
+/// What needs a second processor or the visor, changes the host, or is no test.
 const OTHERS: &[(&str, Test)] = &[
     ("cpu-hotplug", lives::cpu_hotplug),
     ("leave-running", lives::leave_running),
+    ("visor-memory", outside::visor_memory),
     ("cost", cost::measure),
 ];
 
