@@ -124,12 +124,10 @@ fn execution_controls(v12: &Vmcs12, wanted: &Wanted, context: &Context<'_>) -> b
     let (pin, primary) = (wanted.pin, wanted.primary);
     let targets = context.advertised.capabilities().misc >> 16 & 0x1ff;
     let io = [f::IO_BITMAP_A, f::IO_BITMAP_B].map(|field| context.is_page(v12.read(field)));
-    let tpr = !primary.contains(Primary::TPR_SHADOW)
-        || (context.is_page(v12.read(f::VIRTUAL_APIC)) && v12.read(f::TPR_THRESHOLD) >> 4 == 0);
     u64::from(v12.read(f::CR3_TARGET_COUNT)) <= targets
         && (!primary.contains(Primary::IO_BITMAPS) || io == [true, true])
         && (!primary.contains(Primary::MSR_BITMAPS) || context.is_page(v12.read(f::MSR_BITMAP)))
-        && tpr
+        && (!primary.contains(Primary::TPR_SHADOW) || context.is_page(v12.read(f::VIRTUAL_APIC)))
         && (pin.contains(Pin::NMI_EXITING) || !pin.contains(Pin::VIRTUAL_NMIS))
         && (pin.contains(Pin::VIRTUAL_NMIS) || !primary.contains(Primary::NMI_WINDOW))
         && (pin.contains(Pin::PREEMPTION_TIMER)

@@ -147,6 +147,20 @@ pub fn guest(v12: &Vmcs12, v02: &mut impl Vmcs) {
     v02.write(f::VMCS_LINK_POINTER, u64::MAX);
 }
 
+/// The state that controls switch: loaded by entries, saved by exits.
+const SWITCHES: [(EntryControls, ExitControls); 3] = [
+    (EntryControls::LOAD_DEBUG, ExitControls::SAVE_DEBUG),
+    (EntryControls::LOAD_PAT, ExitControls::SAVE_PAT),
+    (EntryControls::LOAD_EFER, ExitControls::SAVE_EFER),
+];
+
+/// Whether [`switched`] writes over what an exit has saved for the host.
+pub(crate) fn replaces_saved(wanted: &Wanted) -> bool {
+    SWITCHES
+        .into_iter()
+        .any(|(load, save)| !wanted.entry.contains(load) && wanted.exit.contains(save))
+}
+
 /// Writes what controls of the host decide about, always or only if the `wanted` ones do not let
 /// VMCS02 keep it from exit to entry: the VM may have changed it, or the host its own.
 pub fn switched(v12: &Vmcs12, wanted: &Wanted, env: &Environment<'_>, v02: &mut impl Vmcs) {

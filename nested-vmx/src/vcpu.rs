@@ -220,14 +220,13 @@ impl<'a> Vcpu<'a> {
     /// Brings VMCS02 up to date.
     pub fn merge(&mut self, env: &Environment<'_>, v02: &mut impl Vmcs) {
         let mut changes = core::mem::replace(&mut self.changes, Changes::NONE);
-        if changes.controls {
-            // What the new controls make of the VM's state depends on what it was.
-            if self.stale {
-                self.fetch(v02);
-            }
-            changes.guest = true;
-        }
         let wanted = Wanted::of(self.fields);
+        // What the new controls make of the VM's state depends on what it was; and what the last exit
+        // has saved must not be lost, should this entry fail.
+        if self.stale && (changes.controls || merge::replaces_saved(&wanted)) {
+            self.fetch(v02);
+        }
+        changes.guest |= changes.controls;
         if changes.controls {
             merge::controls(self.fields, env, v02);
         }
