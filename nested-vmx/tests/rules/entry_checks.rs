@@ -141,8 +141,14 @@ fn data_segments(v: &FakeVmcs) -> Checks {
             checks.push(("data is readable", readable));
             checks.push(("data is no system segment", bit(segment.rights, 4)));
             checks.push(("data is sound", segment.is_sound()));
-            checks.push(("data has a base of 32 bits", fits_in_32_bits(segment.base)));
         }
+    }
+    for segment in [Segment::Es, Segment::Ss, Segment::Ds].map(|segment| seen(v, segment)) {
+        let holds = !segment.is_usable() || fits_in_32_bits(segment.base);
+        checks.push(("data has a base of 32 bits", holds));
+    }
+    for segment in [Segment::Fs, Segment::Gs].map(|segment| seen(v, segment)) {
+        checks.push(("FS and GS have canonical bases", is_canonical(segment.base)));
     }
     checks
 }

@@ -7,14 +7,26 @@
     reason = "all of it is test code, in which a panic is a failed test"
 )]
 
+mod advertise;
+mod bitmap;
 mod capability;
+mod checks;
 mod cpuid;
 mod cr0;
 mod entry_checks;
 mod exits;
 mod fake;
 mod fields;
+mod good;
 mod io;
+mod leave;
+mod model;
 mod msr;
+mod operand;
+mod operation;
+mod run;
 mod state;
+mod step;
+mod vcpu;
+mod vmcs12;
 mod xcr0;

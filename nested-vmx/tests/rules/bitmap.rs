@@ -1,0 +1,91 @@
+//! The MSR bitmaps of VMs.
+
+use nested_vmx::bitmap::{WRITES, close, merge, place};
+use proptest::prelude::*;
+
+/// MSRs that a VM may reach without an exit, if its host lets it: what VMX switches, and what every
+/// system uses all the time.
+const FREE: [u32; 16] = [
+    0x10,
+    0x48,
+    0x174,
+    0x175,
+    0x176,
+    0x1d9,
+    0x277,
+    0xc000_0080,
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0083,
+    0xc000_0084,
+    0xc000_0100,
+    0xc000_0101,
+    0xc000_0102,
+    0xc000_0103,
+];
+
+#[test]
+fn a_register_has_its_bit_where_the_manual_says() {
+    let rows = [
+        (0, Some((0, 1))),
+        (7, Some((0, 0x80))),
+        (8, Some((1, 1))),
+        (0x1fff, Some((1023, 0x80))),
+        (0x2000, None),
+        (0xbfff_ffff, None),
+        (0xc000_0000, Some((1024, 1))),
+        (0xc000_0103, Some((1024 + 32, 8))),
+        (0xc000_1fff, Some((2047, 0x80))),
+        (0xc000_2000, None),
+        (u32::MAX, None),
+    ];
+    for (index, expected) in rows {
+        assert_eq!(place(index), expected, "{index:#x}");
+    }
+    assert_eq!(WRITES, 2048);
+}
+
+#[test]
+fn closed_bitmaps_let_nothing_through() {
+    let mut bitmap = [0; 4096];
+    close(&mut bitmap);
+    assert!(bitmap.iter().all(|byte| *byte == 0xff));
+}
+
+/// Which bit of 32,768 the register has in `bitmap`.
+fn exits(bitmap: &[u8; 4096], number: usize) -> bool {
+    bitmap[number / 8] >> (number % 8) & 1 == 1
+}
+
+/// Number of the bit for reads of `index`.
+fn number(index: u32) -> usize {
+    let base = if index < 0x2000 { 0 } else { 8192 };
+    base + usize::try_from(index & 0x1fff).unwrap()
+}
+
+fn page() -> impl Strategy<Value = Box<[u8; 4096]>> {
+    prop_oneof![
+        Just(vec![0; 4096].try_into().unwrap()),
+        proptest::collection::vec(any::<u8>(), 4096).prop_map(|bytes| bytes.try_into().unwrap()),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn an_access_is_free_if_the_host_and_the_visor_and_the_list_say_so(
+        before in page(), host in page(), denied in page()
+    ) {
+        let mut bitmap: Box<[u8; 4096]> = vec![0; 4096].try_into().unwrap();
+        close(&mut bitmap);
+        // What an earlier entry of another VM has left there must not matter.
+        merge(&mut bitmap, &denied, |at| before[at]);
+        merge(&mut bitmap, &denied, |at| host[at]);
+        for bit in 0..32768 {
+            let listed = FREE.into_iter().any(|index| bit % 16384 == number(index));
+            let free = listed && !exits(&host, bit) && !exits(&denied, bit);
+            prop_assert_eq!(exits(&bitmap, bit), !free, "bit {}", bit);
+        }
+    }
+}
