@@ -156,7 +156,10 @@ fn the_shadow_vmcs_is_open_for_hot_fields_and_to_read_information() {
         let exits = |bitmap: &[u8; 4096]| bitmap[at] >> (encoding % 8) & 1 == 1;
         let (hot, information) = (HOT.contains(&encoding), INFORMATION.contains(&encoding));
         assert_eq!(exits(&read), !hot && !information, "{encoding:#x}");
-        assert_eq!(exits(&write), !hot, "{encoding:#x}");
+        assert!(exits(&write) || hot, "{encoding:#x}");
+        // Control registers and access rights are seldom written.
+        let often = hot && !matches!(encoding, 0x4816 | 0x4818 | 0x6800..=0x6804);
+        assert!(!exits(&write) || !often, "{encoding:#x}");
     }
 }
 
