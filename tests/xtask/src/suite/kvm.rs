@@ -1,6 +1,6 @@
 //! `nested/…`: KVM on the host, driven by `vmm` on its raw interface.
 //!
-//! Each is there twice: on the bare machine, where it tests itself and the emulator, and on the
+//! Most are there twice: on the bare machine, where they test themselves and the emulator, and on the
 //! visor.
 
 use super::{Boot, Host, Stack, Test};
@@ -25,16 +25,16 @@ impl Case {
         self
     }
 
+    /// Its boot on what `stack` makes of its host.
+    fn boot(&self, stack: fn(Host) -> Stack) -> Boot {
+        let boot = Boot::of(stack(self.host.clone())).on(self.change).expect(self.lines);
+        boot.never("*vmm: FAIL *").ends(End::PowerOff)
+    }
+
     /// The test on the bare machine and the one on the visor, with their costs.
-    fn tests(self, bare: (&'static str, u32), visor: (&'static str, u32)) -> [Test; 2] {
-        let boot = |stack| {
-            let boot = Boot::of(stack).on(self.change).expect(self.lines);
-            boot.never("*vmm: FAIL *").ends(End::PowerOff)
-        };
-        [
-            boot(Stack::bare(self.host.clone())).test(bare.0, bare.1),
-            boot(Stack::on_visor(self.host.clone())).test(visor.0, visor.1),
-        ]
+    fn tests(&self, bare: (&'static str, u32), visor: (&'static str, u32)) -> [Test; 2] {
+        let on_bare = self.boot(Stack::bare).test(bare.0, bare.1);
+        [on_bare, self.boot(Stack::on_visor).test(visor.0, visor.1)]
     }
 }
 
@@ -48,23 +48,16 @@ const LOADED: &str = "*init: kvm_intel ept=Y vpid=Y unrestricted_guest=Y eptad=Y
 /// The tests of this file.
 pub(super) fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
-    tests.extend(one_processor().tests(("nested/bare-kvm", 7), ("nested/kvm", 10)));
+    tests.extend(one_processor().tests(("nested/bare-kvm", 11), ("nested/kvm", 18)));
     let two = two_processors();
-    tests.extend(two.tests(("nested/bare-kvm-2-cpus", 8), ("nested/kvm-2-cpus", 20)));
+    tests.extend(two.tests(("nested/bare-kvm-2-cpus", 12), ("nested/kvm-2-cpus", 20)));
     let reboot = reboot();
-    tests.extend(reboot.tests(("nested/bare-kvm-reboot", 8), ("nested/kvm-reboot", 15)));
-    tests.extend(linux().tests(("nested/bare-kvm-linux", 14), ("nested/kvm-linux", 25)));
-    tests.push(
-        Boot::of(Stack::on_visor(small("kvm-load,run:/vmm+visor-memory+many,kvm-unload")))
-            .expect(&["*vmm: PASS visor-memory", "*vmm: PASS many", "*init: kvm unloaded"])
-            .never("*vmm: FAIL *")
-            .ends(End::PowerOff)
-            .test("nested/kvm-visor-memory", 8),
-    );
-    let [bare, _] = kvm_on_kvm().tests(("nested/bare-kvm-on-kvm", 40), ("", 0));
-    tests.push(bare);
-    tests.extend(stock().tests(("nested/bare-stock-kvm", 85), ("nested/stock-kvm", 90)));
-    tests.extend(page_log().tests(("nested/bare-kvm-pml", 31), ("nested/kvm-pml", 35)));
+    tests.extend(reboot.tests(("nested/bare-kvm-reboot", 8), ("nested/kvm-reboot", 10)));
+    tests.extend(linux().tests(("nested/bare-kvm-linux", 10), ("nested/kvm-linux", 16)));
+    tests.push(visor_memory().boot(Stack::on_visor).test("nested/kvm-visor-memory", 8));
+    tests.push(kvm_on_kvm().boot(Stack::bare).test("nested/bare-kvm-on-kvm", 33));
+    tests.extend(stock().tests(("nested/bare-stock-kvm", 94), ("nested/stock-kvm", 100)));
+    tests.extend(page_log().tests(("nested/bare-kvm-pml", 26), ("nested/kvm-pml", 30)));
     tests
 }
 
@@ -95,6 +88,7 @@ fn one_processor() -> Case {
             "*vmm: PASS signals",
             "*vmm: PASS registers",
             "*vmm: PASS suspend-resume",
+            "*vmm: PASS interleaved",
             "*vmm: PASS two-vcpus",
             "*vmm: PASS racing",
             "*vmm: PASS killed",
@@ -142,6 +136,18 @@ fn reboot() -> Case {
         machine.triple_fault = TripleFault::Resets;
         machine.seconds = 200;
     })
+}
+
+/// The host gives a VM the visor's memory.
+fn visor_memory() -> Case {
+    let lines = &[
+        LOADED,
+        "*vmm: PASS visor-memory",
+        "*vmm: PASS many",
+        "*init: kvm unloaded",
+        "*init: done",
+    ];
+    Case::new(small("kvm-load,run:/vmm+visor-memory+many,kvm-unload"), lines)
 }
 
 /// A Linux guest of `vmm` gets to userspace.

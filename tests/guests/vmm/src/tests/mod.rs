@@ -38,6 +38,7 @@ const TESTS: &[(&str, Test)] = &[
     ("signals", interrupts::signals),
     ("registers", state::registers),
     ("suspend-resume", state::suspend),
+    ("interleaved", state::interleaved),
     ("two-vcpus", lives::two_vcpus),
     ("racing", lives::racing),
     ("killed", lives::killed),

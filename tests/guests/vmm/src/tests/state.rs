@@ -70,7 +70,8 @@ pub(super) fn suspend() -> Result<(), String> {
     machine.call(code::computation(), [rounds, 0, 0])?;
     for _ in 0..3 {
         for _ in 0..10 {
-            machine = step(machine)?;
+            let ended = step(&mut machine)?;
+            same("an early end", ended.unwrap_or(0), 0)?;
         }
         let saved = Saved::of(&machine)?;
         drop(machine);
@@ -79,10 +80,34 @@ pub(super) fn suspend() -> Result<(), String> {
     same("the result", finish(&mut machine)?, undisturbed)
 }
 
-/// One round of the computation.
-fn step(mut machine: Machine) -> Result<Machine, String> {
+/// Two VMs that take turns in one thread do not see each other's registers.
+pub(super) fn interleaved() -> Result<(), String> {
+    let new = || with_irqchip(code::computation(), &[]);
+    let (mut machines, mut wanted) = ([new()?, new()?], [0; 2]);
+    for ((machine, wanted), rounds) in machines.iter_mut().zip(&mut wanted).zip([40, 55]) {
+        machine.call(code::computation(), [rounds, 0, 0])?;
+        *wanted = finish(machine)?;
+        machine.call(code::computation(), [rounds, 0, 0])?;
+    }
+    let mut results = [None; 2];
+    while results.contains(&None) {
+        for (machine, result) in machines.iter_mut().zip(&mut results) {
+            if result.is_none() {
+                *result = step(machine)?;
+            }
+        }
+    }
+    for (result, wanted) in results.into_iter().flatten().zip(wanted) {
+        same("the result", result, wanted)?;
+    }
+    Ok(())
+}
+
+/// One round of the computation; its result after the last.
+fn step(machine: &mut Machine) -> Result<Option<u64>, String> {
     match machine.vcpu.run()? {
-        Exit::Out(0x10, _) => Ok(machine),
+        Exit::Out(0x10, _) => Ok(None),
+        Exit::Out(0x11, _) => Ok(Some(machine.vcpu.regs()?.rax)),
         other => Err(format!("exit {other:x?}")),
     }
 }
@@ -90,10 +115,8 @@ fn step(mut machine: Machine) -> Result<Machine, String> {
 /// To the end of the computation.
 fn finish(machine: &mut Machine) -> Result<u64, String> {
     loop {
-        match machine.vcpu.run()? {
-            Exit::Out(0x10, _) => {}
-            Exit::Out(0x11, _) => return Ok(machine.vcpu.regs()?.rax),
-            other => return Err(format!("exit {other:x?}")),
+        if let Some(result) = step(machine)? {
+            return Ok(result);
         }
     }
 }
