@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::machine::{
-    self, Cpu, End, Image, Lines, Loader, Machine, Payload, Runner, Step, TripleFault, Watch,
+    self, Bios, Cpu, End, Image, Lines, Loader, Machine, Payload, Runner, Step, TripleFault, Watch,
 };
 use crate::packages::{self, Need};
 use crate::paths;
@@ -127,6 +127,7 @@ impl MachineOptions {
             cpus: self.cpus,
             memory_mib: self.memory,
             loader: self.loader,
+            bios: Bios::Usual,
             triple_fault: if self.reset { TripleFault::Resets } else { TripleFault::Ends },
             seconds: self.deadline,
         }

@@ -7,7 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::iso;
 use super::programs::Programs;
+use crate::machine::{Image, Payload};
 use crate::{packages, paths, tool};
 
 /// Scripts of hosts; the first is sourced by the others.
@@ -19,6 +21,13 @@ const DOMU: &str = include_str!("vmms/domu.sh");
 
 /// A guest of `xl` without disks or network.
 const XL_GUEST: &str = include_str!("vmms/xl.cfg");
+
+/// A guest of `xl` that boots from a CD.
+const HVM_GUEST: &str = include_str!("vmms/hvm.cfg");
+
+/// The command line of guests of `xl`.
+const DOMU_WORDS: &str =
+    "console=hvc0 quiet panic=-1 mitigations=off random.trust_cpu=on no_timer_check";
 
 /// What QEMU loads when it runs a PC with a kernel and without a display.
 const FIRMWARE: [&str; 4] = [
@@ -55,7 +64,7 @@ const DATA: (&str, u64) = ("from the host\n", 64 << 10);
 /// An initial RAM file system in which QEMU runs `kernel` with KVM's `modules`, made at `out`.
 pub(crate) fn qemu(kernel: &Path, modules: &[PathBuf], out: &Path) -> Result<PathBuf> {
     let root = packages::programs()?;
-    let parts = paths::target("guests/vmms")?;
+    let parts = parts(out)?;
     let mut programs = host(&root, &parts, QEMU)?;
     programs.program("usr/bin/qemu-system-x86_64")?;
     for name in FIRMWARE {
@@ -78,7 +87,7 @@ pub(crate) fn qemu(kernel: &Path, modules: &[PathBuf], out: &Path) -> Result<Pat
 /// An initial RAM file system of a dom0 in which `xl` runs `kernel`, made at `out`.
 pub(crate) fn xl(kernel: &Path, out: &Path) -> Result<PathBuf> {
     let root = packages::programs()?;
-    let parts = paths::target("guests/vmms")?;
+    let parts = parts(out)?;
     let mut programs = host(&root, &parts, XL)?;
     for name in XEN_PROGRAMS {
         programs.program(&format!("{XEN}/bin/{name}"))?;
@@ -87,13 +96,33 @@ pub(crate) fn xl(kernel: &Path, out: &Path) -> Result<PathBuf> {
     programs.add("etc/xen/xl.conf", &written(&parts, "xl.conf", "autoballoon=\"off\"\n")?);
     programs.add("guest/kernel", kernel);
     programs.add("guest/initrd", &domu(&root, &parts)?);
+    emulated(&mut programs, kernel, &parts)?;
     for name in ["pvh", "stays"] {
         let words = if name == "stays" { "init.do=stay" } else { "" };
         let name = format!("{name}.cfg");
-        let text = XL_GUEST.replace("NAME", name.trim_end_matches(".cfg")).replace("WORDS", words);
+        let text = XL_GUEST
+            .replace("NAME", name.trim_end_matches(".cfg"))
+            .replace("WORDS", &format!("{DOMU_WORDS} {words}"));
         programs.add(&format!("guest/{name}"), &written(&parts, &name, &text)?);
     }
     finish(&programs, out)
+}
+
+/// Adds a guest of `xl` that boots `kernel` from a CD which the distribution's QEMU emulates.
+fn emulated(programs: &mut Programs, kernel: &Path, parts: &Path) -> Result<()> {
+    programs.program("usr/libexec/xen-qemu-system-i386")?;
+    programs.file(&format!("{XEN}/boot/hvmloader"))?;
+    programs.file("usr/share/seabios/bios-256k.bin")?;
+    programs.file("usr/share/qemu/kvmvapic.bin")?;
+    // Wanted even where there is no display.
+    programs.file("usr/share/qemu/keymaps/en-us")?;
+    let kernel = Image::new(kernel, DOMU_WORDS);
+    let initrd = Some(parts.join("domu.cpio"));
+    let dir = parts.join("cd");
+    paths::emptied(&dir)?;
+    programs.add("guest/hvm.iso", &iso::isolinux(&Payload::Linux { kernel, initrd }, &dir)?);
+    programs.add("guest/hvm.cfg", &written(parts, "hvm.cfg", HVM_GUEST)?);
+    Ok(())
 }
 
 /// The initial RAM file system of Xen's guests.
@@ -112,6 +141,13 @@ fn host(root: &Path, parts: &Path, script: &str) -> Result<Programs> {
     let name = if script == QEMU { "qemu.sh" } else { "xl.sh" };
     programs.add("init", &written(parts, name, script)?);
     Ok(programs)
+}
+
+/// The folder for what goes into `out`, emptied.
+fn parts(out: &Path) -> Result<PathBuf> {
+    let parts = out.with_extension("parts");
+    paths::emptied(&parts)?;
+    Ok(parts)
 }
 
 fn finish(programs: &Programs, out: &Path) -> Result<PathBuf> {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::process::{self, Channels, Finish, Patience};
 use super::serial::Watch;
-use super::{Cpu, End, Loader, Machine, Outcome, Payload, TripleFault};
+use super::{Bios, Cpu, End, Loader, Machine, Outcome, Payload, TripleFault};
 use crate::image::iso::{self, Firmware, Protocol};
 
 /// Instructions per emulated second: the emulated clock is nothing but a count of instructions.
@@ -119,13 +119,21 @@ fn config(machine: &Machine) -> String {
             "cpu: model={model}, count={cpus}, ips={IPS}, reset_on_triple_fault={reset}, ignore_bad_msrs=1"
         ),
         format!("memory: guest={memory}, host={memory}"),
-        format!("romimage: file={}", if cpus == 1 { SEABIOS } else { BOCHS_BIOS }),
+        format!("romimage: file={}", bios(machine)),
         format!("vgaromimage: file={VGA_BIOS}"),
     ];
     for line in lines {
         let _ = writeln!(text, "{line}");
     }
     text
+}
+
+/// The file of the firmware.
+const fn bios(machine: &Machine) -> &'static str {
+    match machine.bios {
+        Bios::Usual if machine.cpus == 1 => SEABIOS,
+        Bios::Usual | Bios::Own => BOCHS_BIOS,
+    }
 }
 
 const fn model(cpu: Cpu) -> &'static str {
@@ -193,5 +201,12 @@ mod tests {
         assert!(text.contains("model=corei7_haswell_4770, count=2,"));
         assert!(text.contains("reset_on_triple_fault=1"));
         assert!(text.contains("memory: guest=1024, host=1024\n"));
+        assert!(text.contains(BOCHS_BIOS));
+    }
+
+    #[test]
+    fn one_cpu_has_seabios_unless_the_test_wants_the_other() {
+        assert_eq!(bios(&Machine::default()), SEABIOS);
+        assert_eq!(bios(&Machine { bios: Bios::Own, ..Machine::default() }), BOCHS_BIOS);
     }
 }

@@ -60,6 +60,15 @@ pub(crate) enum Loader {
     Direct,
 }
 
+/// The firmware of a machine in Bochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bios {
+    /// SeaBIOS for one CPU, Bochs' own for several.
+    Usual,
+    /// Bochs' own. Only its map says where the ACPI tables are, which a PVH dom0 must know.
+    Own,
+}
+
 /// What the machine does when a CPU triple-faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TripleFault {
@@ -77,6 +86,7 @@ pub(crate) struct Machine {
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
     pub(crate) loader: Loader,
+    pub(crate) bios: Bios,
     pub(crate) triple_fault: TripleFault,
     /// The deadline, in seconds of the emulated clock.
     pub(crate) seconds: u64,
@@ -90,6 +100,7 @@ impl Default for Machine {
             cpus: 1,
             memory_mib: 512,
             loader: Loader::Isolinux,
+            bios: Bios::Usual,
             triple_fault: TripleFault::Ends,
             seconds: 60,
         }

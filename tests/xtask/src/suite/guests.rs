@@ -4,7 +4,7 @@
 //! visor. What the host does is in `image/vmms/`.
 
 use super::{Boot, Host, Stack, Test};
-use crate::machine::{End, Machine};
+use crate::machine::{Bios, End, Machine};
 
 /// What QEMU's guest is put through.
 const QEMU: &str = "init.do=modules,login,suspend,leave,slay";
@@ -81,7 +81,17 @@ pub(super) fn tests() -> Vec<Test> {
     tests.extend(stock.tests(("nested/bare-stock-qemu", 140), ("nested/stock-qemu", 150)));
     let pvh = xl("", "pvh,destroy");
     tests.extend(pvh.tests(("nested/bare-xl-pvh", 54), ("nested/xl-pvh", 60)));
+    let dom0 = Case { change: own_bios, ..xl("dom0=pvh iommu=no dom0-iommu=none", "pvh") };
+    tests.extend(dom0.tests(("nested/bare-xl-pvh-dom0", 50), ("nested/xl-pvh-dom0", 60)));
+    let hvm = xl("", "hvm");
+    tests.extend(hvm.tests(("nested/bare-xl-hvm", 54), ("nested/xl-hvm", 60)));
     tests
+}
+
+/// As [`roomy`], with firmware whose ACPI tables a PVH dom0 finds.
+fn own_bios(machine: &mut Machine) {
+    roomy(machine);
+    machine.bios = Bios::Own;
 }
 
 /// As [`roomy`], and patient with a kernel that unpacks itself for 235 s.

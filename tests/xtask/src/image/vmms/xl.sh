@@ -21,7 +21,7 @@ boots() {
     xl create -q "/guest/$1.cfg" && await "$log" "init: done" && gone xl domid "$1"
     status=$?
     sed "s/^/$1: /" "$log"
-    [ $status = 0 ] || tail -n 20 /var/log/xen/*.log
+    [ $status = 0 ] || cat /var/log/xen/*hvm*
     return $status
 }
 
