@@ -285,8 +285,8 @@ impl<H: Hardware> Machine<'_, '_, H> {
         for _ in 0..ATTEMPTS {
             let entry = self.hardware.entry(place.table, place.index);
             let old = place.of(entry);
-            let new = change(old) & place.mask;
-            let stored = place.set(entry, new);
+            let stored = place.set(entry, change(old));
+            let new = place.of(stored);
             let (was, becomes) = (self.meaning(entry, level), self.meaning(stored, level));
             if was == becomes {
                 if self.hardware.exchange(place.table, place.index, entry, stored) {

@@ -330,6 +330,10 @@ fn parts_of_entries_are_stored_as_the_whole_that_they_make() {
         let low = world.write(PT + 8, 4, |old| old | PAGE | 7).unwrap();
         assert_eq!((low.old, low.new), (0, PAGE | 7));
         assert_eq!(maps(world, PAGE), Some(2));
+        let borrow = world.write(PT + 16, 4, |old| old.wrapping_sub(1)).unwrap();
+        assert_eq!((borrow.old, borrow.new), (0, 0xffff_ffff));
+        assert_eq!(world.board.cell((PT, 2)), 0xffff_ffff);
+        let _ = world.write(PT + 16, 8, |_| 0).unwrap();
         let high = world.write(PT + 12, 4, |old| old + 0xfff0_0000).unwrap();
         assert_eq!((high.old, high.new), (0, 0xfff0_0000));
         assert_eq!(world.board.cell((PT, 1)), 0xfff0_0000_0000_0000 | PAGE | 7);
@@ -341,7 +345,7 @@ fn parts_of_entries_are_stored_as_the_whole_that_they_make() {
             let refused = world.write(address, bytes, |old| old);
             assert_eq!(refused, Err(Refused::Operand(address)), "{address:#x} {bytes}");
         }
-        world.board.keep(&[(PT, 1)]);
+        world.board.keep(&[(PT, 1), (PT, 2)]);
     });
 }
 
