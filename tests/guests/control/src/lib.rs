@@ -10,15 +10,18 @@ pub const PORT: u16 = 0x0ce0;
 /// What index 0 reads when a visor answers: "VISR".
 pub const MAGIC: u32 = 0x5253_4956;
 
-const INDEX_MAGIC: u32 = 0;
+/// Where [`MAGIC`] is.
+pub const INDEX_MAGIC: u32 = 0;
 const INDEX_VERSION: u32 = 1;
 const INDEX_BASE: u32 = 2;
 const INDEX_LENGTH: u32 = 3;
 const INDEX_PROCESSORS: u32 = 4;
-const INDEX_COUNTERS: u32 = 5;
+/// Where the number of counters is.
+pub const INDEX_COUNTERS: u32 = 5;
 const INDEX_EVENTS: u32 = 6;
 const INDEX_TICKS: u32 = 0x80;
-const INDEX_COUNTER: u32 = 0x100;
+/// Where the low half of the first counter is.
+pub const INDEX_COUNTER: u32 = 0x100;
 const ABSENT: u32 = 0xffff_ffff;
 
 /// Access to [`PORT`].
@@ -74,6 +77,11 @@ impl<P: Port> Status<P> {
         self.0.read(INDEX_COUNTERS)
     }
 
+    /// TSC ticks in the visor so far.
+    pub fn ticks(&mut self) -> u64 {
+        self.pair(INDEX_TICKS)
+    }
+
     /// Number of security events recorded so far.
     pub fn events(&mut self) -> u32 {
         self.0.read(INDEX_EVENTS)
@@ -90,7 +98,7 @@ impl<P: Port> Status<P> {
         let processors = self.0.read(INDEX_PROCESSORS);
         line(Name::Plain("processors"), u64::from(processors));
         line(Name::Plain("events"), u64::from(self.events()));
-        line(Name::Plain("ticks"), self.pair(INDEX_TICKS));
+        line(Name::Plain("ticks"), self.ticks());
         let mut total: u64 = 0;
         for reason in 0..self.counters().min(256) {
             let count = self.exits(reason).unwrap_or(0);

@@ -1,13 +1,12 @@
-//! What exits cost: ticks for each operation by the guest's own clock, and how often the visor was
-//! entered, if there is one.
+//! What exits cost: ticks for each operation by the guest's own clock, and how many exits of the
+//! hardware it is; and what it costs the host to take the right to write from a VM's page.
 
 use crate::code;
-use crate::memory::{Backing, LARGE, Memory};
+use crate::memory::{Backing, LARGE, Memory, PAGE};
+use crate::meter::{self, Meter};
 use crate::mode::{FREE, HANDLER, SHARED};
-use crate::port::Control;
 use crate::tests::{Machine, with_irqchip};
-use crate::vm::Exit;
-use control::Status;
+use crate::vm::{Exit, LOG_DIRTY};
 
 const MADV_POPULATE_WRITE: i32 = 23;
 /// Where the memory of large pages is.
@@ -32,26 +31,31 @@ const OPERATIONS: [Operation; 8] = [
     ("ept_2m", LARGE_PAGES, ABOVE, code::timed_ept_2m),
 ];
 
-/// Measures and prints everything: `cost OPERATION TICKS`, and on the visor `exits OPERATION COUNT`.
+/// Measures and prints everything: `cost OPERATION TICKS` and `exits OPERATION COUNT`.
 pub(crate) fn measure() -> Result<(), String> {
-    let mut visor = Status::find(Control::new()?).ok();
+    let mut meter = Meter::new()?;
     for (name, times, at, code) in OPERATIONS {
         let mut bench = Bench::new()?;
         if times == TIMES {
             // Once, so that everything has been touched.
             let _ = bench.ticks(code(), 16, at)?;
         }
-        let before = visor.as_mut().map(|visor| [exits(visor), exits(visor)]);
-        let ticks = bench.ticks(code(), times, at)?;
-        println!("vmm: cost {name} {}", ticks / times);
-        if let (Some(visor), Some([first, second])) = (&mut visor, before) {
-            // Reading the counters enters the visor, too.
-            let reading = second - first;
-            let hundredths = exits(visor).saturating_sub(second + reading) * 100 / times;
-            println!("vmm: exits {name} {}.{:02}", hundredths / 100, hundredths % 100);
-        }
+        bench.tell(&mut meter, (name, times), |bench| bench.ticks(code(), times, at))?;
     }
-    Ok(())
+    let mut bench = Bench::new()?;
+    let all = bench.machine.memory.all();
+    let pages = usize::try_from(all.size).unwrap_or(0) / PAGE;
+    bench.machine.vm.slot(0, LOG_DIRTY, 0, all)?;
+    // Twice, so that the tables are made of small pages, all of them written to.
+    for _ in 0..2 {
+        let _ = bench.machine.vm.dirty(0, pages)?;
+        let _ = bench.ticks(code::timed_ept_4k(), SMALL_PAGES, SMALL)?;
+    }
+    bench.tell(&mut meter, ("ept_write", SMALL_PAGES), |bench| {
+        let began = meter::clock();
+        let _ = bench.machine.vm.dirty(0, pages)?;
+        Ok(meter::clock() - began)
+    })
 }
 
 struct Bench {
@@ -79,6 +83,25 @@ impl Bench {
         Ok(Self { machine, _above: above })
     }
 
+    /// Prints what `measured` takes, and the exits meanwhile, for each of so many times.
+    fn tell(
+        &mut self,
+        meter: &mut Meter,
+        (name, times): (&str, u64),
+        measured: impl FnOnce(&mut Self) -> Result<u64, String>,
+    ) -> Result<(), String> {
+        let [first, second] = [(); 2].map(|()| meter.exits(&self.machine.vcpu));
+        let (first, second) = (first?, second?);
+        let ticks = measured(self)?;
+        // Reading the counters may exit, too.
+        let reading = second - first;
+        let exits = meter.exits(&self.machine.vcpu)?.saturating_sub(second + reading);
+        let hundredths = exits * 100 / times;
+        println!("vmm: cost {name} {}", ticks / times);
+        println!("vmm: exits {name} {}.{:02}", hundredths / 100, hundredths % 100);
+        Ok(())
+    }
+
     fn ticks(&mut self, code: &[u8], times: u64, at: u64) -> Result<u64, String> {
         self.machine.call(code, [times, 0, at])?;
         loop {
@@ -89,9 +112,4 @@ impl Bench {
             }
         }
     }
-}
-
-/// How often the visor was entered so far, for any reason.
-fn exits(status: &mut Status<Control>) -> u64 {
-    (0..status.counters()).filter_map(|reason| status.exits(reason)).sum()
 }

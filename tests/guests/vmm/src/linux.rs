@@ -3,9 +3,11 @@
 
 use crate::kvm::Regs;
 use crate::memory::{Backing, Memory};
+use crate::meter::{Meter, Served, clock};
 use crate::mode::{self, Mode};
 use crate::uart::{self, Uart};
 use crate::vm::{Exit, Vcpu, Vm};
+use control::PORT;
 use std::fs;
 
 const MEMORY: usize = 224 << 20;
@@ -20,8 +22,25 @@ const WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable n
                      random.trust_cpu=on nokaslr pci=off";
 
 /// Boots `/kernel` with `/initrd2` and the actions for its `init` to the line that says that it is
-/// done.
+/// done. What the VM's whole life took is printed: `boot WHAT COUNT`.
 pub(crate) fn boot(actions: &str) -> Result<(), String> {
+    let mut meter = Meter::new()?;
+    let (before, began) = (meter.visor(), clock());
+    let counts = live(actions)?;
+    println!("vmm: boot ticks {}", clock() - began);
+    for (name, count) in counts {
+        println!("vmm: boot {name} {count}");
+    }
+    if let (Some(before), Some(after)) = (before, meter.visor()) {
+        println!("vmm: boot visor.exits {}", after.exits - before.exits);
+        println!("vmm: boot visor.violations {}", after.violations - before.violations);
+        println!("vmm: boot visor.ticks {}", after.ticks - before.ticks);
+    }
+    Ok(())
+}
+
+/// A VM from its first page to its last; KVM's counts of its exits.
+fn live(actions: &str) -> Result<[(&'static str, u64); 2], String> {
     let read = |path: &str| fs::read(path).map_err(|why| format!("{path}: {why}"));
     let memory = Memory::new(MEMORY, Backing::Small)?;
     let words = format!("{WORDS} init.do={actions}");
@@ -32,7 +51,8 @@ pub(crate) fn boot(actions: &str) -> Result<(), String> {
     mode::enter(&vcpu, &memory, Mode::Protected, &[])?;
     let regs = Regs { rip: KERNEL as u64, rsi: BOOT_PARAMS as u64, rflags: 2, ..Regs::default() };
     vcpu.set_regs(&regs)?;
-    drive(&vm, &mut vcpu)
+    drive(&vm, &mut vcpu)?;
+    Ok([("exits", vcpu.statistic("exits")?), ("faults", vcpu.statistic("pf_taken")?)])
 }
 
 fn load(memory: &Memory, image: &[u8], initrd: &[u8], words: &str) -> Result<(), String> {
@@ -72,9 +92,14 @@ fn load(memory: &Memory, image: &[u8], initrd: &[u8], words: &str) -> Result<(),
 
 /// Runs the guest to its last line.
 fn drive(vm: &Vm, vcpu: &mut Vcpu) -> Result<(), String> {
-    let (mut uart, mut raised) = (Uart::default(), false);
+    let (mut uart, mut served, mut raised) = (Uart::default(), Served::new()?, false);
     loop {
         match vcpu.run()? {
+            Exit::Out(PORT, bytes) => served.select(&bytes),
+            Exit::In(PORT, 4) => {
+                let value = served.read(vcpu)?;
+                vcpu.answer(&value.to_le_bytes());
+            }
             Exit::Out(port @ uart::FIRST..=uart::LAST, bytes) => {
                 for byte in bytes {
                     match uart.write(port, byte).as_deref().map(str::trim) {

@@ -9,11 +9,13 @@ mod cost;
 mod kvm;
 mod linux;
 mod memory;
+mod meter;
 mod mode;
 mod port;
 mod tests;
 mod uart;
 mod vm;
+mod work;
 
 use std::process::ExitCode;
 

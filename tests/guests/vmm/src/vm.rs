@@ -243,6 +243,12 @@ impl Vcpu {
         self.handle.number(plain(0x9a), 0).map(drop)
     }
 
+    /// A counter of the processor by KVM's name for it.
+    pub(crate) fn statistic(&self, name: &str) -> Result<u64, String> {
+        let handle = self.handle.make(plain(0xce), 0)?;
+        statistic(handle.file(), name).ok_or_else(|| format!("no statistic {name}"))
+    }
+
     /// Traps after every instruction from now on.
     pub(crate) fn single_step(&self) -> Result<(), String> {
         let (enable, step) = (1, 2);

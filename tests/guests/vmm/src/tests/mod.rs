@@ -11,6 +11,7 @@ use crate::cost;
 use crate::memory::{Backing, Memory};
 use crate::mode::{self, Mode};
 use crate::vm::{Exit, Vcpu, Vm};
+use crate::work;
 pub(crate) use interrupts::with_irqchip;
 
 /// A test: says why it failed.
@@ -51,6 +52,10 @@ const OTHERS: &[(&str, Test)] = &[
     ("leave-running", lives::leave_running),
     ("visor-memory", outside::visor_memory),
     ("cost", cost::measure),
+    ("switches", work::switches),
+    ("echo", work::echo),
+    ("files", work::files),
+    ("processes", work::processes),
 ];
 
 /// The tests that `words` name; one that does not exist fails.
