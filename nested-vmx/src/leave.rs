@@ -133,17 +133,11 @@ fn segments(v12: &Vmcs12, wanted: &Wanted, v01: &mut impl Vmcs) {
     let long = wanted.exit.contains(ExitControls::HOST_64_BIT);
     let fs = v12.read(f::HOST_FS_BASE);
     let gs = v12.read(f::HOST_GS_BASE);
-    for (segment, selector, base) in [
-        (Segment::Es, f::HOST_ES_SELECTOR, 0),
-        (Segment::Ss, f::HOST_SS_SELECTOR, 0),
-        (Segment::Ds, f::HOST_DS_SELECTOR, 0),
-        (Segment::Fs, f::HOST_FS_SELECTOR, fs),
-        (Segment::Gs, f::HOST_GS_SELECTOR, gs),
-    ] {
-        let selector = v12.read(selector);
-        let rights = if selector == 0 { DATA | UNUSABLE } else { DATA };
-        set(v01, segment, (selector, base, u32::MAX, rights));
-    }
+    data(v01, Segment::Es, v12.read(f::HOST_ES_SELECTOR), 0);
+    data(v01, Segment::Ss, v12.read(f::HOST_SS_SELECTOR), 0);
+    data(v01, Segment::Ds, v12.read(f::HOST_DS_SELECTOR), 0);
+    data(v01, Segment::Fs, v12.read(f::HOST_FS_SELECTOR), fs);
+    data(v01, Segment::Gs, v12.read(f::HOST_GS_SELECTOR), gs);
     let code = if long { CODE_64 } else { CODE_32 };
     set(v01, Segment::Cs, (v12.read(f::HOST_CS_SELECTOR), 0, u32::MAX, code));
     let task = (v12.read(f::HOST_TR_SELECTOR), v12.read(f::HOST_TR_BASE), 0x67, BUSY_TSS);
@@ -155,9 +149,18 @@ fn segments(v12: &Vmcs12, wanted: &Wanted, v01: &mut impl Vmcs) {
     v01.write(f::GUEST_IDTR_LIMIT, 0xffff);
 }
 
+// Inlined, these are constants and VMWRITEs: this is on the way of every exit to the host.
+
+#[inline(always)]
+fn data(v01: &mut impl Vmcs, segment: Segment, selector: u16, base: u64) {
+    let rights = if selector == 0 { DATA | UNUSABLE } else { DATA };
+    set(v01, segment, (selector, base, u32::MAX, rights));
+}
+
 /// Selector, base, limit, access rights.
 type Descriptor = (u16, u64, u32, u32);
 
+#[inline(always)]
 fn set(v01: &mut impl Vmcs, segment: Segment, (selector, base, limit, rights): Descriptor) {
     let fields = segment.fields();
     v01.write(fields.selector, selector);

@@ -4,7 +4,7 @@ use crate::check::{self, Context, Invalid, Wanted};
 use crate::control::{EntryControls, ExitControls, Primary};
 use crate::field::{self as f, Vmcs};
 use crate::merge::{self, Environment};
-use crate::vmcs12::{Class, HOT, INFORMATION, Vmcs12, class};
+use crate::vmcs12::{Class, HOT, INFORMATION, SELDOM_WRITTEN, Vmcs12, class, places};
 
 /// A set of fields of [`HOT`] or [`INFORMATION`], by position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,10 +19,54 @@ impl Set {
         self.0 |= 1 << position;
     }
 
-    const fn has(self, position: usize) -> bool {
-        self.0 >> position & 1 != 0
+    /// Positions of `fields` that `chosen` names.
+    const fn of(fields: &[u32], chosen: &[u32]) -> Self {
+        let (mut set, mut at) = (Self(0), 0);
+        while at < fields.len() {
+            let mut rest = chosen;
+            while let [encoding, after @ ..] = rest {
+                #[expect(clippy::indexing_slicing, reason = "checked at compile time")]
+                if *encoding == fields[at] {
+                    set.add(at);
+                }
+                rest = after;
+            }
+            at += 1;
+        }
+        set
+    }
+
+    /// Positions of `fields` that `chosen` does not name.
+    const fn all_but(fields: &[u32], chosen: &[u32]) -> Self {
+        Self(!Self::of(fields, chosen).0)
+    }
+
+    /// Positions of those that are in it, with encoding and place.
+    #[inline(always)]
+    fn each(self, fields: &'static [(u32, usize)]) -> impl Iterator<Item = (usize, u32, usize)> {
+        let mut rest = self.0;
+        core::iter::from_fn(move || {
+            let position = usize::try_from(rest.trailing_zeros()).ok()?;
+            let (encoding, place) = *fields.get(position)?;
+            rest &= rest.wrapping_sub(1);
+            Some((position, encoding, place))
+        })
     }
 }
+
+static HOT_PLACES: [(u32, usize); HOT.len()] = places(HOT);
+static INFORMATION_PLACES: [(u32, usize); INFORMATION.len()] = places(INFORMATION);
+
+/// Hot fields that belong to the VM's state.
+const STATE: Set =
+    Set::of(&HOT, &[0x4816, 0x4818, 0x4824, 0x6800, 0x6802, 0x6804, 0x681c, 0x681e, 0x6820]);
+/// Hot fields that the host writes without exits.
+const WRITTEN: Set = Set::all_but(&HOT, &SELDOM_WRITTEN);
+/// The fields that make up an event to inject.
+const EVENT: Set = Set::of(&HOT, &[0x4016, 0x4018, 0x401a]);
+const CR4: Set = Set::of(&HOT, &[0x6804]);
+/// What an exit tells: not the error of an instruction, and not what only SMM uses.
+const TOLD: Set = Set::all_but(&INFORMATION, &[0x4400, 0x6402, 0x6404, 0x6406, 0x6408]);
 
 /// What has changed since VMCS02 was written last.
 #[derive(Clone, Copy, Debug)]
@@ -64,12 +108,6 @@ pub enum Refusal {
 
 /// The event to inject is valid.
 const VALID: u32 = 1 << 31;
-/// The fields that make up an event to inject.
-const EVENT: [u32; 3] = [
-    f::ENTRY_INTERRUPTION.encoding(),
-    f::ENTRY_ERROR_CODE.encoding(),
-    f::ENTRY_INSTRUCTION_LENGTH.encoding(),
-];
 const WINDOWS: Primary = Primary::INTERRUPT_WINDOW.union(Primary::NMI_WINDOW);
 
 impl<'a> Vcpu<'a> {
@@ -168,27 +206,29 @@ impl<'a> Vcpu<'a> {
     /// Takes over what the host has written to its shadow VMCS.
     pub fn pull(&mut self, shadow: &impl Vmcs) {
         let before = self.primary();
-        for (position, encoding) in HOT.into_iter().enumerate() {
+        for (position, encoding, place) in WRITTEN.each(&HOT_PLACES) {
             let value = shadow.read_raw(encoding);
-            if value != self.fields.read_raw(encoding) {
-                self.fields.write_raw(encoding, value);
+            if value != self.fields.at(place) {
+                self.fields.set_at(place, value);
                 self.changed(position);
             }
         }
         self.compare(before);
     }
 
+    /// Whether [`Vcpu::push`] has something to show.
+    #[must_use]
+    pub fn has_unseen(&self) -> bool {
+        self.unseen != (Set(0), Set(0))
+    }
+
     /// Shows the host's shadow VMCS what it does not show yet.
     pub fn push(&mut self, shadow: &mut impl Vmcs) {
-        for (set, fields) in [(self.unseen.0, &HOT[..]), (self.unseen.1, &INFORMATION[..])] {
-            if set == Set(0) {
-                continue;
-            }
-            for (position, encoding) in fields.iter().enumerate() {
-                if set.has(position) {
-                    shadow.write_raw(*encoding, self.fields.read_raw(*encoding));
-                }
-            }
+        for (_, encoding, place) in self.unseen.0.each(&HOT_PLACES) {
+            shadow.write_raw(encoding, self.fields.at(place));
+        }
+        for (_, encoding, place) in self.unseen.1.each(&INFORMATION_PLACES) {
+            shadow.write_raw(encoding, self.fields.at(place));
         }
         self.unseen = (Set(0), Set(0));
     }
@@ -205,7 +245,7 @@ impl<'a> Vcpu<'a> {
             check::host_state(self.fields, context).map_err(Refusal::Instruction)?;
             self.changes.unchecked = false;
         }
-        if self.changes.guest || self.changes.hot != Set(0) {
+        if self.changes.guest || self.changes.hot.0 & CR4.0 != 0 {
             check::guest_state(self.fields, context).map_err(Refusal::GuestState)?;
         }
         Ok(())
@@ -235,25 +275,24 @@ impl<'a> Vcpu<'a> {
             merge::kept(self.fields, &wanted, v02);
         }
         merge::switched(self.fields, &wanted, env, v02);
-        let hot = if changes.controls { Set::ALL } else { changes.hot };
-        if hot == Set(0) {
-            return;
-        }
-        let injects = self.fields.read(f::ENTRY_INTERRUPTION) & VALID != 0;
-        for (position, encoding) in HOT.into_iter().enumerate() {
+        let mut hot = if changes.controls { Set::ALL } else { changes.hot };
+        if self.fields.read(f::ENTRY_INTERRUPTION) & VALID != 0 {
             // Events of the visor's own may have passed through VMCS02.
-            if hot.has(position) || injects && EVENT.contains(&encoding) {
-                merge::hot_field(encoding, self.fields.read_raw(encoding), &wanted, v02);
-            }
+            hot.0 |= EVENT.0;
+        }
+        for (_, encoding, place) in hot.each(&HOT_PLACES) {
+            merge::hot_field(encoding, self.fields.at(place), &wanted, v02);
         }
     }
 
     /// Takes over what an exit of the VM leaves for the host to see.
     pub fn capture(&mut self, v02: &impl Vmcs) {
         self.stale = true;
-        for (position, encoding) in HOT.into_iter().enumerate() {
-            if class(encoding) == Class::HotGuest {
-                self.show(position, encoding, v02.read_raw(encoding));
+        for (position, encoding, place) in STATE.each(&HOT_PLACES) {
+            let value = v02.read_raw(encoding);
+            if value != self.fields.at(place) {
+                self.fields.set_at(place, value);
+                self.unseen.0.add(position);
             }
         }
         let exit = Wanted::of(self.fields).exit;
@@ -268,9 +307,11 @@ impl<'a> Vcpu<'a> {
         // A VM of a 32-bit host may not be entered in IA-32e mode.
         self.changes.unchecked |= self.fields.read(f::ENTRY_CONTROLS) != entry | long;
         self.fields.write(f::ENTRY_CONTROLS, entry | long);
-        for encoding in INFORMATION {
-            if encoding != f::INSTRUCTION_ERROR.encoding() {
-                self.tell(encoding, v02.read_raw(encoding));
+        for (position, encoding, place) in TOLD.each(&INFORMATION_PLACES) {
+            let value = v02.read_raw(encoding);
+            if value != self.fields.at(place) {
+                self.fields.set_at(place, value);
+                self.unseen.1.add(position);
             }
         }
     }

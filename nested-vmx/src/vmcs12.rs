@@ -87,6 +87,7 @@ const RUNS: &[(u32, u32, Class)] = &[
 /// Width and type of a field and the low five bits of its index are the word's number (SDM vol. 3,
 /// table 26-21). The order is changed so that the 32 words of read-only fields of 16 bits, of which
 /// there are none, come first: they are the header.
+#[inline(always)]
 const fn word(encoding: u32) -> Option<usize> {
     let (width, kind, index) = (encoding >> 13 & 3, encoding >> 10 & 3, encoding >> 1 & 31);
     if encoding & !0x6c3f != 0 {
@@ -176,8 +177,12 @@ const fn list<const N: usize>(kind: Kind) -> [u32; N] {
     fields
 }
 
-/// The hot fields, which the host reads and writes without exits where VMCSs can be shadowed.
+/// The hot fields, which the host reads, and most of which it writes, without exits where VMCSs can
+/// be shadowed.
 pub const HOT: [u32; count(Kind::Hot)] = list(Kind::Hot);
+/// Those of [`HOT`] of which only reads do not exit: access rights of CS and SS, control registers. A
+/// host looks at them often, but writes them only when its VM has.
+pub const SELDOM_WRITTEN: [u32; 5] = [0x4816, 0x4818, 0x6800, 0x6802, 0x6804];
 /// The information fields, which it reads without exits.
 pub const INFORMATION: [u32; count(Kind::Information)] = list(Kind::Information);
 
@@ -193,7 +198,9 @@ pub fn fill_bitmaps(read: &mut [u8; 4096], write: &mut [u8; 4096]) {
     };
     for encoding in HOT {
         open(read, encoding);
-        open(write, encoding);
+        if !SELDOM_WRITTEN.contains(&encoding) {
+            open(write, encoding);
+        }
     }
     for encoding in INFORMATION {
         open(read, encoding);
@@ -220,6 +227,19 @@ pub const fn write_part(encoding: u32, old: u64, value: u64) -> u64 {
         (2, _) => value & 0xffff_ffff,
         _ => value,
     }
+}
+
+/// Where fields are in the page, so that nobody has to compute it from their encodings.
+pub(crate) const fn places<const N: usize>(encodings: [u32; N]) -> [(u32, usize); N] {
+    let (mut places, mut at) = ([(0, 0); N], 0);
+    while at < N {
+        #[expect(clippy::indexing_slicing, reason = "checked at compile time")]
+        if let Some(place) = word(encodings[at]) {
+            places[at] = (encodings[at], place);
+        }
+        at += 1;
+    }
+    places
 }
 
 /// The page. All-zero bytes are a valid one.
@@ -249,6 +269,20 @@ impl Vmcs12 {
     pub fn store(&self, mut write: impl FnMut(usize, u64)) {
         for (index, word) in self.words.iter().enumerate() {
             write(index, *word);
+        }
+    }
+
+    /// The field at one of [`places`].
+    #[inline(always)]
+    pub(crate) fn at(&self, place: usize) -> u64 {
+        self.words.get(place).copied().unwrap_or(0)
+    }
+
+    /// Sets the field at one of [`places`].
+    #[inline(always)]
+    pub(crate) fn set_at(&mut self, place: usize, value: u64) {
+        if let Some(word) = self.words.get_mut(place) {
+            *word = value;
         }
     }
 
@@ -289,11 +323,14 @@ pub enum Launch {
     Launched,
 }
 
+// Most encodings are constants, and so is then where they are.
 impl Vmcs for Vmcs12 {
+    #[inline(always)]
     fn read_raw(&self, encoding: u32) -> u64 {
         word(encoding).and_then(|place| self.words.get(place)).copied().unwrap_or(0)
     }
 
+    #[inline(always)]
     fn write_raw(&mut self, encoding: u32, value: u64) {
         if let Some(place) = word(encoding).and_then(|place| self.words.get_mut(place)) {
             *place = value;

@@ -15,6 +15,7 @@ use crate::cpu;
 use crate::cpu::vmx::Current;
 use crate::machine::Machine;
 use crate::memory;
+use crate::shootdown;
 
 /// A page of the host's RAM that holds no page table of a VM. Stays so until the end of the exit in
 /// which it was asked for: a frame changes its owner or role only after every processor has left
@@ -27,6 +28,29 @@ pub(crate) fn page(machine: &Machine, frame: Frame) -> Option<HostPage> {
     machine.tables.is_plain(frame).then_some(HostPage(frame))
 }
 
+/// What was found out about a page, and when: no frame becomes a table without a call to all
+/// processors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    frame: Frame,
+    calls: u64,
+}
+
+impl Known {
+    pub(crate) const NOTHING: Self = Self { frame: Frame::containing(0), calls: u64::MAX };
+
+    /// As [`page`], but asked only once between two calls.
+    pub(crate) fn page(&mut self, machine: &Machine, frame: Frame) -> Option<HostPage> {
+        let calls = shootdown::calls();
+        if self.frame == frame && self.calls == calls {
+            return Some(HostPage(frame));
+        }
+        let found = page(machine, frame)?;
+        *self = Self { frame, calls };
+        Some(found)
+    }
+}
+
 impl HostPage {
     /// The 8 bytes at `index`.
     pub(crate) fn read(&self, index: usize) -> u64 {
@@ -36,8 +60,8 @@ impl HostPage {
 
     /// The byte at `offset`.
     pub(crate) fn read_byte(&self, offset: usize) -> u8 {
-        let bytes = self.read(offset / 8).to_le_bytes();
-        bytes.get(offset % 8).copied().unwrap_or(0)
+        let offset = u64::try_from(offset % 4096).unwrap_or(0);
+        memory::read_u8(self.0.base() + offset)
     }
 
     /// Writes the 8 bytes at `index`.

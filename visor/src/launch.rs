@@ -304,6 +304,7 @@ impl Bitmaps {
 }
 
 /// Makes this processor number `index` of the machine: in VMX root mode, with a VMCS for the host.
+#[expect(clippy::large_stack_frames, reason = "runs once, on a stack that is empty")]
 fn join(machine: &'static Machine, index: u32) -> &'static PerCpu {
     // SAFETY: block `index` is this processor's; its frames were zeroed when they were taken.
     let cpu = unsafe { PerCpu::adopt(machine.block(index), index, cpu::apic_id()) };

@@ -76,6 +76,13 @@ pub(crate) fn write_entry(frame: Frame, index: usize, value: u64) {
     unsafe { cell.write_volatile(value) }
 }
 
+/// Reads the byte at `address`: the caller has checked that it is the host's RAM.
+pub(crate) fn read_u8(address: u64) -> u8 {
+    let cell = with_exposed_provenance::<u8>(size(linear(address)));
+    // SAFETY: all RAM is mapped; other processors may write at the same time, hence volatile.
+    unsafe { cell.read_volatile() }
+}
+
 /// Puts `new` in the place of `old` at the aligned `address`, which the caller has checked to be the
 /// host's RAM, in one locked operation; returns what was there.
 pub(crate) fn compare_exchange(address: u64, old: u64, new: u64) -> u64 {
@@ -124,6 +131,8 @@ pub(crate) struct Pool {
     rest: Span,
     /// The first of those that were given and came back; each begins with the address of the next.
     free: Option<Frame>,
+    /// Bytes of those.
+    given_back: u64,
 }
 
 /// Ends the list of frames that came back: no frame begins here.
@@ -134,17 +143,17 @@ pub(crate) static POOL: Mutex<Pool> = Mutex::new(Pool::empty());
 
 impl Pool {
     const fn empty() -> Self {
-        Self { rest: Span::EMPTY, free: None }
+        Self { rest: Span::EMPTY, free: None, given_back: 0 }
     }
 
     /// A pool of all of `span`.
     pub(crate) const fn of(span: Span) -> Self {
-        Self { rest: span, free: None }
+        Self { rest: span, free: None, given_back: 0 }
     }
 
-    /// Bytes not given yet.
+    /// Bytes that nobody has.
     pub(crate) const fn left(&self) -> u64 {
-        self.rest.len()
+        self.rest.len() + self.given_back
     }
 
     /// Takes `bytes`, rounded up to whole frames, zeroed.
@@ -163,6 +172,7 @@ impl Pool {
             return Frame::at(self.take(PAGE)?.start());
         };
         self.free = Frame::at(read_u64(frame.base()));
+        self.given_back -= PAGE;
         for index in 0..512 {
             write_entry(frame, index, 0);
         }
@@ -177,6 +187,7 @@ impl ept::ept01::TableMem for Pool {
     fn free(&mut self, frame: Frame) {
         write_entry(frame, 0, self.free.map_or(LAST, Frame::base));
         self.free = Some(frame);
+        self.given_back += PAGE;
     }
     fn read(&self, table: Frame, index: usize) -> u64 {
         let offset = u64::try_from(index & 511).unwrap_or(0) * 8;

@@ -225,6 +225,7 @@ impl PerCpu {
     ///
     /// # Safety
     /// No reference from [`PerCpu::nested`] exists yet, and this is the running processor's block.
+    #[expect(clippy::large_stack_frames, reason = "runs once, on a stack that is empty")]
     pub(crate) unsafe fn start_nested(&self, nested: Nested) {
         let place = self.nested.get();
         // SAFETY: the caller vouches that nothing else refers to the place.

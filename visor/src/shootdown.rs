@@ -7,7 +7,7 @@
 //! The call looks like an NMI of the host's, so it is counted. Should one of the host's arrive
 //! together with a call, the processor takes both for one, and the host's is lost.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::{Mutex, MutexGuard};
 
@@ -17,10 +17,20 @@ use crate::machine::Machine;
 use crate::percpu::PerCpu;
 use crate::stop;
 
+/// How often processors were called.
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// How often processors were called. As long as that does not change, what a processor has found out
+/// about a frame of the host holds until the end of its exit.
+pub(crate) fn calls() -> u64 {
+    CALLS.load(Ordering::SeqCst)
+}
+
 /// Returns when every processor has forgotten everything and is outside its VM, or will look again
 /// before it enters one.
 pub(crate) fn everywhere() {
     let (cpu, machine) = (PerCpu::current(), Machine::running());
+    let _ = CALLS.fetch_add(1, Ordering::SeqCst);
     let others = || machine.each().filter(|other| other.index.get() != cpu.index.get());
     for other in others() {
         other.call.due.store(true, Ordering::SeqCst);

@@ -3,12 +3,13 @@
 
 use core::sync::atomic::Ordering;
 
-use ept::addr::LARGE;
+use ept::addr::{LARGE, PAGE};
 use nested_vmx::exit::COUNTED_REASONS;
 
 use crate::cpu::{high, low, size};
 use crate::events;
 use crate::machine::Machine;
+use crate::memory::POOL;
 use crate::percpu::PerCpu;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"VISR");
@@ -35,6 +36,8 @@ pub(crate) fn answer(cpu: &PerCpu) -> u32 {
         4 => machine.processors,
         5 => u32::try_from(COUNTED_REASONS).unwrap_or(UNKNOWN),
         6 => events::violations(),
+        7 => machine.tables.count_tables(),
+        8 => low(POOL.lock().left() / PAGE),
         0x80 => wide(machine.each().map(|cpu| cpu.ticks.load(Ordering::Relaxed)).sum()),
         0x81 => cpu.latched.get(),
         index if index >= COUNTERS => {

@@ -4,7 +4,7 @@
 
 use emulate::access::LONGEST;
 use emulate::decode::{self, Mode};
-use emulate::store::Store;
+use emulate::store::{Series, Store};
 use ept::addr::{Frame, PAGE};
 use nested_vmx::field::{
     EXIT_QUALIFICATION, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, IDT_VECTORING, Segment, Vmcs,
@@ -45,7 +45,9 @@ fn perform(machine: &Machine, address: u64, registers: &mut Registers) -> Option
     let mut state = registers.for_emulation();
     let store = fetch(machine, &state)?;
     let bytes = store.size.bytes();
-    if !address.is_multiple_of(bytes) {
+    // The processor has reported the address of a byte, the registers have that of the operand.
+    let elsewhere = |series: Series| series.offset % PAGE != address % PAGE;
+    if !address.is_multiple_of(bytes) || store.series.is_some_and(elsewhere) {
         return None;
     }
     let in_page = (PAGE - address % PAGE) / bytes;

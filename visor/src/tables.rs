@@ -29,6 +29,7 @@ pub(crate) struct HostTables {
 }
 
 struct State {
+    ram: &'static [Span],
     frames: FrameTable<'static>,
     /// What the host has written, and what it means.
     registers: mtrr::Registers,
@@ -127,7 +128,7 @@ impl HostTables {
         let ept = Ept01::build(pool, &rules, ept01::end(width)).ok()?;
         let pointer = ept.pointer();
         let direct = Direct::new(&GENERATION);
-        let state = State { frames, registers, mtrrs, ept, direct };
+        let state = State { ram, frames, registers, mtrrs, ept, direct };
         Some(Self { state: Mutex::new(state), pointer, width })
     }
 
@@ -225,6 +226,17 @@ impl HostTables {
     /// Gives up every root that leads to `table`, which then is ordinary memory.
     pub(crate) fn demote(&self, table: Frame) {
         self.with_vms(|direct, vms| direct.demote(vms, table));
+    }
+
+    /// How many frames are tables of VMs, in use as they stand. Looks at every frame.
+    pub(crate) fn count_tables(&self) -> u32 {
+        let state = shootdown::lock(&self.state);
+        let frames = state.ram.iter().flat_map(|span| (span.start()..span.end()).step_by(4096));
+        let tables = frames.filter(|base| {
+            let found = state.frames.state(Frame::containing(*base));
+            !matches!(found, Some(FrameState::Visor | FrameState::Plain { .. }) | None)
+        });
+        u32::try_from(tables.count()).unwrap_or(u32::MAX)
     }
 
     /// Whether `frame` is a VM's table, in use as it stands.

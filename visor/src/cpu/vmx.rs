@@ -116,11 +116,17 @@ pub(crate) fn invept(pointer: u64) {
     }
 }
 
+#[cold]
+fn no_such_field(encoding: u32) -> ! {
+    panic!("VMWRITE of field {encoding:#x} failed")
+}
+
 /// The current VMCS of this processor.
 #[derive(Debug)]
 pub(crate) struct Current;
 
 impl Vmcs for Current {
+    #[inline(always)]
     fn read_raw(&self, encoding: u32) -> u64 {
         let value: u64;
         // SAFETY: VMREAD of a field changes no memory; a VMCS is current from `load_fresh` on, and
@@ -132,14 +138,13 @@ impl Vmcs for Current {
         value
     }
 
+    #[inline(always)]
     fn write_raw(&mut self, encoding: u32, value: u64) {
-        let failed: u8;
         // SAFETY: what the fields make the processor do is checked where they are computed
         // (`crate::vmcs`, `nested_vmx`); the instruction itself touches no memory of Rust's.
         unsafe {
-            asm!("vmwrite {}, {}", "setbe {}", in(reg) u64::from(encoding), in(reg) value,
-                 out(reg_byte) failed, options(nostack));
+            asm!("vmwrite {}, {}", "jbe {}", in(reg) u64::from(encoding), in(reg) value,
+                 label { no_such_field(encoding) }, options(nostack));
         }
-        assert!(failed == 0, "VMWRITE of field {encoding:#x} failed");
     }
 }

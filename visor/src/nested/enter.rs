@@ -18,7 +18,7 @@ use nested_vmx::vcpu::Refusal;
 use nested_vmx::vmcs12::{Launch, REVISION, Vmcs12};
 use nested_vmx::{bitmap, msr};
 
-use super::slots::TablesInUse;
+use super::slots::{Slot, TablesInUse};
 use super::{Mode, Nested, context, instruction, leave, lists};
 use crate::cpu::{self, vmx, vmx::Current};
 use crate::host::{HostRam, Next};
@@ -85,7 +85,7 @@ pub(super) fn enter(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, asks: 
 fn go(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, host: &Environment<'_>) -> Next {
     let region = nested.operation.current();
     let slot = nested.slots.current();
-    prepare_pages(cpu, machine, slot.vcpu.fields());
+    prepare_pages(cpu, machine, slot);
     vmx::select(slot.guest);
     slot.vcpu.merge(host, &mut Current);
     let fields = slot.vcpu.fields();
@@ -130,11 +130,12 @@ fn link_is_valid(machine: &Machine, current: Option<Frame>, fields: &Vmcs12) -> 
 }
 
 /// Brings the visor's copies of the pages that the processor uses up to date.
-fn prepare_pages(cpu: &PerCpu, machine: &Machine, fields: &Vmcs12) {
+fn prepare_pages(cpu: &PerCpu, machine: &Machine, slot: &mut Slot) {
+    let fields = slot.vcpu.fields();
     let wanted = Wanted::of(fields);
     if wanted.primary.contains(Primary::MSR_BITMAPS) {
         let region = Frame::containing(fields.read(f::MSR_BITMAP));
-        let host = host_memory::page(machine, region);
+        let host = slot.bitmap.page(machine, region);
         let byte = |at| host.as_ref().map_or(0xff, |page| page.read_byte(at));
         let denied = memory::page_bytes(machine.msr_bitmap);
         cpu.with_msr_bitmap(|bitmap: &mut [u8; msr::BITMAP_BYTES]| {
@@ -143,7 +144,7 @@ fn prepare_pages(cpu: &PerCpu, machine: &Machine, fields: &Vmcs12) {
     }
     if wanted.primary.contains(Primary::TPR_SHADOW) {
         let region = Frame::containing(fields.read(f::VIRTUAL_APIC));
-        if let Some(page) = host_memory::page(machine, region) {
+        if let Some(page) = slot.apic.page(machine, region) {
             memory::write_entry(cpu.virtual_apic_frame(), TASK_PRIORITY, page.read(TASK_PRIORITY));
         }
     }

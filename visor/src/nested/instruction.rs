@@ -54,7 +54,7 @@ pub(crate) fn execute(
 ) -> Next {
     let mut nested = Nested::of(cpu);
     let has_vmxe = Current.read(CR4_SHADOW) & CR4_VMXE != 0;
-    if !nested.operation.is_on() && !(reason == VMXON && has_vmxe) {
+    if !(nested.operation.is_on() || reason == VMXON && has_vmxe) {
         return Next::Raise(Event::InvalidOpcode);
     }
     if let Err(event) = operand::permitted(&Current) {
@@ -271,9 +271,12 @@ impl Execution<'_> {
         if let Err(error) = operation::writable(encoding) {
             return Ok(error.into());
         }
-        let vcpu = &mut self.nested.slots.current().vcpu;
-        let old = vcpu.fields().read_raw(encoding);
-        vcpu.write(encoding, write_part(encoding, old, Self::trim(value)));
+        let slot = self.nested.slots.current();
+        let old = slot.vcpu.fields().read_raw(encoding);
+        slot.vcpu.write(encoding, write_part(encoding, old, Self::trim(value)));
+        if self.machine.decoys.is_some() && slot.vcpu.has_unseen() {
+            slot.with_decoy(|vcpu, decoy| vcpu.push(decoy));
+        }
         Ok(Answer::Succeed)
     }
 

@@ -227,7 +227,7 @@ fn reflect(nested: &mut Nested, machine: &Machine, cause: Cause, instead: &[(u32
     let wanted = Wanted::of(vcpu.fields());
     if wanted.primary.contains(Primary::TPR_SHADOW) {
         let region = Frame::containing(vcpu.fields().read(f::VIRTUAL_APIC));
-        if let Some(page) = host_memory::page(machine, region) {
+        if let Some(page) = slot.apic.page(machine, region) {
             let own = cpu.virtual_apic_frame();
             page.write(TASK_PRIORITY, memory::read_entry(own, TASK_PRIORITY));
         }

@@ -61,6 +61,7 @@ impl Mode {
 
 impl Nested {
     /// Nested VMX of a processor that was just set up.
+    #[expect(clippy::large_stack_frames, reason = "runs once, on a stack that is empty")]
     pub(crate) fn new(cpu: &PerCpu, machine: &Machine) -> Option<Self> {
         let format = Format {
             width: machine.width,

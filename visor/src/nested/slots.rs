@@ -7,7 +7,7 @@ use nested_vmx::vcpu::Vcpu;
 use nested_vmx::vmcs12::Vmcs12;
 
 use crate::cpu::vmx::{self, Current};
-use crate::host_memory;
+use crate::host_memory::{self, Known};
 use crate::machine::Machine;
 use crate::memory;
 use crate::percpu::PerCpu;
@@ -38,6 +38,9 @@ pub(super) struct Slot {
     pub(super) entered: bool,
     /// How the processor translates for the VM.
     pub(super) tables: TablesInUse,
+    /// The host's MSR bitmaps and virtual-APIC page.
+    pub(super) bitmap: Known,
+    pub(super) apic: Known,
     /// The hardware's regions are in order.
     prepared: bool,
     used: u64,
@@ -66,6 +69,7 @@ pub(super) struct Slots {
 }
 
 impl Slots {
+    #[expect(clippy::large_stack_frames, reason = "runs once, on a stack that is empty")]
     pub(super) fn new(cpu: &PerCpu) -> Option<Self> {
         let slot = |index| -> Option<Slot> {
             let [fields, guest, decoy] = cpu.slot_frames(index);
@@ -78,6 +82,8 @@ impl Slots {
                 guest,
                 decoy,
                 entered: false,
+                bitmap: Known::NOTHING,
+                apic: Known::NOTHING,
                 tables: TablesInUse::NONE,
                 prepared: false,
                 used: 0,
