@@ -175,7 +175,11 @@ impl<'a> Vcpu<'a> {
         match class(encoding) {
             Class::None | Class::Information => {}
             Class::Control => (self.changes.controls, self.changes.unchecked) = (true, true),
-            Class::Host => self.changes.unchecked = true,
+            Class::Host => {
+                self.changes.unchecked = true;
+                // The one field of the host's state that the processor loads from VMCS02.
+                self.changes.controls |= encoding & !1 == f::HOST_PERF_GLOBAL.encoding();
+            }
             Class::Guest => self.changes.guest = true,
             Class::HotControl | Class::HotGuest => {
                 if let Some(position) = HOT.iter().position(|hot| *hot == encoding & !1) {

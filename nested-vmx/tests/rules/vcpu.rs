@@ -158,6 +158,11 @@ fn controls_that_are_written_after_the_vms_state_was_read_are_followed() {
 }
 
 #[test]
+fn the_hosts_performance_counters_go_on_as_it_says_last() {
+    both(&[busy(), Step::Write(0x2c04, 3), busy(), Step::Write(0x2c05, 1), busy()], 3);
+}
+
+#[test]
 fn an_event_has_its_own_error_code_after_events_of_the_visor() {
     let inject = [(0x4018, 5), (0x401a, 2), (0x4016, 0x8000_0b0e)];
     let inject = inject.map(|(field, value)| Step::Write(field, value));
