@@ -403,6 +403,76 @@ const DIRTY: &[Case] = &[
     }),
 ];
 
+/// A VM whose window shows the table that maps it changes the entry of the next page, which is not
+/// there before.
+fn by_the_vm() {
+    type Code = fn() -> &'static [u8];
+    let ways: [(&str, Code); 4] = [
+        ("mov", || guest::code!("mov [0x800008], rsi", "vmcall", "mov rax, [0x801000]", "vmcall")),
+        ("xchg", || {
+            guest::code!("xchg [0x800008], rsi", "vmcall", "mov rax, [0x801000]", "vmcall")
+        }),
+        ("stos", || {
+            guest::code!(
+                "mov rax, rsi",
+                "mov edi, 0x800008",
+                "stosq",
+                "vmcall",
+                "mov rax, [0x801000]",
+                "vmcall",
+            )
+        }),
+        ("or-32", || {
+            guest::code!("lock or [0x800008], esi", "vmcall", "mov rax, [0x801000]", "vmcall")
+        }),
+    ];
+    for (name, code) in ways {
+        log::result(format_args!("edit.by-vm-{name}"), |line| {
+            fill();
+            vm::fresh(code());
+            let table = ept::entry(FIRST, 1);
+            ept::set(FIRST, 1, table | LEAF);
+            ept::flush();
+            vm::set_register(R::Rsi, OTHER | LEAF);
+            let first = vm::enter(Launch::First);
+            line.add(format_args!("entry {:#x} ", load(table + 8)));
+            ept::flush();
+            if let Ok(exit) = first {
+                vm::skip(&exit);
+                match vm::enter(Launch::Again) {
+                    Ok(exit) => exit.describe(line),
+                    Err(outcome) => line.add(format_args!("{outcome}")),
+                }
+            }
+            line.add(format_args!(" rax={:#x}", vm::register(R::Rax)));
+        });
+    }
+}
+
+/// One VM under one root after another, all of which share their tables but the top one.
+fn many_roots() {
+    log::result(format_args!("edit.many-roots"), |line| {
+        running(line);
+        ept::touch();
+        let first = ept::table(0);
+        let pointer = get(f::EPT_POINTER);
+        for round_number in 0..12 {
+            let root = ept::new_table();
+            store(root, load(first));
+            set(f::EPT_POINTER, pointer - first + root);
+            store(
+                ept::entry_at(FIRST, 1),
+                if round_number % 2 == 0 { OTHER } else { FRAMES } | LEAF,
+            );
+            ept::flush();
+            let _ = invept(2, [0, 0]);
+            round(line, Launch::Again);
+        }
+        set(f::EPT_POINTER, pointer);
+        again(line);
+    });
+}
+
 /// All low memory at its own address, the tables and the program themselves included, by leaves of
 /// each size; the VM then reads and writes its memory through them, and its own root.
 fn identity() {
@@ -450,5 +520,7 @@ pub(super) fn run() {
     all(STRUCTURES);
     all(SHAPES);
     all(DIRTY);
+    by_the_vm();
+    many_roots();
     identity();
 }

@@ -6,8 +6,10 @@ mod edits;
 mod entry;
 mod exceptions;
 mod exits;
+mod flips;
 mod instructions;
 mod interrupts;
+mod keeping;
 mod loads;
 mod modes;
 mod ports;
@@ -39,7 +41,9 @@ pub(crate) const GROUPS: &[Group] = &[
     Group { name: "entry", run: entry::run },
     Group { name: "host", run: states::run_host },
     Group { name: "guest", run: states::run_guest },
+    Group { name: "flip", run: flips::run },
     Group { name: "load", run: loads::run },
+    Group { name: "keep", run: keeping::run },
     Group { name: "exit", run: exits::run },
     Group { name: "cr", run: registers::run_cr },
     Group { name: "msr", run: registers::run_msr },

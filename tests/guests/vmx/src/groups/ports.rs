@@ -63,6 +63,16 @@ PORTS:
     "bitmap-wraps-dword" [BITMAPS] { "mov edx, 0xfffd", "in eax, dx" }
     "bitmap-string" [BITMAPS, Do(|| intercept(0x80)), Reg(R::Rsi, guest::DATA)]
         { "mov edx, 0x80", "outsb" }
+    "bitmap-configuration" [BITMAPS, Show(R::Rax), Show(R::Rbx)]
+        {
+            "mov edx, 0xcf8", "mov eax, 0x80000000", "out dx, eax", "in eax, dx", "mov ebx, eax",
+            "mov edx, 0xcfc", "in eax, dx", "vmcall",
+        }
+    "bitmap-configuration-16" [BITMAPS, Show(R::Rax)]
+        {
+            "mov edx, 0xcf8", "mov eax, 0x80000000", "out dx, eax", "mov edx, 0xcfe",
+            "mov eax, -1", "in ax, dx", "vmcall",
+        }
     "bitmap-over-unconditional" [On(c::IO_EXITING), On(c::IO_BITMAPS)] { "in al, 0x80", "vmcall" }
     "neither" [Off(c::IO_EXITING), Show(R::Rbx)] { "mov ebx, 1", "in al, 0x80", "vmcall" };
 RING3:

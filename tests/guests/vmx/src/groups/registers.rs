@@ -1,11 +1,14 @@
 //! `cr`, `msr`: control, debug and model-specific registers, by masks, shadows, targets and bitmaps.
 
 use crate::capability as c;
+use crate::exit::VMCALL;
 use crate::field as f;
 use crate::guest;
+use crate::instruction::get;
+use crate::log;
 use crate::vm::Step::{All, Do, Exits, Off, On, Reg, Set, Show, ShowField, ShowValue, Undo};
 use crate::vm::{self, GUEST_CR0, GUEST_CR4, MSRS, Reg as R, Step, cases};
-use bare::cpu;
+use bare::{cpu, fault};
 
 const TS: u64 = 8;
 const CD: u64 = 1 << 30;
@@ -254,6 +257,79 @@ pub(super) fn run_cr() {
     vm::all("cr", CR);
 }
 
+/// Registers that a VM without MSR exits reads as the host does, or cannot read like the host.
+const PASSED: &[u32] = &[
+    0x10,
+    0x17,
+    0x1b,
+    0x3a,
+    0x79,
+    0x8b,
+    0x9b,
+    0xc1,
+    0xe7,
+    0xfe,
+    0x174,
+    0x179,
+    0x186,
+    0x19c,
+    0x1a0,
+    0x1d9,
+    0x200,
+    0x201,
+    0x250,
+    0x277,
+    0x2ff,
+    0x345,
+    0x38d,
+    0x38f,
+    0x3f1,
+    0x480,
+    0x481,
+    0x485,
+    0x48c,
+    0x490,
+    0x491,
+    0x492,
+    0x600,
+    0x6e0,
+    0x802,
+    0x808,
+    0xc80,
+    0xd90,
+    0xda0,
+    0xc000_0080,
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0083,
+    0xc000_0084,
+    0xc000_0100,
+    0xc000_0102,
+    0xc000_0103,
+];
+
+/// The time-stamp counter and its deadline differ from one moment to the next.
+const MOVING: [u32; 3] = [0x10, 0xe7, 0x6e0];
+
+fn passed() {
+    for msr in PASSED {
+        log::result(format_args!("msr.passed.{msr:#x}"), |line| {
+            vm::fresh(guest::code!("rdmsr", "vmcall"));
+            vm::prepare(&[BITMAP, Reg(R::Rcx, u64::from(*msr))]);
+            let vm = match vm::enter(vm::Launch::First) {
+                Ok(exit) if exit.reason == VMCALL && get(f::GUEST_RIP) == guest::CODE + 2 => {
+                    Some(vm::register(R::Rdx) << 32 | vm::register(R::Rax))
+                }
+                _ => None,
+            };
+            let host = fault::catch(|| cpu::rdmsr(*msr)).ok();
+            let same = vm == host || MOVING.contains(msr) && vm.is_some() == host.is_some();
+            line.add(format_args!("same {same}"));
+        });
+    }
+}
+
 pub(super) fn run_msr() {
     vm::all("msr", MSR);
+    passed();
 }

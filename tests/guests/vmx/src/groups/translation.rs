@@ -240,6 +240,7 @@ pub(super) fn run_vpid() {
             line.add(format_args!("vpid {vpid} reads {:#x} ", vm::register(R::Rax)));
         }
     });
+    many_tags();
     for (name, kind) in [("address", 0), ("single", 1), ("all", 2), ("globals", 3)] {
         invalidated(name, &|| {
             instruction::invvpid(
@@ -249,6 +250,29 @@ pub(super) fn run_vpid() {
         });
     }
     invalidated("invept", &|| instruction::invept(1, [ept::pointer(), 0]));
+}
+
+/// More VPIDs than a processor may have tags for, all of which see the same.
+fn many_tags() {
+    log::result(format_args!("vpid.many"), |line| {
+        if !c::VPIDS.exists() {
+            return line.add(format_args!("unsupported"));
+        }
+        vm::fresh(guest::code!("mov eax, [0x600000]", "vmcall"));
+        ept::set(FIRST, 2, FRAMES | LEAF | LARGE);
+        ept::flush();
+        vm::prepare(&[On(c::VPIDS), Store(page_entry(PAGES), FIRST | guest::LEAF)]);
+        let mut launch = Launch::First;
+        let mut right = 0;
+        for vpid in (1..=20).chain(0xfff0..=0xffff) {
+            guest::store(FRAMES, vpid);
+            vm::prepare(&[Set(f::VPID, vpid), Set(f::GUEST_RIP, CODE)]);
+            let _ = vm::enter(launch);
+            launch = Launch::Again;
+            right += u64::from(vm::register(R::Rax) == vpid);
+        }
+        line.add(format_args!("{right} right"));
+    });
 }
 
 /// A changed guest page table is seen after an invalidation.
