@@ -25,12 +25,12 @@ const PREFIX: &str = "vmx: ";
 /// The tests of this file.
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        Test::new("nested/bare-conformance", 12, repeats),
-        Test::new("nested/conformance", 25, |rig| {
+        Test::new("nested/bare-conformance", 15, repeats),
+        Test::new("nested/conformance", 45, |rig| {
             let groups = env::var("VISOR_CONFORMANCE").unwrap_or_default();
-            conforms(rig, &groups, |machine| machine.seconds = 200)
+            conforms(rig, &groups, |machine| machine.seconds = 300)
         }),
-        Test::new("nested/conformance-2-cpus", 20, |rig| {
+        Test::new("nested/conformance-2-cpus", 6, |rig| {
             conforms(rig, "smp", |machine| {
                 machine.cpus = 2;
                 machine.seconds = 120;
