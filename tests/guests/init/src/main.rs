@@ -70,10 +70,16 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "shell" => system::shell(),
         "kvm-load" => kvm::load(),
         "kvm-unload" => kvm::unload(),
-        "guest" => system::run(&["/vmm", "linux", line.value("init.next").unwrap_or("")]),
+        "guest" => guest("linux", line),
+        "guest-2m" => guest("linux-2m", line),
         _ if action.starts_with("run:") => {
             system::run(&action["run:".len()..].split('+').collect::<Vec<_>>())
         }
         _ => Err("no such action".to_owned()),
     }
+}
+
+/// A Linux VM, whose own actions are those of `init.next=`.
+fn guest(word: &str, line: &CommandLine) -> Result<(), String> {
+    system::run(&["/vmm", word, line.value("init.next").unwrap_or("")])
 }

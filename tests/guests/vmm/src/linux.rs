@@ -21,28 +21,37 @@ const HEADER: usize = 0x1f1;
 const WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check \
                      random.trust_cpu=on nokaslr pci=off";
 
+/// The memory of the guest that `word` asks for.
+pub(crate) fn backing(word: &str) -> Option<Backing> {
+    match word {
+        "linux" => Some(Backing::Small),
+        "linux-2m" => Some(Backing::Large),
+        _ => None,
+    }
+}
+
 /// Boots `/kernel` with `/initrd2` and the actions for its `init` to the line that says that it is
-/// done. What the VM's whole life took is printed: `boot WHAT COUNT`.
-pub(crate) fn boot(actions: &str) -> Result<(), String> {
+/// done. What the VM's whole life took is printed: `boot NAME WHAT COUNT`.
+pub(crate) fn boot(name: &str, backing: Backing, actions: &str) -> Result<(), String> {
     let mut meter = Meter::new()?;
     let (before, began) = (meter.visor(), clock());
-    let counts = live(actions)?;
-    println!("vmm: boot ticks {}", clock() - began);
-    for (name, count) in counts {
-        println!("vmm: boot {name} {count}");
+    let counts = live(backing, actions)?;
+    println!("vmm: boot {name} ticks {}", clock() - began);
+    for (what, count) in counts {
+        println!("vmm: boot {name} {what} {count}");
     }
     if let (Some(before), Some(after)) = (before, meter.visor()) {
-        println!("vmm: boot visor.exits {}", after.exits - before.exits);
-        println!("vmm: boot visor.violations {}", after.violations - before.violations);
-        println!("vmm: boot visor.ticks {}", after.ticks - before.ticks);
+        println!("vmm: boot {name} visor.exits {}", after.exits - before.exits);
+        println!("vmm: boot {name} visor.violations {}", after.violations - before.violations);
+        println!("vmm: boot {name} visor.ticks {}", after.ticks - before.ticks);
     }
     Ok(())
 }
 
 /// A VM from its first page to its last; KVM's counts of its exits.
-fn live(actions: &str) -> Result<[(&'static str, u64); 2], String> {
+fn live(backing: Backing, actions: &str) -> Result<[(&'static str, u64); 2], String> {
     let read = |path: &str| fs::read(path).map_err(|why| format!("{path}: {why}"));
-    let memory = Memory::new(MEMORY, Backing::Small)?;
+    let memory = Memory::new(MEMORY, backing)?;
     let words = format!("{WORDS} init.do={actions}");
     load(&memory, &read("/kernel")?, &read("/initrd2")?, &words)?;
     let vm = Vm::with(&memory)?;

@@ -2,7 +2,8 @@
 //!
 //! Its arguments name tests, which run one after the other; `all` stands for every one that needs
 //! nothing special. Each ends with one line `vmm: PASS name` or `vmm: FAIL name: why`. `cost` is one
-//! too: it measures. `linux ACTIONS` boots `/kernel` with `/initrd2`, whose `init` does the actions.
+//! too: it measures. `linux ACTIONS` boots `/kernel` with `/initrd2`, whose `init` does the actions, and
+//! `linux-2m ACTIONS` does so in huge pages.
 
 mod code;
 mod cost;
@@ -23,9 +24,9 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let mut failed = false;
     if let [word, actions] = words.as_slice()
-        && word == "linux"
+        && let Some(backing) = linux::backing(word)
     {
-        failed |= told("linux", linux::boot(actions));
+        failed |= told(word, linux::boot(word, backing, actions));
     } else {
         for (name, test) in tests::selected(&words) {
             failed |= told(&name, test());
