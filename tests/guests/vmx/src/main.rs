@@ -3,7 +3,7 @@
 //!
 //! Words of the multiboot command line name groups of [`groups::GROUPS`]; without any, all run
 //! but the one for two processors.
-//! `case=PREFIX` leaves only cases whose names begin so. The last line is `vmx: done N cases`.
+//! `stats` adds what the visor counted. `case=PREFIX` leaves only cases whose names begin so. The last line is `vmx: done N cases`.
 #![no_std]
 #![no_main]
 
@@ -17,7 +17,8 @@ mod instruction;
 mod log;
 mod vm;
 
-use bare::{console, fault, power};
+use bare::{console, cpu, fault, power};
+use control::{PORT, Port, Status};
 use groups::{GROUPS, SMP};
 
 core::arch::global_asm!(include_str!("enter.s"), options(raw));
@@ -44,8 +45,28 @@ extern "C" fn bare_main(magic: u32, info: u32) -> ! {
             console::line(format_args!("{}: ended by {fault:?}", group.name));
         }
     }
+    if named("stats") {
+        stats();
+    }
     console::line(format_args!("done {} cases", log::count()));
     power::off(power::Verdict::Passed)
+}
+
+/// The visor's control port.
+struct Control;
+
+impl Port for Control {
+    fn read(&mut self, index: u32) -> u32 {
+        cpu::out32(PORT, index);
+        cpu::in32(PORT)
+    }
+}
+
+/// What the visor counted, if there is one: how often cases made it act.
+fn stats() {
+    if let Ok(mut status) = Status::find(Control) {
+        status.each(|name, value| console::line(format_args!("stats {name} {value}")));
+    }
 }
 
 #[panic_handler]

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::expect::matches;
 use super::{Boot, Host, Rig, Stack, Test};
@@ -26,6 +26,7 @@ const PREFIX: &str = "vmx: ";
 pub(super) fn tests() -> Vec<Test> {
     vec![
         Test::new("nested/bare-conformance", 15, repeats),
+        Test::new("nested/tables-in-place", 3, in_place),
         Test::new("nested/conformance", 45, |rig| {
             let groups = env::var("VISOR_CONFORMANCE").unwrap_or_default();
             conforms(rig, &groups, |machine| machine.seconds = 300)
@@ -59,6 +60,18 @@ fn repeats(rig: &Rig<'_>) -> Result<()> {
         Some(difference) => bail!("the bare machine differs from itself: {difference}"),
         None => Ok(()),
     }
+}
+
+/// Stores to the tables of a VM reach the visor: it uses these tables as they stand, so the cases
+/// of `edit` are about that and not about a shadow.
+fn in_place(rig: &Rig<'_>) -> Result<()> {
+    let words = "edit case=edit.leaf stats".to_owned();
+    let log = rig.check("", &boot(Stack::on_visor(Host::Vmx(words)), |_| {}))?;
+    let cases = Log::of(&log).names.len();
+    let count = log.lines().find_map(|line| line.strip_prefix("vmx: stats exits.ept-violation "));
+    let trapped: usize = count.context("no store was trapped")?.parse().context("no number")?;
+    ensure!(cases > 0 && trapped >= 2 * cases, "{trapped} stores trapped in {cases} cases");
+    Ok(())
 }
 
 /// The cases of `groups`, or all, come out alike. `differences.txt` in the folder says what does
