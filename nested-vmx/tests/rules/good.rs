@@ -125,15 +125,19 @@ pub(crate) fn vmcs12() -> Box<Vmcs12> {
     v12
 }
 
-/// What the controls come to when two features exclude what the above has: a 32-bit host.
+/// What is different for a 32-bit host.
+pub(crate) const OF_32_BIT_HOST: [(u32, u64); 5] = [
+    (f::EXIT_CONTROLS.encoding(), CONTROLS[3].1 & !(1 << 9)),
+    (f::ENTRY_CONTROLS.encoding(), CONTROLS[4].1 & !(1 << 9)),
+    (f::HOST_CR4.encoding(), 0x26f0),
+    (f::HOST_EFER.encoding(), 0x801),
+    (f::HOST_RIP.encoding(), 0xc100_1000),
+];
+
+/// A page of a 32-bit host.
 pub(crate) fn vmcs12_of_32_bit_host() -> Box<Vmcs12> {
     let mut v12 = vmcs12();
-    let [_, _, _, exit, entry] = CONTROLS;
-    v12.write_raw(exit.0, exit.1 & !(1 << 9));
-    v12.write_raw(entry.0, entry.1 & !(1 << 9));
-    v12.write(f::HOST_CR4, 0x26f0);
-    v12.write(f::HOST_EFER, 0x801);
-    v12.write(f::HOST_RIP, 0xc100_1000);
+    OF_32_BIT_HOST.into_iter().for_each(|(encoding, value)| v12.write_raw(encoding, value));
     v12
 }
 

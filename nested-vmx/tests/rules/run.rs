@@ -335,7 +335,8 @@ impl<'a> Run<'a> {
     }
 
     fn repair(&mut self) {
-        for (encoding, value) in good::fields() {
+        let narrow = good::OF_32_BIT_HOST.into_iter().filter(|_| !self.context.long_mode);
+        for (encoding, value) in good::fields().chain(narrow.collect::<Vec<_>>()) {
             self.write(encoding.into(), value);
         }
     }

@@ -1,5 +1,6 @@
 //! VMCS12, VMCS02 and the shadow VMCS stay in step, whatever the host and its VM do.
 
+use nested_vmx::check::Context;
 use nested_vmx::field as f;
 use nested_vmx::vmcs12::{Vmcs12, encodings};
 use proptest::prelude::*;
@@ -86,11 +87,21 @@ fn empty() -> Box<Vmcs12> {
     Box::new(Vmcs12::EMPTY)
 }
 
-fn run(shadowing: Shadowing, steps: &[Step]) -> usize {
+/// VMCS shadowing, and whether the host is in 64-bit mode.
+type Processor = (Shadowing, bool);
+
+const PROCESSORS: [Processor; 4] = [
+    (Shadowing::Absent, true),
+    (Shadowing::Present, true),
+    (Shadowing::Absent, false),
+    (Shadowing::Present, false),
+];
+
+fn run((shadowing, long_mode): Processor, steps: &[Step]) -> usize {
     let advertised = good::advertised();
     let (mut first, mut second) = (empty(), empty());
-    let processor = (good::context(&advertised), shadowing);
-    let mut run = Run::new(processor, &mut first, &mut second);
+    let context = Context { long_mode, ..good::context(&advertised) };
+    let mut run = Run::new((context, shadowing), &mut first, &mut second);
     let reads = encodings(ALL).map(|encoding| Step::Read(encoding.into()));
     for step in host().iter().chain(steps).chain(&reads.collect::<Vec<_>>()) {
         run.step(step);
@@ -103,8 +114,8 @@ fn run(shadowing: Shadowing, steps: &[Step]) -> usize {
 
 /// The same with and without VMCS shadowing.
 fn both(steps: &[Step], exits: usize) {
-    for shadowing in [Shadowing::Absent, Shadowing::Present] {
-        assert_eq!(run(shadowing, steps), exits, "shadowing: {shadowing:?}");
+    for processor in PROCESSORS.into_iter().filter(|(_, long_mode)| *long_mode) {
+        assert_eq!(run(processor, steps), exits, "{processor:?}");
     }
 }
 
@@ -195,6 +206,18 @@ fn a_vmcs_that_the_processor_has_refused_is_tried_again() {
 }
 
 #[test]
+fn a_vm_that_has_gone_to_64_bits_is_none_that_a_32_bit_host_may_enter() {
+    // Bit 1 of the last change is the VM's mode.
+    let (narrow, wide) = (enter(&[(0, 0)]), enter(&[(0, 2)]));
+    for processor in PROCESSORS {
+        let (_, is_long_mode) = processor;
+        let exits = if is_long_mode { 4 } else { 2 };
+        let steps = [narrow.clone(), wide.clone(), narrow.clone(), wide.clone()];
+        assert_eq!(run(processor, &steps), exits, "{processor:?}");
+    }
+}
+
+#[test]
 fn a_launch_state_decides_which_instruction_enters() {
     let [first, ..] = REGIONS;
     let clear = [Step::Vmclear(first), Step::Vmptrld(first)];
@@ -206,9 +229,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn all_are_as_the_manual_says(steps in steps(), has_shadowing: bool) {
-        let shadowing = if has_shadowing { Shadowing::Present } else { Shadowing::Absent };
-        let _ = run(shadowing, &steps);
+    fn all_are_as_the_manual_says(steps in steps(), processor in 0..PROCESSORS.len()) {
+        let _ = run(PROCESSORS[processor], &steps);
     }
 }
 
@@ -218,7 +240,7 @@ fn the_random_runs_do_enter_vms() {
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::deterministic();
     let exits: usize = (0..50)
-        .map(|_| run(Shadowing::Present, &steps().new_tree(&mut runner).unwrap().current()))
+        .map(|_| run(PROCESSORS[1], &steps().new_tree(&mut runner).unwrap().current()))
         .sum();
     assert!(exits > 100, "{exits}");
 }
