@@ -1,11 +1,15 @@
 //! What the visor costs, as figures that can be compared over time.
 
+mod exit_cost;
+mod guest_boot;
+mod guest_work;
 mod host_boot;
 mod reservation;
+mod workload;
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::paths;
@@ -72,12 +76,28 @@ fn decimal(part: u64, whole: u64) -> Result<String> {
     }
 }
 
+/// What follows `words` on the line of `serial` that begins with them.
+fn text<'a>(serial: &'a str, words: &str) -> Result<&'a str> {
+    let found = serial.lines().find_map(|line| line.strip_prefix(words));
+    found.map(str::trim).with_context(|| format!("no line that begins with: {words}"))
+}
+
+/// The number there.
+fn number(serial: &str, words: &str) -> Result<u64> {
+    text(serial, words)?.parse().with_context(|| format!("no number after: {words}"))
+}
+
 /// A bench: a name, and what measures.
 type Bench = (&'static str, fn(&Rig<'_>) -> Result<Vec<Figure>>);
 
 /// Every bench there is.
-pub(crate) const BENCHES: [Bench; 2] =
-    [("host-boot", host_boot::measure), ("reservation", reservation::measure)];
+pub(crate) const BENCHES: [Bench; 5] = [
+    ("host-boot", host_boot::measure),
+    ("reservation", reservation::measure),
+    ("exit-cost", exit_cost::measure),
+    ("guest-boot", guest_boot::measure),
+    ("guest-work", guest_work::measure),
+];
 
 /// Runs the benches called `names`, or all.
 pub(crate) fn run(names: &[String]) -> Result<Vec<Figure>> {

@@ -1,0 +1,128 @@
+//! `exit-cost`: what exits cost a VM of KVM on the bare machine, on the visor, and on KVM.
+//!
+//! `vmm cost` does each operation many times by the VM's own clock, which counts instructions. The
+//! hardware's exits are counted by the visor, or by the lowest KVM.
+
+use anyhow::{Context, Result};
+
+use super::{Figure, number, text};
+use crate::machine::{End, Machine};
+use crate::suite::{Boot, Host, Rig, Stack};
+
+const BENCH: &str = "exit-cost";
+
+/// What a VM does, and `vmm` knows by these names.
+const OPERATIONS: [&str; 8] =
+    ["cpuid", "pio_kernel", "pio_user", "msr_write", "hlt_irq", "ept_4k", "ept_2m", "vmcall"];
+
+/// What the host does: it takes the right to write from a page of the VM.
+const EPT_WRITE: &str = "ept_write";
+
+const MEASURE: &str = "kvm-load,run:/vmm+cost";
+
+/// Boots the bare machine, for KVM and for KVM on it, and the visor.
+pub(super) fn measure(rig: &Rig<'_>) -> Result<Vec<Figure>> {
+    let boot = |label, stack, line| {
+        let boot = Boot::of(stack).on(|machine: &mut Machine| machine.seconds = 400);
+        let boot = boot.expect(&[line, "init: done"]).never("*vmm: FAIL *");
+        rig.check(label, &boot.ends(End::PowerOff))
+    };
+    let both = format!("init.do={MEASURE},guest init.next={MEASURE}");
+    let bare = boot("bare", Stack::bare(Host::KvmLinux(both)), "guest: vmm: PASS cost")?;
+    let alone = Host::Kvm(format!("init.do={MEASURE}"));
+    let visor = boot("visor", Stack::on_visor(alone), "vmm: PASS cost")?;
+    figures(&bare, &visor)
+}
+
+/// What one operation takes: instructions, and hundredths of exits.
+#[derive(Clone, Copy)]
+struct Cost {
+    instructions: u64,
+    exits: u64,
+}
+
+impl Cost {
+    /// From the lines of `serial` that begin with `whose`.
+    fn read(serial: &str, whose: &str, operation: &str) -> Result<Self> {
+        let instructions = number(serial, &format!("{whose}vmm: cost {operation} "))?;
+        // With two decimal places.
+        let exits = text(serial, &format!("{whose}vmm: exits {operation} "))?;
+        let exits = exits.replace('.', "").parse().with_context(|| format!("exits: {exits}"))?;
+        Ok(Self { instructions, exits })
+    }
+
+    fn beyond(self, other: Self) -> Self {
+        Self {
+            instructions: self.instructions.saturating_sub(other.instructions),
+            exits: self.exits.saturating_sub(other.exits),
+        }
+    }
+}
+
+fn figures(bare: &str, visor: &str) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for operation in OPERATIONS.into_iter().chain([EPT_WRITE]) {
+        let alone = Cost::read(bare, "", operation)?;
+        let on_visor = Cost::read(visor, "", operation)?;
+        let on_kvm = Cost::read(bare, "guest: ", operation)?;
+        for (config, cost) in [("bare", alone), ("visor", on_visor), ("kvm_on_kvm", on_kvm)] {
+            let metric = |what| format!("{operation}.{config}.{what}");
+            let instructions = metric("instructions");
+            figures.push(Figure::count(BENCH, instructions, cost.instructions, "instructions"));
+            figures.push(Figure::ratio(BENCH, &metric("hw_exits"), cost.exits, 100, "exits")?);
+        }
+        let (extra, peer) = (on_visor.beyond(alone), on_kvm.beyond(alone));
+        let metric = |what| format!("{operation}.visor.{what}");
+        let (per_exit, hundredfold) = (metric("extra_per_exit"), extra.instructions * 100);
+        // A store of the host is no exit without the visor, and one with it.
+        let exits = if operation == EPT_WRITE { extra.exits } else { alone.exits };
+        figures.push(Figure::ratio(BENCH, &per_exit, hundredfold, exits, "instructions")?);
+        // KVM lets its host store freely, and looks at the tables at a later INVEPT.
+        if operation != EPT_WRITE {
+            let name = metric("extra_exits_per_exit");
+            figures.push(Figure::ratio(BENCH, &name, extra.exits, exits, "exits")?);
+            let (part, whole) = (extra.instructions, peer.instructions);
+            figures.push(Figure::ratio(BENCH, &metric("extra_to_kvm"), part, whole, "1")?);
+        }
+    }
+    Ok(figures)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines of `vmm cost` when every operation takes this.
+    fn log(whose: &str, instructions: u64, exits: &str) -> String {
+        let lines = |operation: &&str| {
+            format!(
+                "{whose}vmm: cost {operation} {instructions}\n\
+                 {whose}vmm: exits {operation} {exits}\n"
+            )
+        };
+        OPERATIONS.iter().chain(&[EPT_WRITE]).map(lines).collect()
+    }
+
+    #[test]
+    fn the_extra_costs_are_those_beyond_the_bare_machine() {
+        let bare = log("", 1_000, "2.00") + &log("guest: ", 21_000, "30.00");
+        let figures = figures(&bare, &log("", 3_000, "4.00")).unwrap();
+        let lines: Vec<String> = figures.iter().map(Figure::line).collect();
+        let of = |metric: &str| {
+            let prefix = format!("exit-cost: {metric} = ");
+            lines.iter().find_map(|line| line.strip_prefix(&prefix)).map(str::to_owned)
+        };
+        assert_eq!(of("cpuid.bare.instructions").unwrap(), "1000 instructions");
+        assert_eq!(of("cpuid.kvm_on_kvm.hw_exits").unwrap(), "30.0 exits");
+        assert_eq!(of("cpuid.visor.extra_exits_per_exit").unwrap(), "1.0 exits");
+        assert_eq!(of("cpuid.visor.extra_per_exit").unwrap(), "1000.0 instructions");
+        assert_eq!(of("cpuid.visor.extra_to_kvm").unwrap(), "0.1 1");
+        assert_eq!(of("ept_write.visor.extra_per_exit").unwrap(), "1000.0 instructions");
+    }
+
+    #[test]
+    fn an_operation_that_was_not_measured_gives_no_figures() {
+        let bare = log("", 1_000, "2.00");
+        assert!(figures(&bare, &bare).is_err());
+    }
+}
