@@ -327,6 +327,13 @@ impl Shadow {
         Ok(Leaf { target, bits: walk.leaf & TYPE | rights.bits(), level })
     }
 
+    /// Where EPT12 leads for `gpa`: a host-physical address, whoever may use it.
+    #[must_use]
+    pub fn leads_to(&self, host: &impl Host, gpa: u64) -> Option<u64> {
+        let walk = self.walk(host, gpa).ok()?;
+        Some(Frame::containing(walk.leaf).base() + gpa % walk.level.bytes())
+    }
+
     /// Walks EPT12, as the processor would.
     fn walk(&self, host: &impl Host, gpa: u64) -> Result<Walk, Outcome> {
         if gpa >> WALKED != 0 {

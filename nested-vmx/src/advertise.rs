@@ -189,6 +189,13 @@ impl Advertised {
         self.caps.exit >> 32 & widen(ExitControls::LOAD_PERF_GLOBAL.bits()) != 0
     }
 
+    /// The exit control that saves the VMX-preemption timer, if there is one.
+    #[must_use]
+    pub const fn may_save_timer(&self) -> ExitControls {
+        let supported = self.caps.exit >> 32 & widen(ExitControls::SAVE_PREEMPTION_TIMER.bits());
+        if supported != 0 { ExitControls::SAVE_PREEMPTION_TIMER } else { ExitControls::empty() }
+    }
+
     /// Whether accessed and dirty flags may be switched on in an EPT pointer.
     #[must_use]
     pub const fn has_accessed_dirty(&self) -> bool {

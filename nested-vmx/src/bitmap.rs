@@ -12,11 +12,14 @@ use crate::msr::BITMAP_BYTES;
 const DIRECT: &[u32] = &[
     0x10,  // IA32_TIME_STAMP_COUNTER
     0x48,  // IA32_SPEC_CTRL
+    0x49,  // IA32_PRED_CMD
+    0x10b, // IA32_FLUSH_CMD
     0x174, // IA32_SYSENTER_CS, _ESP, _EIP
     0x175,
     0x176,
     0x1d9,       // IA32_DEBUGCTL
     0x277,       // IA32_PAT
+    0x38f,       // IA32_PERF_GLOBAL_CTRL
     0xc000_0080, // IA32_EFER
     0xc000_0081, // IA32_STAR
     0xc000_0082, // IA32_LSTAR
@@ -27,6 +30,13 @@ const DIRECT: &[u32] = &[
     0xc000_0102, // IA32_KERNEL_GS_BASE
     0xc000_0103, // IA32_TSC_AUX
 ];
+
+/// Whether an access to `index` exits only if the host's bitmaps asked for that when the VM was
+/// entered. What they say by now does not matter then.
+#[must_use]
+pub fn is_direct(index: u32) -> bool {
+    DIRECT.contains(&index)
+}
 
 /// Byte and bit of `index` in the read bitmap; those for writes are 2,048 bytes further on (SDM vol.
 /// 3, 26.6.9). `None` outside both ranges: such accesses always exit.
@@ -53,7 +63,7 @@ pub fn close(bitmap: &mut [u8; BITMAP_BYTES]) {
 type Byte = (usize, u8);
 
 /// Bytes of either bitmap in which [`DIRECT`] has bits.
-const BYTES: usize = 7;
+const BYTES: usize = 9;
 
 /// The bytes that [`DIRECT`] touches.
 const COPIED: [Byte; BYTES] = {

@@ -75,6 +75,9 @@ pub struct Fault;
 pub trait HostMemory {
     /// The little-endian value at `address`.
     fn read_u64(&self, address: u64) -> Option<u64>;
+
+    /// Number of physical-address bits: those above are reserved in page-table entries.
+    fn width(&self) -> u8;
 }
 
 /// CR0 bits that no VM entry or exit changes (SDM vol. 3, 28.3.2.1): the visor sets them in its own
@@ -129,7 +132,7 @@ pub fn write_cr0(vmcs: &mut impl Vmcs, memory: &impl HostMemory, value: u64) -> 
 }
 
 /// Bits of a present PAE page-directory-pointer-table entry that must be 0: 2:1, 8:5 and 63:52
-/// (SDM vol. 3, table 5-8); bits up to the physical-address width are checked at VM entry.
+/// (SDM vol. 3, table 5-8), besides those above the physical-address width.
 const PDPTE_RESERVED: u64 = 0xfff0_0000_0000_01e6;
 
 /// Loads the page-directory-pointer-table entries at CR3 (SDM vol. 3, 5.4.1).
@@ -138,7 +141,8 @@ pub fn load_pdptes(vmcs: &mut impl Vmcs, memory: &impl HostMemory) -> Result<(),
     let mut entries = [0; 4];
     for (entry, address) in entries.iter_mut().zip((table..).step_by(8)) {
         *entry = memory.read_u64(address).ok_or(Fault)?;
-        if *entry & 1 != 0 && *entry & PDPTE_RESERVED != 0 {
+        let beyond = entry.checked_shr(memory.width().into()).unwrap_or(0);
+        if *entry & 1 != 0 && (*entry & PDPTE_RESERVED != 0 || beyond != 0) {
             return Err(Fault);
         }
     }

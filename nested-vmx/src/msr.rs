@@ -109,10 +109,18 @@ pub fn fill_bitmap(bitmap: &mut [u8; BITMAP_BYTES]) {
     }
 }
 
-/// Whether accesses to `index` go to the processor without an exit.
+/// Registers that VMX switches: in VMX root mode they are the visor's own. IA32_SYSENTER_CS, _ESP,
+/// _EIP, IA32_DEBUGCTL, IA32_PAT, IA32_EFER, IA32_FS_BASE, IA32_GS_BASE.
+const SWITCHED: [u32; 8] =
+    [0x174, 0x175, 0x176, 0x1d9, 0x277, 0xc000_0080, 0xc000_0100, 0xc000_0101];
+
+/// Whether `index` has no rule, so that the host reaches it without an exit, and the register in VMX
+/// root mode is the host's as well: what the host may do the visor may then do in its stead.
 #[must_use]
-pub fn is_free(index: u32) -> bool {
-    matches!(index, 0..0x2000 | 0xc000_0000..0xc000_2000) && rule(index).is_none()
+pub fn is_shared(index: u32) -> bool {
+    matches!(index, 0..0x2000 | 0xc000_0000..0xc000_2000)
+        && rule(index).is_none()
+        && !SWITCHED.contains(&index)
 }
 
 /// What to do about an intercepted RDMSR.

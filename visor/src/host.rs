@@ -21,6 +21,7 @@ use crate::cpu::vmx::Current;
 use crate::cpu::{self, high, low};
 use crate::events::{self, Event as Audit};
 use crate::machine::Machine;
+use crate::nested::NmiFate;
 use crate::percpu::PerCpu;
 use crate::{io, nested, reset, shootdown, smp, stop, table};
 
@@ -209,7 +210,7 @@ pub(crate) fn in_64_bit_code() -> bool {
 }
 
 /// Whether all bits above the linear-address width are equal (SDM vol. 1, 3.3.7.1).
-fn is_canonical(address: u64, cr4: u64) -> bool {
+pub(crate) fn is_canonical(address: u64, cr4: u64) -> bool {
     const LA57: u64 = 1 << 12;
     let upper = address >> if cr4 & LA57 != 0 { 56 } else { 47 };
     upper == 0 || upper == u64::MAX >> if cr4 & LA57 != 0 { 56 } else { 47 }
@@ -255,8 +256,9 @@ fn inject(event: Event) {
 
 /// Whether an NMI that has arrived was another processor's call, which is answered then.
 pub(crate) fn is_call(cpu: &PerCpu) -> bool {
+    let called = shootdown::took_nmi(cpu);
     shootdown::serve(cpu);
-    shootdown::took_nmi(cpu) || smp::serve_restart()
+    called || smp::serve_restart()
 }
 
 /// Delivers the host's NMI at the coming entry, or as soon as the host can take it.
@@ -270,9 +272,18 @@ fn deliver_nmi(cpu: &PerCpu, machine: &Machine) {
     if !cpu.nmi_owed.get() {
         return;
     }
-    if nested::is_in_guest(cpu) && nested::reflect_nmi(cpu, machine) {
-        cpu.nmi_owed.set(false);
-        return;
+    if nested::is_in_guest(cpu) {
+        match nested::reflect_nmi(cpu, machine) {
+            NmiFate::Exit(next) => {
+                cpu.nmi_owed.set(false);
+                if let Next::Shutdown = next {
+                    reset_by_host(cpu);
+                }
+                return;
+            }
+            NmiFate::Later => return,
+            NmiFate::Event => {}
+        }
     }
     const BLOCKED: u32 = 0b1011;
     const HALTED: u32 = 1;
@@ -324,7 +335,7 @@ fn msr_value(index: u32) -> Option<u64> {
         msr::Read::Masked { clear, set } => Some(cpu::read_msr(index) & !clear | set),
         msr::Read::Mtrr => machine.tables.read_mtrr(index),
         msr::Read::VmxCapability => machine.advertised.msr(index),
-        msr::Read::Fault if msr::is_free(index) => cpu::try_read_msr(index),
+        msr::Read::Fault if msr::is_shared(index) => cpu::try_read_msr(index),
         msr::Read::Fault => None,
     }
 }
@@ -349,8 +360,8 @@ fn set_msr(cpu: &PerCpu, index: u32, value: u64) -> bool {
     match msr::write(index, value, current) {
         // SAFETY: the rules only let through registers on which the visor does not depend.
         msr::Write::Perform => unsafe { cpu::try_write_msr(index, value) },
-        // SAFETY: likewise; the host writes these itself without exits.
-        msr::Write::Fault if msr::is_free(index) => unsafe { cpu::try_write_msr(index, value) },
+        // SAFETY: likewise; the host writes these itself without exits, and VMX does not switch them.
+        msr::Write::Fault if msr::is_shared(index) => unsafe { cpu::try_write_msr(index, value) },
         msr::Write::Mtrr => machine.tables.write_mtrr(cpu.index.get(), index, value),
         msr::Write::Ignore => true,
         msr::Write::Fault => {
@@ -365,6 +376,10 @@ pub(crate) struct HostRam;
 impl cr::HostMemory for HostRam {
     fn read_u64(&self, address: u64) -> Option<u64> {
         Machine::get()?.tables.read_host(address)
+    }
+
+    fn width(&self) -> u8 {
+        Machine::running().width
     }
 }
 
@@ -462,26 +477,24 @@ fn ept_violation(cpu: &PerCpu, registers: &mut Registers) -> Next {
         deliver_again();
         return Next::Stay;
     }
-    table::store(machine, address, registers).unwrap_or_else(|| refuse_access(cpu))
+    table::store(machine, address, registers).unwrap_or_else(|| refuse_access(cpu, address))
 }
 
-/// An EPT violation of a VM that runs on the host's own tables, or by way of the visor's.
-pub(crate) fn ept_violation_of_vm(cpu: &PerCpu) -> Next {
-    let address = Current.read(GUEST_PHYSICAL_ADDRESS);
+/// An access of a VM to the host's physical `address`, where the VM runs on EPT01 or on shadow tables.
+pub(crate) fn ept_violation_of_vm(cpu: &PerCpu, address: u64) -> Next {
     let machine = Machine::running();
     let frame = Frame::containing(address);
     if machine.tables.is_table(frame) {
         machine.tables.demote(frame);
     } else if !machine.tables.reaches(address, Current.read(EXIT_QUALIFICATION)) {
-        return refuse_access(cpu);
+        return refuse_access(cpu, address);
     }
     deliver_again();
     Next::Stay
 }
 
 /// #GP(0), for an access to what is not the host's.
-fn refuse_access(cpu: &PerCpu) -> Next {
-    let address = Current.read(GUEST_PHYSICAL_ADDRESS);
+fn refuse_access(cpu: &PerCpu, address: u64) -> Next {
     let [access, ..] = Current.read(EXIT_QUALIFICATION).to_le_bytes();
     let rip = Current.read(GUEST_RIP);
     let access = access & 7;
@@ -513,7 +526,10 @@ fn init(cpu: &PerCpu, registers: &mut Registers) -> Next {
     }
     set_nmi_window(false);
     cpu.nmi_owed.set(false);
-    cpu.nmi_arrived.store(false, Ordering::Relaxed);
+    if cpu.nmi_arrived.swap(false, Ordering::Relaxed) {
+        // INIT drops the host's NMI, but not a call.
+        let _ = is_call(cpu);
+    }
     Next::Stay
 }
 

@@ -212,6 +212,7 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
         processors: plan.processors,
         advertised: Advertised::of(&vmcs::capabilities()),
         decoys: bitmaps.decoys,
+        bad_list: bitmaps.bad_list,
         width: plan.width,
         capabilities: vmcs::capabilities(),
         controls: plan.controls,
@@ -280,7 +281,11 @@ struct Bitmaps {
     io: (Frame, Frame),
     msr: Frame,
     decoys: Option<(Frame, Frame)>,
+    bad_list: Frame,
 }
+
+/// IA32_FS_BASE: VM entries do not load it from a list (SDM vol. 3, 28.4).
+const FS_BASE: u64 = 0xc000_0100;
 
 impl Bitmaps {
     fn make(pool: &mut Pool) -> Option<Self> {
@@ -299,7 +304,9 @@ impl Bitmaps {
         } else {
             None
         };
-        Some(Self { io, msr, decoys })
+        let bad_list = pool.frame()?;
+        memory::write_entry(bad_list, 0, FS_BASE);
+        Some(Self { io, msr, decoys, bad_list })
     }
 }
 

@@ -24,6 +24,8 @@ pub(crate) struct Machine {
     pub(crate) capabilities: RawCapabilities,
     /// The VMX that the host sees.
     pub(crate) advertised: Advertised,
+    /// A list of MSRs that no processor loads.
+    pub(crate) bad_list: Frame,
     /// VMREAD and VMWRITE bitmaps, where the processor has VMCS shadowing.
     pub(crate) decoys: Option<(Frame, Frame)>,
     /// Physical-address bits that name memory.

@@ -38,6 +38,8 @@ pub(crate) struct Call {
     pub(crate) asleep: AtomicBool,
     /// NMIs sent for that.
     pub(crate) sent: AtomicU32,
+    /// Those of them that have arrived: all, or all but one.
+    pub(crate) taken: AtomicU32,
 }
 
 /// One processor's block. Lives in zeroed frames of the reservation and is never freed.
@@ -53,8 +55,6 @@ pub(crate) struct PerCpu {
     pub(crate) nmi_owed: Cell<bool>,
     /// How others call this processor.
     pub(crate) call: Call,
-    /// As many calls as NMIs have arrived for.
-    pub(crate) calls_taken: Cell<u32>,
     /// EPT02 must be emptied before a VM is entered.
     pub(crate) shadow_is_stale: Cell<bool>,
     /// Base of the root with which the processor runs a VM: the frame of an EPT12.

@@ -26,6 +26,8 @@ pub(crate) fn calls() -> u64 {
     CALLS.load(Ordering::SeqCst)
 }
 
+/// Only one processor at a time may call: the lock of the tables sees to that.
+///
 /// Returns when every processor has forgotten everything and is outside its VM, or will look again
 /// before it enters one.
 pub(crate) fn everywhere() {
@@ -34,8 +36,11 @@ pub(crate) fn everywhere() {
     let others = || machine.each().filter(|other| other.index.get() != cpu.index.get());
     for other in others() {
         other.call.due.store(true, Ordering::SeqCst);
-        if !other.call.asleep.load(Ordering::SeqCst) {
-            let _ = other.call.sent.fetch_add(1, Ordering::SeqCst);
+        // One that is still on its way does for this call, too: never are there two.
+        let sent = other.call.sent.load(Ordering::SeqCst);
+        let under_way = other.call.taken.load(Ordering::SeqCst) != sent;
+        if !under_way && !other.call.asleep.load(Ordering::SeqCst) {
+            other.call.sent.store(sent.wrapping_add(1), Ordering::SeqCst);
             apic::send(Delivery::Nmi, Destination::One(other.apic_id.get()));
         }
     }
@@ -63,10 +68,10 @@ fn forget(cpu: &PerCpu) {
     vmx::invept_all();
 }
 
-/// Whether an NMI that has arrived was a call.
+/// Whether an NMI that has arrived was a call; to be asked before the call is answered.
 pub(crate) fn took_nmi(cpu: &PerCpu) -> bool {
     let sent = cpu.call.sent.load(Ordering::SeqCst);
-    cpu.calls_taken.replace(sent) != sent
+    cpu.call.taken.swap(sent, Ordering::SeqCst) != sent
 }
 
 /// From now on this processor cannot be called.
@@ -76,6 +81,8 @@ pub(crate) fn fall_asleep(cpu: &PerCpu) {
 
 /// It can again, and remembers nothing.
 pub(crate) fn wake_up(cpu: &PerCpu) {
+    // An NMI that was sent to a processor that then waited for SIPI is gone.
+    cpu.call.taken.store(cpu.call.sent.load(Ordering::SeqCst), Ordering::SeqCst);
     cpu.call.asleep.store(false, Ordering::SeqCst);
     forget(cpu);
     cpu.call.due.store(false, Ordering::SeqCst);

@@ -11,6 +11,7 @@ use crate::events;
 use crate::machine::Machine;
 use crate::memory::POOL;
 use crate::percpu::PerCpu;
+use crate::shootdown;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"VISR");
 /// Major and minor version of this interface.
@@ -37,8 +38,10 @@ pub(crate) fn answer(cpu: &PerCpu) -> u32 {
         5 => u32::try_from(COUNTED_REASONS).unwrap_or(UNKNOWN),
         6 => events::violations(),
         7 => machine.tables.count_tables(),
-        8 => low(POOL.lock().left() / PAGE),
-        0x80 => wide(machine.each().map(|cpu| cpu.ticks.load(Ordering::Relaxed)).sum()),
+        8 => low(shootdown::lock(&POOL).left() / PAGE),
+        0x80 => wide(
+            machine.each().fold(0, |sum, cpu| sum.wrapping_add(cpu.ticks.load(Ordering::Relaxed))),
+        ),
         0x81 => cpu.latched.get(),
         index if index >= COUNTERS => {
             let (reason, is_high) = ((index - COUNTERS) / 2, index & 1 != 0);

@@ -5,7 +5,7 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 
 use ept::addr::{Frame, LARGE, PAGE, Span};
-use ept::direct::{self, Direct, Generation, HostMemory};
+use ept::direct::{self, Direct, Generation};
 use ept::entry::Level;
 use ept::entry::Rights;
 use ept::ept01::{self, Ept01, Rules, TableMem, Tlb};
@@ -26,6 +26,7 @@ pub(crate) struct HostTables {
     state: Mutex<State>,
     pointer: u64,
     width: u8,
+    entry_width: u8,
 }
 
 struct State {
@@ -53,17 +54,6 @@ impl State {
 impl fmt::Debug for HostTables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "EPT01 at {:#x}", self.pointer)
-    }
-}
-
-/// This processor's cached translations. Whoever changes the memory types does it on every
-/// processor, and each then flushes its own; until then another one uses the old types, as it
-/// would without the visor.
-struct Local;
-
-impl Tlb for Local {
-    fn flush(&mut self, _: Span) {
-        vmx::invept_all();
     }
 }
 
@@ -129,7 +119,8 @@ impl HostTables {
         let pointer = ept.pointer();
         let direct = Direct::new(&GENERATION);
         let state = State { ram, frames, registers, mtrrs, ept, direct };
-        Some(Self { state: Mutex::new(state), pointer, width })
+        let entry_width = crate::vmcs::entry_width();
+        Some(Self { state: Mutex::new(state), pointer, width, entry_width })
     }
 
     /// The EPT pointer for the VMCS.
@@ -158,10 +149,11 @@ impl HostTables {
         if mtrrs != state.mtrrs {
             state.mtrrs = mtrrs;
             let mut pool = POOL.lock();
+            let mut all = AllProcessors(&mut pool);
             let (rules, ept) = (state.rules(), state.ept);
-            let stale = ept.revise(&mut *pool, &rules, ept.all());
-            let flushed = stale.flush(&mut Local);
-            if let Err(error) = ept.complete(&mut *pool, &rules, flushed) {
+            let stale = ept.revise(&mut all, &rules, ept.all());
+            let flushed = stale.flush(&mut all);
+            if let Err(error) = ept.complete(&mut all, &rules, flushed) {
                 log::error!("EPT01 is incomplete after a change of memory types: {error}");
             }
             events::record(cpu, events::Event::MemoryTypes);
@@ -196,7 +188,8 @@ impl HostTables {
             mtrrs: &state.mtrrs,
             denied: &[],
             ept: state.ept,
-            width: self.width,
+            // Bits that name a memory-encryption key are no reserved ones to the processor.
+            width: self.entry_width,
             hardware: &mut hardware,
         };
         work(&mut state.direct, &mut vms)
@@ -257,15 +250,7 @@ impl HostTables {
             let written = vms.write(address, bytes, change);
             let written = written.inspect_err(|why| log::debug!("a store was not to be: {why}"));
             let written = written.ok()?;
-            let table = Frame::containing(address);
-            // A root without entries is about to be something else.
-            const RIGHTS: u64 = 7;
-            if written.new & RIGHTS == 0
-                && direct.is_loaded(vms, table)
-                && (0..512).all(|index| vms.hardware.entry(table, index) & RIGHTS == 0)
-            {
-                direct.release(vms, table);
-            }
+            direct.release_empty(vms, address);
             Some(written.old)
         })
     }

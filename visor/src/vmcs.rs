@@ -142,6 +142,12 @@ pub(crate) fn address_width() -> u8 {
     if on { width.saturating_sub(key_bits & 15) } else { width }
 }
 
+/// Number of address bits in an entry of a page table: those that name a key included.
+pub(crate) fn entry_width() -> u8 {
+    let [width, ..] = cpuid(0x8000_0008, 0).eax.to_le_bytes();
+    width
+}
+
 /// The memory-type table that firmware left: the host's to begin with.
 pub(crate) fn pat() -> u64 {
     read_msr(PAT)

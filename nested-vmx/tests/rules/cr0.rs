@@ -47,6 +47,10 @@ struct Entries {
 }
 
 impl HostMemory for Entries {
+    fn width(&self) -> u8 {
+        52
+    }
+
     fn read_u64(&self, address: u64) -> Option<u64> {
         assert_eq!(address % 8, 0);
         let index = address.checked_sub(self.base).unwrap() / 8;
@@ -249,6 +253,10 @@ fn directory_pointers_outside_of_the_hosts_memory_fault() {
 struct Counted(Cell<u32>);
 
 impl HostMemory for Counted {
+    fn width(&self) -> u8 {
+        52
+    }
+
     fn read_u64(&self, _: u64) -> Option<u64> {
         self.0.set(self.0.get() + 1);
         Some(0)

@@ -153,6 +153,10 @@ pub(crate) fn vmcs01() -> FakeVmcs {
 pub(crate) struct Zero;
 
 impl HostMemory for Zero {
+    fn width(&self) -> u8 {
+        40
+    }
+
     fn read_u64(&self, _: u64) -> Option<u64> {
         Some(0)
     }

@@ -17,6 +17,10 @@ const INHERITED: Inherited =
 struct Memory([u64; 4]);
 
 impl HostMemory for Memory {
+    fn width(&self) -> u8 {
+        40
+    }
+
     fn read_u64(&self, address: u64) -> Option<u64> {
         let at = usize::try_from(address.checked_sub(0x12_3000)? / 8).ok()?;
         self.0.get(at).copied()

@@ -13,7 +13,7 @@ use crate::step::{Ending, REGIONS, Shadowing, Step, VMXON};
 /// Controls that can be switched without making the VMCS invalid.
 const SWITCHES: [(u32, &[u32]); 5] = [
     (f::PIN_CONTROLS.encoding(), &[0]),
-    (f::PRIMARY_CONTROLS.encoding(), &[2, 3, 7, 12, 21, 22, 24, 25, 28, 30]),
+    (f::PRIMARY_CONTROLS.encoding(), &[2, 3, 7, 12, 21, 22, 24, 25, 28, 30, 31]),
     (f::SECONDARY_CONTROLS.encoding(), &[2, 5, 6, 10, 20, 25]),
     (f::EXIT_CONTROLS.encoding(), &[2, 12, 15, 18, 19, 20, 21, 22]),
     (f::ENTRY_CONTROLS.encoding(), &[2, 9, 13, 14, 15]),
@@ -70,6 +70,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         20 => switch(),
         15 => (guest_operand(), any::<u64>()).prop_map(|(field, value)| Step::Write(field, value)),
         10 => event,
+        2 => Just(Step::Write(0x0000, 0xffff)),
         4 => (operand(), any::<u64>()).prop_map(|(field, value)| Step::Write(field, value)),
         30 => operand().prop_map(Step::Read),
         15 => Just(Step::Repair),
@@ -166,6 +167,39 @@ fn controls_that_are_written_after_the_vms_state_was_read_are_followed() {
             both(&[&steps[..], &[busy()]].concat(), 3);
         }
     }
+}
+
+#[test]
+fn what_the_last_exit_has_saved_outlives_an_entry_that_fails() {
+    for (field, bit) in [(0x681a, 2), (0x2802, 2), (0x2804, 14), (0x2806, 15)] {
+        let no_load = Step::Flip(f::ENTRY_CONTROLS.encoding(), 1 << bit);
+        for ending in [Ending::Failed, Ending::Refused] {
+            let fails = Step::Enter([0x5555_5555; 4], Vec::new(), ending);
+            both(&[no_load.clone(), busy(), enter(&[]), fails, Step::Read(field)], 2);
+        }
+    }
+}
+
+#[test]
+fn a_vm_with_the_hosts_tag_or_without_secondary_controls_runs_untagged() {
+    let no_secondary = Step::Flip(f::PRIMARY_CONTROLS.encoding(), 1 << 31);
+    both(&[Step::Write(0x0000, 0xffff), busy(), Step::Write(0x0000, 3), busy()], 2);
+    both(&[busy(), no_secondary.clone(), busy(), no_secondary, busy()], 3);
+}
+
+#[test]
+fn a_vm_reads_hidden_bits_of_cr4_as_its_host_wants_or_as_0() {
+    let show = [(f::CR4_MASK, 1 << 14 | 1 << 13), (f::CR4_SHADOW, 1 << 14 | 1 << 19 | 1 << 23)];
+    let show = show.map(|(field, value)| Step::Write(field.encoding().into(), value));
+    both(&[&show[..], &[busy()]].concat(), 1);
+}
+
+#[test]
+fn efer_follows_the_vms_mode_where_the_entry_does_not_load_it() {
+    let controls = [1 << 15, 1 << 9].map(|bit| Step::Flip(f::ENTRY_CONTROLS.encoding(), bit));
+    let [not_loaded, narrow] = controls;
+    let paging = Step::Flip(f::GUEST_CR0.encoding(), 1 << 31);
+    both(&[not_loaded, enter(&[(0, 2)]), narrow, enter(&[]), paging, enter(&[])], 3);
 }
 
 #[test]

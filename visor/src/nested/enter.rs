@@ -29,7 +29,7 @@ use crate::percpu::PerCpu;
 
 /// Basic exit reasons of failed entries.
 const INVALID_GUEST_STATE: u32 = 33;
-const MSR_LOADING: u32 = 34;
+pub(super) const MSR_LOADING: u32 = 34;
 /// Exit qualification of the first.
 const BAD_PDPTES: u64 = 2;
 /// A link pointer that no processor accepts: not aligned.
@@ -92,22 +92,48 @@ fn go(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, host: &Environment<'
     let wanted = Wanted::of(fields);
     let paged = !wanted.secondary.contains(Secondary::EPT) && uses_pdptes(&wanted, fields);
     let loaded = if paged { cr::load_pdptes(&mut Current, &HostRam) } else { Ok(()) };
-    let listed = loaded.map_err(|cr::Fault| (INVALID_GUEST_STATE, BAD_PDPTES)).and_then(|()| {
-        let list = (fields.read(f::ENTRY_MSR_LOAD), fields.read(f::ENTRY_MSR_LOAD_COUNT));
-        lists::load(machine, list).map_err(|number| (MSR_LOADING, number))
-    });
+    let has_list = fields.read(f::ENTRY_MSR_LOAD_COUNT) != 0;
+    if has_list {
+        Current.write(f::ENTRY_MSR_LOAD, machine.bad_list.base());
+        Current.write(f::ENTRY_MSR_LOAD_COUNT, 1);
+    }
+    if wanted.pin.contains(Pin::PREEMPTION_TIMER) {
+        // It goes on over exits that the host does not see, and begins anew at each entry of the
+        // host's, unless that asks to have it saved.
+        let save = machine.advertised.may_save_timer();
+        let exit = Current.read(f::EXIT_CONTROLS);
+        Current.write(f::EXIT_CONTROLS, exit | save.bits());
+        Current.write(f::PREEMPTION_TIMER, fields.read(f::PREEMPTION_TIMER));
+    }
     if !link_is_valid(machine, region, fields) {
         // Among other reasons to refuse the guest's state, this one has its place: the processor's.
         Current.write(VMCS_LINK_POINTER, NO_LINK);
     }
     let entered = slot.entered;
-    if let Err(failure) = listed {
+    if let Err(cr::Fault) = loaded {
+        slot.vcpu.renew();
         vmx::select(cpu.vmcs_region());
-        return fail(nested, machine, failure);
+        return fail(nested, machine, (INVALID_GUEST_STATE, BAD_PDPTES));
     }
-    nested.mode = Mode::Entering;
+    nested.mode = if has_list { Mode::Probing } else { Mode::Entering };
     cpu.launch(!entered);
     Next::Stay
+}
+
+/// The processor has checked the VM's state and found nothing, so that now, and not earlier, the
+/// host's list of MSRs is loaded. VMCS02 is current.
+///
+/// # Errors
+/// The number of the entry that cannot be loaded: [`fail`] is due.
+pub(super) fn load_list(cpu: &PerCpu, machine: &Machine, nested: &mut Nested) -> Result<Next, u64> {
+    let slot = nested.slots.current();
+    let fields = slot.vcpu.fields();
+    let list = (fields.read(f::ENTRY_MSR_LOAD), fields.read(f::ENTRY_MSR_LOAD_COUNT));
+    lists::load(machine, list)?;
+    Current.write(f::ENTRY_MSR_LOAD_COUNT, 0);
+    nested.mode = Mode::Entering;
+    cpu.launch(!slot.entered);
+    Ok(Next::Stay)
 }
 
 /// Whether the processor reads page-directory-pointer-table entries at this entry.
@@ -172,7 +198,7 @@ pub(super) fn fail(
 /// The processor has refused VMCS02 without entering: the host's instruction fails in the same way.
 pub(crate) fn entry_refused(cpu: &PerCpu, machine: &Machine) -> Next {
     let mut nested = Nested::of(cpu);
-    assert!(nested.mode == Mode::Entering, "VM entry refused in the middle of a VM's run");
+    assert!(nested.mode.is_entering(), "VM entry refused in the middle of a VM's run");
     let error = Current.read(INSTRUCTION_ERROR);
     nested.mode = Mode::Host;
     cpu.launch(false);
@@ -231,9 +257,13 @@ impl Nested {
 /// The last look before a VM is entered: VMCS02 is current.
 pub(crate) fn before_entry(cpu: &PerCpu, machine: &Machine) {
     let mut nested = Nested::of(cpu);
-    if nested.mode.is_guest() {
+    while nested.mode.is_guest() {
         let pointer = nested.resolve(cpu, machine);
-        Current.write(EPT_POINTER, pointer);
+        // While it waited for a lock, this processor may have been called.
+        if !cpu.shadow_is_stale.get() {
+            Current.write(EPT_POINTER, pointer);
+            break;
+        }
     }
 }
 

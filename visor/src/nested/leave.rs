@@ -14,7 +14,7 @@ use nested_vmx::merge::{HOST_VPID, ports_exit};
 use nested_vmx::vmcs12::{Launch, Vmcs12};
 use nested_vmx::{bitmap, cr, io as port};
 
-use super::enter::{GP0, TASK_PRIORITY, fail, takes_nmis};
+use super::enter::{self, GP0, MSR_LOADING, TASK_PRIORITY, fail, takes_nmis};
 use super::{Mode, Nested, lists};
 use crate::cpu::{self, low, vmx, vmx::Current};
 use crate::host::{self, HostRam, Next, Registers};
@@ -25,6 +25,7 @@ use crate::memory::{self, Tables};
 use crate::percpu::PerCpu;
 
 const EXCEPTION_OR_NMI: u32 = 0;
+const TRIPLE_FAULT: u32 = 2;
 const NMI_WINDOW: u32 = 8;
 const CONTROL_REGISTER: u32 = 28;
 const IO: u32 = 30;
@@ -48,14 +49,9 @@ enum Verdict {
 pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Registers) -> Next {
     let mut nested = Nested::of(cpu);
     if raw & ENTRY_FAILURE != 0 {
-        assert!(nested.mode == Mode::Entering, "VM entry failed in the middle of a VM's run");
-        let qualification = Current.read(EXIT_QUALIFICATION);
-        vmx::select(cpu.vmcs_region());
-        nested.mode = Mode::Host;
-        cpu.launch(false);
-        nested.slots.current().vcpu.renew();
-        return fail(&mut nested, machine, (raw & 0xffff, qualification));
+        return entry_failed(cpu, machine, &mut nested, raw & 0xffff);
     }
+    assert!(nested.mode != Mode::Probing, "the processor loads what it should not");
     if nested.mode == Mode::Entering {
         nested.mode = Mode::Guest;
         cpu.launch(false);
@@ -75,6 +71,23 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
             reflect(&mut nested, machine, Cause::Other, &told)
         }
     }
+}
+
+/// The processor has refused what the entry was to load.
+fn entry_failed(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, reason: u32) -> Next {
+    assert!(nested.mode.is_entering(), "VM entry failed in the middle of a VM's run");
+    let mut qualification = Current.read(EXIT_QUALIFICATION);
+    if nested.mode == Mode::Probing && reason == MSR_LOADING {
+        match enter::load_list(cpu, machine, nested) {
+            Ok(next) => return next,
+            Err(number) => qualification = number,
+        }
+    }
+    vmx::select(cpu.vmcs_region());
+    nested.mode = Mode::Host;
+    cpu.launch(false);
+    nested.slots.current().vcpu.renew();
+    fail(nested, machine, (reason, qualification))
 }
 
 fn cause(raw: u32) -> Cause {
@@ -99,16 +112,16 @@ fn verdict(
         }
         CONTROL_REGISTER => control_register(fields, registers),
         IO => ports(cpu, machine, fields, registers),
-        READ_MSR if !intercepted(machine, fields, 0, low(registers.rcx)) => {
+        READ_MSR if is_left_to_vm(machine, fields, 0, low(registers.rcx)) => {
             Verdict::Answered(host::read_msr(registers))
         }
-        WRITE_MSR if !intercepted(machine, fields, bitmap::WRITES, low(registers.rcx)) => {
+        WRITE_MSR if is_left_to_vm(machine, fields, bitmap::WRITES, low(registers.rcx)) => {
             Verdict::Answered(host::write_msr(cpu, registers))
         }
         EPT_VIOLATION | EPT_MISCONFIGURATION
             if !wanted.secondary.contains(Secondary::EPT) && reason == EPT_VIOLATION =>
         {
-            Verdict::Answered(host::ept_violation_of_vm(cpu))
+            fault(host::ept_violation_of_vm(cpu, Current.read(GUEST_PHYSICAL_ADDRESS)))
         }
         EPT_VIOLATION | EPT_MISCONFIGURATION => translate(cpu, machine, nested),
         _ => Verdict::Reflect,
@@ -167,16 +180,15 @@ fn port_exits(machine: &Machine, fields: &Vmcs12, port: Option<u16>) -> bool {
     page.is_none_or(|page| page.read_byte(place / 8) >> (place % 8) & 1 != 0)
 }
 
-fn intercepted(machine: &Machine, fields: &Vmcs12, offset: usize, index: u32) -> bool {
+/// Whether the host leaves the access to its VM, and the processor's bitmaps only did not know.
+fn is_left_to_vm(machine: &Machine, fields: &Vmcs12, offset: usize, index: u32) -> bool {
     let wanted = Wanted::of(fields);
-    let Some((place, bit)) = bitmap::place(index) else {
-        return true;
-    };
-    if !wanted.primary.contains(Primary::MSR_BITMAPS) {
-        return true;
+    if bitmap::is_direct(index) || !wanted.primary.contains(Primary::MSR_BITMAPS) {
+        return false;
     }
     let page = host_memory::page(machine, Frame::containing(fields.read(f::MSR_BITMAP)));
-    page.is_none_or(|page| page.read_byte(place + offset) & bit != 0)
+    let place = bitmap::place(index).zip(page);
+    place.is_some_and(|((place, bit), page)| page.read_byte(place + offset) & bit == 0)
 }
 
 /// Fills EPT02, or tells the host what EPT12 lacks.
@@ -210,7 +222,19 @@ fn translate(cpu: &PerCpu, machine: &Machine, nested: &mut Nested) -> Verdict {
             Verdict::As(EPT_VIOLATION, qualification & !RIGHTS | rights.bits() << 3)
         }
         Outcome::Misconfigured => Verdict::As(EPT_MISCONFIGURATION, 0),
-        Outcome::Forbidden => Verdict::Answered(host::ept_violation_of_vm(cpu)),
+        // Where this leads, the host may not go either.
+        Outcome::Forbidden => {
+            let target = nested.shadow.leads_to(&host, address).unwrap_or(address);
+            fault(host::ept_violation_of_vm(cpu, target))
+        }
+    }
+}
+
+/// An exception for the VM; if it cannot take one more, it is the VM that has shut down.
+fn fault(next: Next) -> Verdict {
+    match next {
+        Next::Shutdown => Verdict::As(TRIPLE_FAULT, 0),
+        Next::Step | Next::Stay | Next::Raise(_) => Verdict::Answered(next),
     }
 }
 
@@ -279,14 +303,27 @@ fn abort(nested: &mut Nested, machine: &Machine, Abort(indicator): Abort) -> Nex
     Next::Shutdown
 }
 
-/// Gives an NMI of the host's that has arrived in the visor to it as an exit of its VM, if it asked
-/// for that; `false` if not. VMCS02 is current before.
-pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine) -> bool {
+/// What becomes of an NMI of the host's that has arrived in the visor, while its VM is about to run.
+pub(crate) enum NmiFate {
+    /// It was an exit of the VM.
+    Exit(Next),
+    /// It is an event for the VM, or, if it cannot be delivered yet, looked at after the next exit.
+    Event,
+    /// It is looked at after the next exit, which is certain to come.
+    Later,
+}
+
+/// Gives an NMI of the host's to it as an exit of its VM, if it asked for that. VMCS02 is current
+/// before.
+pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine) -> NmiFate {
     const NMI: u32 = 1 << 31 | 2 << 8 | 2;
     let mut nested = Nested::of(cpu);
+    if nested.mode == Mode::Probing {
+        return NmiFate::Later;
+    }
     let fields = nested.slots.current().vcpu.fields();
     if !takes_nmis(fields) || Current.read(ENTRY_INTERRUPTION) & 1 << 31 != 0 {
-        return false;
+        return NmiFate::Event;
     }
     if nested.mode == Mode::Entering {
         // As if the entry had completed, and the NMI had come at once.
@@ -299,7 +336,5 @@ pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine) -> bool {
         (EXIT_INTERRUPTION.encoding(), NMI.into()),
         (IDT_VECTORING.encoding(), 0),
     ];
-    let next = reflect(&mut nested, machine, Cause::Nmi, &told);
-    assert!(matches!(next, Next::Stay), "an NMI for the host cannot be delivered");
-    true
+    NmiFate::Exit(reflect(&mut nested, machine, Cause::Nmi, &told))
 }

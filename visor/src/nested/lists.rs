@@ -6,8 +6,8 @@
 use ept::addr::{Frame, PAGE};
 use nested_vmx::field::GUEST_SYSENTER_CS;
 use nested_vmx::field::{
-    Field, GUEST_DEBUGCTL, GUEST_EFER, GUEST_PAT, GUEST_SYSENTER_EIP, GUEST_SYSENTER_ESP, Natural,
-    Segment, Vmcs,
+    Field, GUEST_CR4, GUEST_DEBUGCTL, GUEST_EFER, GUEST_PAT, GUEST_SYSENTER_EIP,
+    GUEST_SYSENTER_ESP, Natural, Segment, Vmcs,
 };
 
 use crate::cpu::vmx::Current;
@@ -82,16 +82,23 @@ fn load_one(index: u32, value: u64) -> bool {
             valid
         }
         DEBUGCTL => {
-            v.write(GUEST_DEBUGCTL, value);
-            true
+            // Last branch records and branch stepping: what every processor has.
+            let valid = value & !0b11 == 0;
+            if valid {
+                v.write(GUEST_DEBUGCTL, value);
+            }
+            valid
         }
         _ if index == cs => {
             v.write(GUEST_SYSENTER_CS, low(value));
             true
         }
         _ if index == esp || index == eip => {
-            v.write(sysenter(index == esp), value);
-            true
+            let valid = host::is_canonical(value, v.read(GUEST_CR4));
+            if valid {
+                v.write(sysenter(index == esp), value);
+            }
+            valid
         }
         _ => host::write_listed_msr(index, value),
     }

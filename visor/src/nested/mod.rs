@@ -23,7 +23,7 @@ use crate::percpu::PerCpu;
 
 pub(crate) use enter::{before_entry, entry_refused};
 pub(crate) use instruction::execute;
-pub(crate) use leave::{exit, reflect_nmi};
+pub(crate) use leave::{NmiFate, exit, reflect_nmi};
 use slots::Slots;
 pub(crate) use slots::{SLOTS, SlotPages};
 
@@ -46,6 +46,9 @@ pub(crate) struct Nested {
 pub(crate) enum Mode {
     /// The host, with VMCS01.
     Host,
+    /// A VM of the host, with VMCS02, to have the processor check its state. The entry then fails on
+    /// purpose, by a list of MSRs that cannot be loaded.
+    Probing,
     /// A VM of the host, with VMCS02, for the first time since the host's VM-entry instruction.
     Entering,
     /// A VM of the host.
@@ -53,6 +56,11 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
+    /// Whether the VM has not run yet since the host's VM-entry instruction.
+    pub(crate) fn is_entering(self) -> bool {
+        matches!(self, Self::Probing | Self::Entering)
+    }
+
     /// Whether VMCS02 is current.
     pub(crate) fn is_guest(self) -> bool {
         self != Self::Host
