@@ -42,8 +42,9 @@ const fn may(
     Rule { section, bare, visor, need, why }
 }
 
-const VMX: &str = "VMX is hidden: the visor uses it";
-const VMX_PART: &str = "Linux reads this off the VMX capabilities, and VMX is hidden";
+const APIC: &str = "of APIC virtualization only the TPR is safe";
+const APIC_PART: &str = "Linux reads this off the VMX capabilities: see there";
+const SHADOWING: &str = "VMCS shadowing is the visor's own";
 const STORE: &str = "the debug store is hidden: it writes to linear addresses of whoever runs";
 const STORE_USER: &str = "Linux needs the debug store for this, and that is hidden";
 const LOW: &str = "the visor keeps 12 KiB of low memory to start processors with";
@@ -56,14 +57,12 @@ const TIME: &str = "a measured time";
 
 /// Every difference that is as it should be, and why; the first rule that fits is taken.
 pub(super) const RULES: &[Rule] = &[
-    must("cpuinfo", "cpu *: flags: vmx", &[], VMX),
-    must("cpuinfo", "cpu *: vmx flags: *", &[], VMX),
-    must("cpuinfo", "cpu *: flags: tpr_shadow", &[], VMX_PART),
-    must("cpuinfo", "cpu *: flags: vnmi", &[], VMX_PART),
-    must("cpuinfo", "cpu *: flags: flexpriority", &[], VMX_PART),
-    must("cpuinfo", "cpu *: flags: ept", &[], VMX_PART),
-    must("cpuinfo", "cpu *: flags: vpid", &[], VMX_PART),
-    must("cpuinfo", "cpu *: flags: ept_ad", &[], VMX_PART),
+    must("cpuinfo", "cpu *: flags: flexpriority", &[], APIC_PART),
+    must("cpuinfo", "cpu *: vmx flags: flexpriority", &[], APIC),
+    must("cpuinfo", "cpu *: vmx flags: vapic", &[], APIC),
+    must("cpuinfo", "cpu *: vmx flags: vapic_reg", &[], APIC),
+    must("cpuinfo", "cpu *: vmx flags: vid", &[], APIC),
+    must("cpuinfo", "cpu *: vmx flags: shadow_vmcs", &[], SHADOWING),
     must("cpuinfo", "cpu *: flags: dts", &[], STORE),
     must("cpuinfo", "cpu *: flags: dtes64", &[], STORE),
     must("cpuinfo", "cpu *: flags: ds_cpl", &[], STORE),
@@ -168,7 +167,6 @@ pub(super) const RULES: &[Rule] = &[
     may("dmesg", "RAMDISK: [mem *]", &["RAMDISK: [mem *]"], PLACE),
     may("dmesg", "NODE_DATA(0) allocated [mem *]", &["NODE_DATA(0) allocated [mem *]"], PLACE),
     must("dmesg", "Performance Events: PEBS fmt0-, *", &["Performance Events: $1"], STORE_USER),
-    may("dmesg", "", &["kvm: no hardware support for 'kvm_intel'"], VMX),
     may("dmesg", "input: * as */input/input*", &["input: $1 as $2/input/input*"], NUMBER),
     may("dmesg", "tsc: Detected * MHz processor", &["tsc: Detected * MHz processor"], TIME),
     may("dmesg", "tsc: Refined TSC *", &["tsc: Refined TSC *"], TIME),
