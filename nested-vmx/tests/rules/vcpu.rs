@@ -139,8 +139,9 @@ fn primary_controls_are_checked_and_merged_however_they_are_written() {
     let primary = f::PRIMARY_CONTROLS.encoding();
     // TSC offsetting has a field of its own.
     both(&[busy(), Step::Flip(primary, 1 << 3), busy(), Step::Flip(primary, 1 << 3), busy()], 3);
-    // Tertiary controls are not advertised.
-    both(&[busy(), Step::Flip(primary, 1 << 17), busy()], 1);
+    // Tertiary controls are not advertised. The VM stays in its mode, which is checked as well.
+    let same_mode = enter(&[(0, 2)]);
+    both(&[same_mode.clone(), Step::Flip(primary, 1 << 17), same_mode], 1);
     both(&[busy(), Step::Flip(primary, 1 << 2), busy(), Step::Flip(primary, 1 << 2), busy()], 3);
 }
 

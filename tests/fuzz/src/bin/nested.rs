@@ -17,6 +17,7 @@ mod run;
 mod step;
 
 use fake::FakeVmcs;
+use nested_vmx::check::Context;
 use nested_vmx::field::{self as f, Segment};
 use nested_vmx::operand::{Operands, Place, Use, permitted};
 use nested_vmx::vmcs12::{Vmcs12, encodings};
@@ -30,7 +31,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let shadowing = if processor & 1 == 0 { Shadowing::Absent } else { Shadowing::Present };
     let advertised = good::advertised();
     let (mut first, mut second) = (Box::new(Vmcs12::EMPTY), Box::new(Vmcs12::EMPTY));
-    let mut run = Run::new((good::context(&advertised), shadowing), &mut first, &mut second);
+    let context = Context { long_mode: processor & 2 == 0, ..good::context(&advertised) };
+    let mut run = Run::new((context, shadowing), &mut first, &mut second);
     let [region, ..] = REGIONS;
     for step in [Step::Vmxon(VMXON), Step::Vmptrld(region), Step::Repair] {
         run.step(&step);
