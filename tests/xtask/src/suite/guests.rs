@@ -78,13 +78,13 @@ pub(super) fn tests() -> Vec<Test> {
     tests.extend(one.tests(("nested/bare-qemu", 55), ("nested/qemu", 60)));
     tests.extend(two.tests(("nested/bare-qemu-2-vcpus", 56), ("nested/qemu-2-vcpus", 60)));
     let stock = Case { change: patient, ..qemu(Host::StockQemu, 1) };
-    tests.extend(stock.tests(("nested/bare-stock-qemu", 140), ("nested/stock-qemu", 150)));
+    tests.extend(stock.tests(("nested/bare-stock-qemu", 164), ("nested/stock-qemu", 175)));
     let pvh = xl("", "pvh,destroy");
-    tests.extend(pvh.tests(("nested/bare-xl-pvh", 54), ("nested/xl-pvh", 60)));
+    tests.extend(pvh.tests(("nested/bare-xl-pvh", 54), ("nested/xl-pvh", 75)));
     let dom0 = Case { change: own_bios, ..xl("dom0=pvh iommu=no dom0-iommu=none", "pvh") };
-    tests.extend(dom0.tests(("nested/bare-xl-pvh-dom0", 50), ("nested/xl-pvh-dom0", 60)));
+    tests.extend(dom0.tests(("nested/bare-xl-pvh-dom0", 41), ("nested/xl-pvh-dom0", 50)));
     let hvm = xl("", "hvm");
-    tests.extend(hvm.tests(("nested/bare-xl-hvm", 54), ("nested/xl-hvm", 60)));
+    tests.extend(hvm.tests(("nested/bare-xl-hvm", 50), ("nested/xl-hvm", 60)));
     tests
 }
 
