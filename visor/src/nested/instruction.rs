@@ -7,7 +7,7 @@ use nested_vmx::control::Secondary;
 use nested_vmx::cr::{CR0_NE, CR0_PE, CR0_PG, CR4_VMXE};
 use nested_vmx::exit::Event;
 use nested_vmx::field::{
-    CR0_MASK, CR4_SHADOW, EXIT_INSTRUCTION_INFORMATION, EXIT_QUALIFICATION, GUEST_RFLAGS,
+    CR0_MASK, CR0_SHADOW, CR4_SHADOW, EXIT_INSTRUCTION_INFORMATION, EXIT_QUALIFICATION, GUEST_RFLAGS,
     INSTRUCTION_ERROR, SECONDARY_CONTROLS, VMCS_LINK_POINTER, Vmcs,
 };
 use nested_vmx::merge::HOST_VPID;
@@ -154,7 +154,9 @@ impl Execution<'_> {
         let was_on = self.nested.operation.is_on();
         let answer = self.nested.operation.vmxon(pointer, revision, &context);
         if !was_on && self.nested.operation.is_on() {
-            // The bits that VMX operation fixes cannot be cleared now.
+            // The bits that VMX operation fixes cannot be cleared now; the host has set them without
+            // an exit, so the shadow may not know.
+            Current.write(CR0_SHADOW, host::cr0());
             Current.write(CR0_MASK, CR0_NE | CR0_PE | CR0_PG);
             let _ = machine.in_vmx.fetch_add(1, Ordering::AcqRel);
         }
