@@ -89,8 +89,8 @@ const COPIED: [Byte; BYTES] = {
     bytes
 };
 
-/// Copies the host's bits for [`DIRECT`] into the processor's bitmaps; `host` gives bytes of the
-/// host's, as they are now. `denied` are the visor's own rules: what they let exit for the host exits
+/// Copies the host's bits for registers that a VM uses often into the processor's bitmaps; `host` gives
+/// bytes of the host's, as they are now. `denied` are the visor's own rules: what they let exit for the host exits
 /// for its VMs as well.
 pub fn merge(
     bitmap: &mut [u8; BITMAP_BYTES],

@@ -7,8 +7,8 @@ use nested_vmx::control::Secondary;
 use nested_vmx::cr::{CR0_NE, CR0_PE, CR0_PG, CR4_VMXE};
 use nested_vmx::exit::Event;
 use nested_vmx::field::{
-    CR0_MASK, CR0_SHADOW, CR4_SHADOW, EXIT_INSTRUCTION_INFORMATION, EXIT_QUALIFICATION, GUEST_RFLAGS,
-    INSTRUCTION_ERROR, SECONDARY_CONTROLS, VMCS_LINK_POINTER, Vmcs,
+    CR0_MASK, CR0_SHADOW, CR4_SHADOW, EXIT_INSTRUCTION_INFORMATION, EXIT_QUALIFICATION,
+    GUEST_RFLAGS, INSTRUCTION_ERROR, SECONDARY_CONTROLS, VMCS_LINK_POINTER, Vmcs,
 };
 use nested_vmx::merge::HOST_VPID;
 use nested_vmx::operand::{self, Operands, Place, Use};
