@@ -59,6 +59,7 @@ impl Cost {
     }
 }
 
+#[expect(clippy::large_stack_frames, reason = "many figures at once, and nothing deeper")]
 fn figures(bare: &str, visor: &str) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for operation in OPERATIONS.into_iter().chain([EPT_WRITE]) {
@@ -66,26 +67,43 @@ fn figures(bare: &str, visor: &str) -> Result<Vec<Figure>> {
         let on_visor = Cost::read(visor, "", operation)?;
         let on_kvm = Cost::read(bare, "guest: ", operation)?;
         for (config, cost) in [("bare", alone), ("visor", on_visor), ("kvm_on_kvm", on_kvm)] {
-            let metric = |what| format!("{operation}.{config}.{what}");
-            let instructions = metric("instructions");
-            figures.push(Figure::count(BENCH, instructions, cost.instructions, "instructions"));
-            figures.push(Figure::ratio(BENCH, &metric("hw_exits"), cost.exits, 100, "exits")?);
+            figures.extend(plain(&format!("{operation}.{config}"), cost)?);
         }
         let (extra, peer) = (on_visor.beyond(alone), on_kvm.beyond(alone));
-        let metric = |what| format!("{operation}.visor.{what}");
-        let (per_exit, hundredfold) = (metric("extra_per_exit"), extra.instructions * 100);
-        // A store of the host is no exit without the visor, and one with it.
-        let exits = if operation == EPT_WRITE { extra.exits } else { alone.exits };
-        figures.push(Figure::ratio(BENCH, &per_exit, hundredfold, exits, "instructions")?);
-        // KVM lets its host store freely, and looks at the tables at a later INVEPT.
-        if operation != EPT_WRITE {
-            let name = metric("extra_exits_per_exit");
-            figures.push(Figure::ratio(BENCH, &name, extra.exits, exits, "exits")?);
-            let (part, whole) = (extra.instructions, peer.instructions);
-            figures.push(Figure::ratio(BENCH, &metric("extra_to_kvm"), part, whole, "1")?);
+        if operation == EPT_WRITE {
+            // No exit without the visor. KVM lets its host store, and looks at a later INVEPT.
+            figures.extend(per_exit(operation, extra, extra.exits)?);
+        } else {
+            figures.extend(per_exit(operation, extra, alone.exits)?);
+            figures.extend(compared(operation, extra, (alone, peer))?);
         }
     }
     Ok(figures)
+}
+
+fn plain(whose: &str, cost: Cost) -> Result<[Figure; 2]> {
+    let instructions = format!("{whose}.instructions");
+    Ok([
+        Figure::count(BENCH, instructions, cost.instructions, "instructions"),
+        Figure::ratio(BENCH, &format!("{whose}.hw_exits"), cost.exits, 100, "exits")?,
+    ])
+}
+
+/// What each of the hundredths `exits` takes more on the visor.
+fn per_exit(operation: &str, extra: Cost, exits: u64) -> Result<[Figure; 1]> {
+    let metric = format!("{operation}.visor.extra_per_exit");
+    let hundredfold = extra.instructions.saturating_mul(100);
+    Ok([Figure::ratio(BENCH, &metric, hundredfold, exits, "instructions")?])
+}
+
+/// The visor's extra cost against the bare machine's exits and KVM's extra cost.
+fn compared(operation: &str, extra: Cost, (bare, kvm): (Cost, Cost)) -> Result<[Figure; 2]> {
+    let metric = |what| format!("{operation}.visor.{what}");
+    let (exits, to_kvm) = (metric("extra_exits_per_exit"), metric("extra_to_kvm"));
+    Ok([
+        Figure::ratio(BENCH, &exits, extra.exits, bare.exits, "exits")?,
+        Figure::ratio(BENCH, &to_kvm, extra.instructions, kvm.instructions, "1")?,
+    ])
 }
 
 #[cfg(test)]
