@@ -238,8 +238,8 @@ mod tests {
 
     #[test]
     fn crates_that_share_a_budget_are_added_up() {
-        let found = tcb(&[("visor", 2_600, 9), ("boot", 1_301, 0)]).size_violations();
-        assert_eq!(found, ["visor + boot: 3901 code lines, budget 3900"]);
+        let found = tcb(&[("visor", 4_500, 9), ("boot", 1_301, 0)]).size_violations();
+        assert_eq!(found, ["visor + boot: 5801 code lines, budget 5800"]);
     }
 
     #[test]
