@@ -19,6 +19,8 @@ const INDEX_PROCESSORS: u32 = 4;
 /// Where the number of counters is.
 pub const INDEX_COUNTERS: u32 = 5;
 const INDEX_EVENTS: u32 = 6;
+const INDEX_TABLES: u32 = 7;
+const INDEX_FREE: u32 = 8;
 const INDEX_TICKS: u32 = 0x80;
 /// Where the low half of the first counter is.
 pub const INDEX_COUNTER: u32 = 0x100;
@@ -98,6 +100,8 @@ impl<P: Port> Status<P> {
         let processors = self.0.read(INDEX_PROCESSORS);
         line(Name::Plain("processors"), u64::from(processors));
         line(Name::Plain("events"), u64::from(self.events()));
+        line(Name::Plain("tables"), u64::from(self.0.read(INDEX_TABLES)));
+        line(Name::Plain("free"), u64::from(self.0.read(INDEX_FREE)));
         line(Name::Plain("ticks"), self.ticks());
         let mut total: u64 = 0;
         for reason in 0..self.counters().min(256) {
@@ -247,6 +251,8 @@ mod tests {
             (4, 2),
             (5, 49),
             (6, 3),
+            (7, 17),
+            (8, 500),
             (0x80, 5),
             (0x81, 1),
             (0x100 + 2 * 10, 7),
@@ -270,6 +276,7 @@ mod tests {
         assert_eq!(of("reservation.base"), Some(1000 << 20));
         assert_eq!(of("exits.hlt"), None);
         assert_eq!(of("version.minor"), Some(2));
+        assert_eq!((of("tables"), of("free")), (Some(17), Some(500)));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! Most are there twice: on the bare machine, where they test themselves and the emulator, and on the
 //! visor.
 
-use super::{Boot, Host, Stack, Test};
+use anyhow::{Result, bail, ensure};
+
+use super::{Boot, Host, Rig, Stack, Test};
 use crate::machine::{Cpu, End, Machine, TripleFault};
 
 /// A group of actions, what must be seen of it, and on which machine.
@@ -57,6 +59,7 @@ pub(super) fn tests() -> Vec<Test> {
     tests.push(visor_memory().boot(Stack::on_visor).test("nested/kvm-visor-memory", 8));
     tests.push(kvm_on_kvm().boot(Stack::bare).test("nested/bare-kvm-on-kvm", 33));
     tests.extend(stock().tests(("nested/bare-stock-kvm", 94), ("nested/stock-kvm", 100)));
+    tests.push(Test::new("nested/kvm-leaves-nothing", 12, leaves_nothing));
     tests.extend(page_log().tests(("nested/bare-kvm-pml", 26), ("nested/kvm-pml", 30)));
     tests
 }
@@ -101,6 +104,27 @@ fn one_processor() -> Case {
             "*init: done",
         ],
     )
+}
+
+/// Of VMs that are gone nothing is left, in the frame table and in the visor's memory; of one that runs
+/// there is.
+fn leaves_nothing(rig: &Rig<'_>) -> Result<()> {
+    let words = "kvm-load,stats,run:/vmm+ept-storm+large-pages+memslots+racing+killed+many,stats,\
+                 run:/vmm+leave-running,stats";
+    let boot = Boot::of(Stack::on_visor(small(words))).on(|machine| machine.seconds = 200);
+    let boot = boot.expect(&["*vmm: PASS many", "*init: done"]).never("*vmm: FAIL *");
+    let log = rig.check("", &boot.ends(End::PowerOff))?;
+    let values = |name: &str| -> Vec<u64> {
+        let lines = log.lines().filter_map(|line| line.strip_prefix(name));
+        lines.filter_map(|value| value.trim().parse().ok()).collect()
+    };
+    let (tables, free) = (values("stats: tables "), values("stats: free "));
+    let ([0, 0, in_use], [before, after, _]) = (&tables[..], &free[..]) else {
+        bail!("tables in use, at each look: {tables:?}; free frames: {free:?}");
+    };
+    ensure!(*in_use > 3, "a VM runs on {in_use} tables");
+    ensure!(before == after, "of {before} free frames {after} are left");
+    Ok(())
 }
 
 /// Processors that a VM has two of, and that the host takes away from a VM.
