@@ -471,22 +471,20 @@ pub(crate) fn deliver_again() {
 
 fn ept_violation(cpu: &PerCpu, registers: &mut Registers) -> Next {
     let address = Current.read(GUEST_PHYSICAL_ADDRESS);
-    let machine = Machine::running();
-    if machine.tables.reaches(address, Current.read(EXIT_QUALIFICATION)) {
-        // Another processor was changing the tables.
-        deliver_again();
-        return Next::Stay;
-    }
-    table::store(machine, address, registers).unwrap_or_else(|| refuse_access(cpu, address))
+    let stored = table::store(Machine::running(), address, registers);
+    stored.unwrap_or_else(|| repeat_or_refuse(cpu, address))
 }
 
-/// An access of a VM to the host's physical `address`, where the VM runs on EPT01 or on shadow tables.
-pub(crate) fn ept_violation_of_vm(cpu: &PerCpu, address: u64) -> Next {
+/// An access to the host's physical `address` that EPT01 did not permit, or shadow tables did not:
+/// repeated, if it may be by now, or after a table of a VM that is in the way was given up.
+pub(crate) fn repeat_or_refuse(cpu: &PerCpu, address: u64) -> Next {
     let machine = Machine::running();
     let frame = Frame::containing(address);
-    if machine.tables.is_table(frame) {
+    if machine.tables.reaches(address, Current.read(EXIT_QUALIFICATION)) {
+        // Another processor was changing the tables.
+    } else if machine.tables.is_table(frame) {
         machine.tables.demote(frame);
-    } else if !machine.tables.reaches(address, Current.read(EXIT_QUALIFICATION)) {
+    } else {
         return refuse_access(cpu, address);
     }
     deliver_again();

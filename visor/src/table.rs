@@ -15,18 +15,14 @@ use crate::host::{self, Next, Registers};
 use crate::host_memory;
 use crate::machine::Machine;
 
-/// Answers an EPT violation of the host at `address`; `None` if that is no table of a VM.
+/// Answers an EPT violation of the host at `address`, if it is a store to a table of a VM and can be
+/// performed.
 pub(crate) fn store(machine: &Machine, address: u64, registers: &mut Registers) -> Option<Next> {
-    let table = Frame::containing(address);
-    if !machine.tables.is_table(table) {
+    if !machine.tables.is_table(Frame::containing(address)) {
         return None;
     }
-    if let Some(length) = perform(machine, address, registers) {
-        host::step_by(length);
-    } else {
-        machine.tables.demote(table);
-        host::deliver_again();
-    }
+    let length = perform(machine, address, registers)?;
+    host::step_by(length);
     Some(Next::Stay)
 }
 

@@ -9,7 +9,7 @@ use ept::direct::{self, Direct, Generation};
 use ept::entry::Level;
 use ept::entry::Rights;
 use ept::ept01::{self, Ept01, Rules, TableMem, Tlb};
-use ept::frames::{Event, FrameTable, Owner, State as FrameState};
+use ept::frames::{Event, FrameTable, State as FrameState};
 use ept::mtrr::{self, Mtrrs};
 use ept::shadow::Permission;
 use spin::Mutex;
@@ -27,10 +27,12 @@ pub(crate) struct HostTables {
     pointer: u64,
     width: u8,
     entry_width: u8,
+    ram: &'static [Span],
+    /// What of it is the visor's, from the start and for good.
+    claimed: [Span; 2],
 }
 
 struct State {
-    ram: &'static [Span],
     frames: FrameTable<'static>,
     /// What the host has written, and what it means.
     registers: mtrr::Registers,
@@ -118,9 +120,9 @@ impl HostTables {
         let ept = Ept01::build(pool, &rules, ept01::end(width)).ok()?;
         let pointer = ept.pointer();
         let direct = Direct::new(&GENERATION);
-        let state = State { ram, frames, registers, mtrrs, ept, direct };
+        let state = State { frames, registers, mtrrs, ept, direct };
         let entry_width = crate::vmcs::entry_width();
-        Some(Self { state: Mutex::new(state), pointer, width, entry_width })
+        Some(Self { state: Mutex::new(state), pointer, width, entry_width, ram, claimed })
     }
 
     /// The EPT pointer for the VMCS.
@@ -224,7 +226,7 @@ impl HostTables {
     /// How many frames are tables of VMs, in use as they stand. Looks at every frame.
     pub(crate) fn count_tables(&self) -> u32 {
         let state = shootdown::lock(&self.state);
-        let frames = state.ram.iter().flat_map(|span| (span.start()..span.end()).step_by(4096));
+        let frames = self.ram.iter().flat_map(|span| (span.start()..span.end()).step_by(4096));
         let tables = frames.filter(|base| {
             let found = state.frames.state(Frame::containing(*base));
             !matches!(found, Some(FrameState::Visor | FrameState::Plain { .. }) | None)
@@ -278,10 +280,11 @@ impl HostTables {
         }
     }
 
-    /// The 8 bytes at `address`, if the host owns that RAM.
+    /// The 8 bytes at `address`, if the host may read them.
     pub(crate) fn read_host(&self, address: u64) -> Option<u64> {
-        let state = shootdown::lock(&self.state);
-        let owner = state.frames.owner(Frame::containing(address));
-        (owner == Some(Owner::Host) && address.is_multiple_of(8)).then(|| memory::read_u64(address))
+        // Without the lock: what is the host's to read never changes.
+        let is_in = |spans: &[Span]| spans.iter().any(|span| span.contains(address));
+        let is_hosts = is_in(self.ram) && !is_in(&self.claimed) && address.is_multiple_of(8);
+        is_hosts.then(|| memory::read_u64(address))
     }
 }

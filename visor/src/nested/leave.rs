@@ -121,7 +121,7 @@ fn verdict(
         EPT_VIOLATION | EPT_MISCONFIGURATION
             if !wanted.secondary.contains(Secondary::EPT) && reason == EPT_VIOLATION =>
         {
-            fault(host::ept_violation_of_vm(cpu, Current.read(GUEST_PHYSICAL_ADDRESS)))
+            fault(host::repeat_or_refuse(cpu, Current.read(GUEST_PHYSICAL_ADDRESS)))
         }
         EPT_VIOLATION | EPT_MISCONFIGURATION => translate(cpu, machine, nested),
         _ => Verdict::Reflect,
@@ -225,7 +225,7 @@ fn translate(cpu: &PerCpu, machine: &Machine, nested: &mut Nested) -> Verdict {
         // Where this leads, the host may not go either.
         Outcome::Forbidden => {
             let target = nested.shadow.leads_to(&host, address).unwrap_or(address);
-            fault(host::ept_violation_of_vm(cpu, target))
+            fault(host::repeat_or_refuse(cpu, target))
         }
     }
 }
