@@ -1,5 +1,5 @@
 //! `cpuid`: prints every leaf, for comparison with the bare machine, and checks those that the
-//! visor answers itself: VMX, SMX and Processor Trace off, and the bits that follow CR4 and XCR0.
+//! visor answers itself: VMX on, SMX and Processor Trace off, and the bits that follow CR4 and XCR0.
 
 use super::{Arguments, Machine};
 use crate::report::{Checks, Outcome};
@@ -63,7 +63,7 @@ fn subleaves(leaf: u32) -> u32 {
 
 fn hidden(checks: &mut Checks) {
     let features = cpu::cpuid(1, 0)[2];
-    checks.that(features & VMX == 0, format_args!("CPUID.1:ECX.VMX is 0"));
+    checks.that(features & VMX != 0, format_args!("CPUID.1:ECX.VMX is 1"));
     checks.that(features & SMX == 0, format_args!("CPUID.1:ECX.SMX is 0"));
     if cpu::cpuid(0, 0)[0] >= 7 {
         let trace = cpu::cpuid(7, 0)[1] & PROCESSOR_TRACE;

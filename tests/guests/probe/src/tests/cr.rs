@@ -14,7 +14,6 @@ const CR0_PG: u64 = 1 << 31;
 const CR0_PE: u64 = 1;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_LA57: u64 = 1 << 12;
-const CR4_VMXE: u64 = 1 << 13;
 const CR4_SMXE: u64 = 1 << 14;
 const CR4_PCIDE: u64 = 1 << 17;
 
@@ -98,6 +97,7 @@ const CR4_BITS: &[(u64, u32, usize, u32)] = &[
     (7, 1, 3, 13),
     (8, 1, 3, 0),
     (11, 7, 2, 2),
+    (13, 1, 2, 5),
     (16, 7, 1, 0),
     (17, 1, 2, 17),
     (18, 1, 2, 26),
@@ -126,7 +126,7 @@ fn cr4_holds(checks: &mut Checks) {
 
 fn cr4_refuses(checks: &mut Checks) {
     let usual = cpu::cr4();
-    let bits = [CR4_VMXE, CR4_SMXE, CR4_LA57, 1 << 15, 1 << 19, 1 << 26, 1 << 31, 1 << 33, 1 << 63];
+    let bits = [CR4_SMXE, CR4_LA57, 1 << 15, 1 << 19, 1 << 26, 1 << 31, 1 << 33, 1 << 63];
     for bit in bits {
         refused(checks, "CR4", usual | bit, catch(|| cpu::set_cr4(usual | bit)));
         if cpu::cr4() != usual {

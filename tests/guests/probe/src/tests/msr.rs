@@ -24,7 +24,8 @@ enum Rule {
 const RULES: &[(&str, u32, u32, Rule)] = &[
     ("IA32_SMM_MONITOR_CTL", 0x9b, 0x9b, Rule::Absent),
     ("voltage mailbox", 0x150, 0x150, Rule::Absent),
-    ("VMX capabilities", 0x480, 0x491, Rule::Absent),
+    ("VMX capabilities", 0x480, 0x48c, Rule::ReadOnly),
+    ("IA32_VMX_VMFUNC", 0x491, 0x491, Rule::Absent),
     ("IA32_RTIT_OUTPUT", 0x560, 0x561, Rule::Absent),
     ("IA32_RTIT_CTL", 0x570, 0x572, Rule::Absent),
     ("IA32_RTIT_ADDR", 0x580, 0x583, Rule::Absent),
@@ -119,15 +120,15 @@ fn unchanged(checks: &mut Checks, name: &str, msr: u32, bad: u64) {
     );
 }
 
-/// Locked, with VMX and SENTER off.
+/// Locked, with VMX outside SMX on, and VMX inside it and SENTER off.
 fn feature_control(checks: &mut Checks) {
     const MSR: u32 = 0x3a;
     let value = read(MSR);
     checks.that(
-        value.is_ok_and(|bits| bits & 0xff07 == 1),
-        format_args!("IA32_FEATURE_CONTROL is locked without VMX, {value:x?}"),
+        value.is_ok_and(|bits| bits & 0xff07 == 5),
+        format_args!("IA32_FEATURE_CONTROL is locked with VMX, without SMX, {value:x?}"),
     );
-    let written = write(MSR, 5);
+    let written = write(MSR, 1);
     checks.that(
         refused(&written),
         format_args!("WRMSR of IA32_FEATURE_CONTROL raises #GP, {written:?}"),

@@ -1,5 +1,5 @@
-//! `vmx-instructions`: VMX, SMX and their kin raise #UD in ring 0 and in ring 3, as on a processor
-//! that has none of them.
+//! `vmx-instructions`: VMX, SMX and their kin raise #UD in ring 0 and in ring 3, outside VMX
+//! operation and with CR4.VMXE clear.
 
 use super::{Arguments, Machine};
 use crate::fault::{Fault, UD, catch, catch_ring3};
