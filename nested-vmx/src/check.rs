@@ -43,6 +43,13 @@ pub struct Context<'a> {
     pub sign_bit: u8,
 }
 
+/// Whether all bits of `address` from `sign_bit` up are equal (SDM vol. 1, 3.3.7.1).
+#[must_use]
+pub const fn is_canonical(address: u64, sign_bit: u8) -> bool {
+    let upper = address >> sign_bit;
+    upper == 0 || upper == u64::MAX >> sign_bit
+}
+
 impl Context<'_> {
     const fn fits(&self, address: u64) -> bool {
         address >> self.width == 0
@@ -55,8 +62,7 @@ impl Context<'_> {
     /// Whether all bits from the sign bit up are equal (SDM vol. 1, 3.3.7.1).
     #[must_use]
     pub const fn is_canonical(&self, address: u64) -> bool {
-        let upper = address >> self.sign_bit;
-        upper == 0 || upper == u64::MAX >> self.sign_bit
+        is_canonical(address, self.sign_bit)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Operands of the host's VMX instructions, from the VM-exit instruction information (SDM vol. 3,
 //! tables 29-14 to 29-16).
 
+use crate::check::is_canonical;
 use crate::exit::Event;
 use crate::field::{self as f, Segment, Vmcs};
 
@@ -121,10 +122,7 @@ impl Address {
                 offset
             }
         };
-        let canonical = |address: u64| {
-            let upper = address >> sign_bit;
-            upper == 0 || upper == u64::MAX >> sign_bit
-        };
+        let canonical = |address| is_canonical(address, sign_bit);
         if canonical(linear) && canonical(linear.wrapping_add(bytes - 1)) {
             Ok(linear)
         } else {

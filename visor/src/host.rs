@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use boot::cmdline::Quirk;
 use ept::addr::Frame;
+use nested_vmx::check::is_canonical;
 use nested_vmx::control::{Pin, Primary};
 use nested_vmx::exit::{self, Event, Outcome, Reason};
 use nested_vmx::field::{
@@ -209,11 +210,10 @@ pub(crate) fn in_64_bit_code() -> bool {
     Current.read(Segment::Cs.fields().rights) & 1 << 13 != 0
 }
 
-/// Whether all bits above the linear-address width are equal (SDM vol. 1, 3.3.7.1).
-pub(crate) fn is_canonical(address: u64, cr4: u64) -> bool {
+/// Where the bits of a canonical address that must be equal begin, by the current VMCS's CR4.
+pub(crate) fn sign_bit() -> u8 {
     const LA57: u64 = 1 << 12;
-    let upper = address >> if cr4 & LA57 != 0 { 56 } else { 47 };
-    upper == 0 || upper == u64::MAX >> if cr4 & LA57 != 0 { 56 } else { 47 }
+    if Current.read(GUEST_CR4) & LA57 != 0 { 56 } else { 47 }
 }
 
 /// Goes to the next instruction (SDM vol. 3, 29.2.5: an exit by instruction is fault-like).
@@ -227,7 +227,7 @@ pub(crate) fn step_by(length: u64) {
     let mut rip = v.read(GUEST_RIP).wrapping_add(length);
     if !in_64_bit_code() {
         rip &= 0xffff_ffff;
-    } else if !is_canonical(rip, v.read(GUEST_CR4)) {
+    } else if !is_canonical(rip, sign_bit()) {
         return inject(Event::GeneralProtection(0));
     }
     v.write(GUEST_RIP, rip);
@@ -329,7 +329,7 @@ pub(crate) fn read_msr(registers: &mut Registers) -> Next {
 }
 
 /// What the host reads of MSR `index`.
-fn msr_value(index: u32) -> Option<u64> {
+pub(crate) fn msr_value(index: u32) -> Option<u64> {
     let machine = Machine::running();
     match msr::read(index) {
         msr::Read::Masked { clear, set } => Some(cpu::read_msr(index) & !clear | set),
@@ -340,21 +340,12 @@ fn msr_value(index: u32) -> Option<u64> {
     }
 }
 
-/// Reads an MSR that the host names in a list.
-pub(crate) fn read_listed_msr(index: u32) -> Option<u64> {
-    msr_value(index)
-}
-
-/// Writes an MSR that the host names in a list; `false` if it may not.
-pub(crate) fn write_listed_msr(index: u32, value: u64) -> bool {
-    set_msr(PerCpu::current(), index, value)
-}
-
 pub(crate) fn write_msr(cpu: &PerCpu, registers: &Registers) -> Next {
     if set_msr(cpu, low(registers.rcx), registers.pair()) { Next::Step } else { GP0 }
 }
 
-fn set_msr(cpu: &PerCpu, index: u32, value: u64) -> bool {
+/// Writes MSR `index` for the host; `false` if it may not, or the processor refuses the value.
+pub(crate) fn set_msr(cpu: &PerCpu, index: u32, value: u64) -> bool {
     let machine = Machine::running();
     let current = if index == msr::APIC_BASE { cpu::read_msr(index) } else { 0 };
     match msr::write(index, value, current) {

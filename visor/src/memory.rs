@@ -190,8 +190,7 @@ impl ept::ept01::TableMem for Pool {
         self.given_back += PAGE;
     }
     fn read(&self, table: Frame, index: usize) -> u64 {
-        let offset = u64::try_from(index & 511).unwrap_or(0) * 8;
-        read_u64(table.base() + offset)
+        read_entry(table, index)
     }
     fn write(&mut self, table: Frame, index: usize, raw: u64) {
         write_entry(table, index, raw);

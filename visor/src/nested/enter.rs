@@ -6,7 +6,6 @@ use ept::addr::Frame;
 use nested_vmx::check::Wanted;
 use nested_vmx::control::{EntryControls, Pin, Primary, Secondary};
 use nested_vmx::cr::{self, CR0_PG};
-use nested_vmx::exit::Event;
 use nested_vmx::field::{
     self as f, EPT_POINTER, GUEST_DEBUGCTL, GUEST_DR7, GUEST_EFER, GUEST_INTERRUPTIBILITY,
     GUEST_PAT, INSTRUCTION_ERROR, VMCS_LINK_POINTER, Vmcs,
@@ -38,13 +37,7 @@ const NO_LINK: u64 = 1;
 /// Entries of a VM on shadow tables until its own are tried again.
 const PATIENCE: u32 = 4096;
 
-/// What the instruction asks the VMCS to be.
-#[expect(clippy::fn_params_excessive_bools, reason = "which of two instructions it is")]
-pub(super) fn asks(is_launch: bool) -> Launch {
-    if is_launch { Launch::Clear } else { Launch::Launched }
-}
-
-/// Does VMLAUNCH or VMRESUME. VMCS01 is current; afterwards VMCS02 is, or the instruction has failed.
+/// Does VMLAUNCH or VMRESUME, which asks the VMCS to be in this launch state. VMCS01 is current; afterwards VMCS02 is, or the instruction has failed.
 pub(super) fn enter(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, asks: Launch) -> Next {
     if nested.operation.current().is_none() {
         return instruction::conclude(nested, machine, Answer::FailInvalid);
@@ -271,6 +264,3 @@ pub(crate) fn before_entry(cpu: &PerCpu, machine: &Machine) {
 pub(super) fn takes_nmis(fields: &Vmcs12) -> bool {
     Wanted::of(fields).pin.contains(Pin::NMI_EXITING)
 }
-
-/// #GP(0) for a VM.
-pub(super) const GP0: Next = Next::Raise(Event::GeneralProtection(0));

@@ -13,7 +13,7 @@ use nested_vmx::field::{
 use nested_vmx::merge::HOST_VPID;
 use nested_vmx::operand::{self, Operands, Place, Use};
 use nested_vmx::operation::{self, Answer, Error, Scope};
-use nested_vmx::vmcs12::{LAUNCH_WORD, read_part, write_part};
+use nested_vmx::vmcs12::{LAUNCH_WORD, Launch, read_part, write_part};
 
 use super::{Nested, context, enter};
 use crate::cpu::vmx::{self, Current};
@@ -72,10 +72,8 @@ pub(crate) fn execute(
         VMXOFF => execution.vmxoff(),
         INVEPT => execution.invept(),
         INVVPID => execution.invvpid(),
-        VMLAUNCH | VMRESUME => {
-            let asks = enter::asks(reason == VMLAUNCH);
-            return enter::enter(cpu, machine, &mut nested, asks);
-        }
+        VMLAUNCH => return enter::enter(cpu, machine, &mut nested, Launch::Clear),
+        VMRESUME => return enter::enter(cpu, machine, &mut nested, Launch::Launched),
         // VMFUNC is not advertised.
         _ => Err(Event::InvalidOpcode),
     };

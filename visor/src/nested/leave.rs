@@ -14,7 +14,7 @@ use nested_vmx::merge::{HOST_VPID, ports_exit};
 use nested_vmx::vmcs12::{Launch, Vmcs12};
 use nested_vmx::{bitmap, cr, io as port};
 
-use super::enter::{self, GP0, MSR_LOADING, TASK_PRIORITY, fail, takes_nmis};
+use super::enter::{self, MSR_LOADING, TASK_PRIORITY, fail, takes_nmis};
 use super::{Mode, Nested, lists};
 use crate::cpu::{self, low, vmx, vmx::Current};
 use crate::host::{self, HostRam, Next, Registers};
@@ -148,7 +148,7 @@ fn control_register(fields: &Vmcs12, registers: &Registers) -> Verdict {
     };
     let value = registers.numbered(number);
     let differs = (value ^ fields.read(CR4_SHADOW)) & fields.read(CR4_MASK) != 0;
-    if differs { Verdict::Reflect } else { Verdict::Answered(GP0) }
+    if differs { Verdict::Reflect } else { Verdict::Answered(host::GP0) }
 }
 
 fn ports(cpu: &PerCpu, machine: &Machine, fields: &Vmcs12, registers: &mut Registers) -> Verdict {

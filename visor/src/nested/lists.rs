@@ -4,10 +4,11 @@
 //! own instructions, by the same rules.
 
 use ept::addr::{Frame, PAGE};
+use nested_vmx::check::is_canonical;
 use nested_vmx::field::GUEST_SYSENTER_CS;
 use nested_vmx::field::{
-    Field, GUEST_CR4, GUEST_DEBUGCTL, GUEST_EFER, GUEST_PAT, GUEST_SYSENTER_EIP,
-    GUEST_SYSENTER_ESP, Natural, Segment, Vmcs,
+    Field, GUEST_DEBUGCTL, GUEST_EFER, GUEST_PAT, GUEST_SYSENTER_EIP, GUEST_SYSENTER_ESP, Natural,
+    Segment, Vmcs,
 };
 
 use crate::cpu::vmx::Current;
@@ -15,6 +16,7 @@ use crate::cpu::{high, low, size};
 use crate::host;
 use crate::host_memory;
 use crate::machine::Machine;
+use crate::percpu::PerCpu;
 
 /// Address and number of entries of a list.
 type List = (u64, u32);
@@ -94,13 +96,13 @@ fn load_one(index: u32, value: u64) -> bool {
             true
         }
         _ if index == esp || index == eip => {
-            let valid = host::is_canonical(value, v.read(GUEST_CR4));
+            let valid = is_canonical(value, host::sign_bit());
             if valid {
                 v.write(sysenter(index == esp), value);
             }
             valid
         }
-        _ => host::write_listed_msr(index, value),
+        _ => host::set_msr(PerCpu::current(), index, value),
     }
 }
 
@@ -137,6 +139,6 @@ fn value_of(index: u32) -> Option<u64> {
         GS_BASE => Some(v.read(Segment::Gs.fields().base)),
         _ if index == cs => Some(v.read(GUEST_SYSENTER_CS).into()),
         _ if index == esp || index == eip => Some(v.read(sysenter(index == esp))),
-        _ => host::read_listed_msr(index),
+        _ => host::msr_value(index),
     }
 }

@@ -13,10 +13,11 @@ use core::cell::RefMut;
 
 use ept::shadow::{Format, Shadow};
 use nested_vmx::check::Context;
-use nested_vmx::field::{GUEST_CR4, GUEST_EFER, Vmcs};
+use nested_vmx::field::{GUEST_EFER, Vmcs};
 use nested_vmx::operation::Operation;
 
 use crate::cpu::vmx::Current;
+use crate::host;
 use crate::machine::Machine;
 use crate::memory::POOL;
 use crate::percpu::PerCpu;
@@ -117,11 +118,10 @@ pub(crate) fn takes_init(cpu: &PerCpu) -> bool {
 /// What checks of the host's VMCSs and operands depend on now; VMCS01 is current.
 fn context(machine: &Machine) -> Context<'_> {
     const LMA: u64 = 1 << 10;
-    const LA57: u64 = 1 << 12;
     Context {
         advertised: &machine.advertised,
         width: machine.width,
         long_mode: Current.read(GUEST_EFER) & LMA != 0,
-        sign_bit: if Current.read(GUEST_CR4) & LA57 != 0 { 56 } else { 47 },
+        sign_bit: host::sign_bit(),
     }
 }
