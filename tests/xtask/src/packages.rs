@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{paths, tool};
-pub(crate) use programs::programs;
+pub(crate) use programs::{vmms, works};
 
 /// Something that a command does with other people's tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

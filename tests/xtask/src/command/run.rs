@@ -62,6 +62,8 @@ enum Known {
     Kvm,
     /// As kvm, with a kernel and an initramfs for a VM
     KvmLinux,
+    /// As kvm-linux, with a compiler and a database for the VM
+    KvmWorks,
     /// The distribution's kernel with KVM's modules and the VMM
     StockKvm,
     /// The distribution's Xen with the small kernel as dom0
@@ -83,6 +85,7 @@ impl Known {
             Self::Stock => Host::Stock(words),
             Self::Kvm => Host::Kvm(words),
             Self::KvmLinux => Host::KvmLinux(words),
+            Self::KvmWorks => Host::KvmWorks(words),
             Self::StockKvm => Host::StockKvm(words),
             Self::Xen => Host::Xen { xen, dom0: words },
             Self::StockXen => Host::StockXen { xen, dom0: words },
@@ -112,6 +115,10 @@ struct MachineOptions {
     /// Reset on a triple fault, as a real machine does, instead of ending the run
     #[arg(long)]
     reset: bool,
+    /// Millions of instructions in a second of the emulated clock (Bochs)
+    #[arg(long, default_value_t = machine::USUAL_MIPS, value_name = "MILLIONS",
+          value_parser = clap::value_parser!(u64).range(1..=4000))]
+    mips: u64,
     /// The deadline in seconds of the emulated clock
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     deadline: u64,
@@ -129,6 +136,7 @@ impl MachineOptions {
             loader: self.loader,
             bios: Bios::Usual,
             triple_fault: if self.reset { TripleFault::Resets } else { TripleFault::Ends },
+            mips: self.mips,
             seconds: self.deadline,
         }
     }

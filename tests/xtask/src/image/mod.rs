@@ -5,3 +5,4 @@ pub(crate) mod elf32;
 pub(crate) mod iso;
 pub(crate) mod programs;
 pub(crate) mod vmms;
+pub(crate) mod works;

@@ -58,6 +58,19 @@ impl Programs {
         Ok(())
     }
 
+    /// Adds every file below the folder `name` of the packages.
+    pub(crate) fn folder(&mut self, name: &str) -> Result<()> {
+        let path = self.root.join(name);
+        let entries = fs::read_dir(&path).with_context(|| format!("no {}", path.display()))?;
+        for entry in entries {
+            let entry = entry.with_context(|| format!("cannot list {}", path.display()))?;
+            let file = entry.file_name();
+            let name = format!("{name}/{}", file.to_str().context("a name that is no text")?);
+            if entry.path().is_dir() { self.folder(&name)? } else { self.file(&name)? }
+        }
+        Ok(())
+    }
+
     /// Adds `source` as `name`.
     pub(crate) fn add(&mut self, name: &str, source: &Path) {
         let _ = self.files.insert(name.to_owned(), source.to_path_buf());
@@ -127,5 +140,20 @@ mod tests {
         programs.add("usr/lib-b/b", Path::new("b"));
         programs.add("init", Path::new("i"));
         assert_eq!(programs.folders(&["dev", "usr"]), ["dev", "usr", "usr/lib", "usr/lib-b"]);
+    }
+
+    #[test]
+    fn a_folder_is_added_with_all_that_is_below_it() {
+        let root = std::env::temp_dir().join(format!("xtask-folder-{}", std::process::id()));
+        fs::create_dir_all(root.join("lib/bits")).unwrap();
+        for name in ["lib/a.h", "lib/bits/b.h", "c.h"] {
+            fs::write(root.join(name), name).unwrap();
+        }
+        let mut programs = Programs::of(&root);
+        programs.folder("lib").unwrap();
+        assert!(programs.folder("missing").is_err());
+        fs::remove_dir_all(&root).unwrap();
+        let names: Vec<&str> = programs.files.keys().map(String::as_str).collect();
+        assert_eq!(names, ["lib/a.h", "lib/bits/b.h"]);
     }
 }

@@ -63,7 +63,7 @@ const DATA: (&str, u64) = ("from the host\n", 64 << 10);
 
 /// An initial RAM file system in which QEMU runs `kernel` with KVM's `modules`, made at `out`.
 pub(crate) fn qemu(kernel: &Path, modules: &[PathBuf], out: &Path) -> Result<PathBuf> {
-    let root = packages::programs()?;
+    let root = packages::vmms()?;
     let parts = parts(out)?;
     let mut programs = host(&root, &parts, QEMU)?;
     programs.program("usr/bin/qemu-system-x86_64")?;
@@ -86,7 +86,7 @@ pub(crate) fn qemu(kernel: &Path, modules: &[PathBuf], out: &Path) -> Result<Pat
 
 /// An initial RAM file system of a dom0 in which `xl` runs `kernel`, made at `out`.
 pub(crate) fn xl(kernel: &Path, out: &Path) -> Result<PathBuf> {
-    let root = packages::programs()?;
+    let root = packages::vmms()?;
     let parts = parts(out)?;
     let mut programs = host(&root, &parts, XL)?;
     for name in XEN_PROGRAMS {

@@ -12,13 +12,10 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::process::{self, Channels, Finish, Patience};
 use super::serial::Watch;
-use super::{Bios, Cpu, End, Loader, Machine, Outcome, Payload, TripleFault};
+use super::{Bios, Cpu, End, Loader, Machine, Outcome, Payload, TripleFault, USUAL_MIPS};
 use crate::image::iso::{self, Firmware, Protocol};
 
-/// Instructions per emulated second: the emulated clock is nothing but a count of instructions.
-///
-/// A low figure makes every wait for a device cheap; 20 MIPS is still fast enough for a 250 Hz tick.
-pub(crate) const IPS: u64 = 20_000_000;
+const MILLION: u64 = 1_000_000;
 
 /// For one CPU: GRUB's multiboot2 loader triple-faults under Bochs' own BIOS.
 const SEABIOS: &str = "/usr/share/seabios/bios.bin";
@@ -44,7 +41,7 @@ debug: action=ignore
 ";
 
 /// The safety net: at the slowest (two CPUs, a loaded machine) Bochs needs about 15 real seconds
-/// for an emulated one.
+/// for an emulated one of the usual length.
 const WALL_PER_SECOND: u32 = 30;
 
 /// Boots `payload` in Bochs; see [`super::boot`].
@@ -67,11 +64,12 @@ pub(super) fn boot(
         }
     }?;
     fs::write(dir.join("bochsrc"), config(machine)).context("cannot write bochsrc")?;
-    let ticks = machine.seconds.saturating_mul(IPS);
+    let ticks = machine.seconds.saturating_mul(ips(machine));
     let debugger = format!("sba {ticks}\ncontinue\nquit\n");
     fs::write(dir.join("debugger.rc"), debugger).context("cannot write debugger.rc")?;
     let (serial, log) = (dir.join("serial.log"), dir.join("bochs.out"));
-    let net = Duration::from_secs(machine.seconds.saturating_add(20));
+    let usual = ticks / (USUAL_MIPS * MILLION);
+    let net = Duration::from_secs(usual.saturating_add(20));
     let patience = Patience { cpu: Duration::MAX, wall: net.saturating_mul(WALL_PER_SECOND) };
     let mut command = command(ticks)?;
     let channels = Channels { input: "", log: &log, serial: &serial };
@@ -97,7 +95,7 @@ fn command(ticks: u64) -> Result<Command> {
         let _ = command.args(["-rc", "debugger.rc"]);
     } else {
         // Without the debugger, benchmark mode is what ends a run at an emulated time.
-        let _ = command.arg("-benchmark").arg((ticks / 1_000_000).to_string());
+        let _ = command.arg("-benchmark").arg((ticks / MILLION).to_string());
     }
     Ok(command)
 }
@@ -107,6 +105,11 @@ fn has_debugger(help: &[u8]) -> bool {
     String::from_utf8_lossy(help).lines().any(|line| line.trim_start().starts_with("-rc "))
 }
 
+/// Instructions per emulated second: the emulated clock is nothing but a count of instructions.
+const fn ips(machine: &Machine) -> u64 {
+    machine.mips.saturating_mul(MILLION)
+}
+
 fn config(machine: &Machine) -> String {
     let mut text = String::from(COMMON);
     let reset = match machine.triple_fault {
@@ -114,9 +117,10 @@ fn config(machine: &Machine) -> String {
         TripleFault::Resets => 1,
     };
     let (model, cpus, memory) = (model(machine.cpu), machine.cpus, machine.memory_mib);
+    let ips = ips(machine);
     let lines = [
         format!(
-            "cpu: model={model}, count={cpus}, ips={IPS}, reset_on_triple_fault={reset}, ignore_bad_msrs=1"
+            "cpu: model={model}, count={cpus}, ips={ips}, reset_on_triple_fault={reset}, ignore_bad_msrs=1"
         ),
         format!("memory: guest={memory}, host={memory}"),
         format!("romimage: file={}", bios(machine)),
@@ -195,10 +199,11 @@ mod tests {
             cpus: 2,
             memory_mib: 1024,
             triple_fault: TripleFault::Resets,
+            mips: 300,
             ..Machine::default()
         };
         let text = config(&machine);
-        assert!(text.contains("model=corei7_haswell_4770, count=2,"));
+        assert!(text.contains("model=corei7_haswell_4770, count=2, ips=300000000,"));
         assert!(text.contains("reset_on_triple_fault=1"));
         assert!(text.contains("memory: guest=1024, host=1024\n"));
         assert!(text.contains(BOCHS_BIOS));

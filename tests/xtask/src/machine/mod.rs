@@ -78,6 +78,10 @@ pub(crate) enum TripleFault {
     Resets,
 }
 
+/// A low figure makes every wait for a device cheap, and every tick of a kernel's clock dear: where
+/// that is measured, machines have more.
+pub(crate) const USUAL_MIPS: u64 = 20;
+
 /// An emulated computer.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
@@ -88,6 +92,8 @@ pub(crate) struct Machine {
     pub(crate) loader: Loader,
     pub(crate) bios: Bios,
     pub(crate) triple_fault: TripleFault,
+    /// Bochs only: millions of instructions in a second of the emulated clock.
+    pub(crate) mips: u64,
     /// The deadline, in seconds of the emulated clock.
     pub(crate) seconds: u64,
 }
@@ -102,6 +108,7 @@ impl Default for Machine {
             loader: Loader::Isolinux,
             bios: Bios::Usual,
             triple_fault: TripleFault::Ends,
+            mips: USUAL_MIPS,
             seconds: 60,
         }
     }

@@ -9,23 +9,35 @@ use anyhow::{Context, Result, ensure};
 use super::{apt_install, cached, key, refresh_lists};
 use crate::tool;
 
-/// The packages whose programs the tests run.
-const WANTED: [&str; 4] =
-    ["busybox-static", "qemu-system-x86", "qemu-system-xen", "xen-utils-4.17"];
+/// The packages whose programs run VMs, and the shell around them.
+const VMMS: [&str; 4] = ["busybox-static", "qemu-system-x86", "qemu-system-xen", "xen-utils-4.17"];
 
-/// A folder with the files of [`WANTED`] and of every package that they depend on, as they would
+/// The packages whose programs work in VMs, and what a compiler compiles.
+const WORKS: [&str; 4] = ["libc6-dev", "libstb-dev", "sqlite3", "tcc"];
+
+/// The folder of QEMU, `xl` and busybox.
+pub(crate) fn vmms() -> Result<PathBuf> {
+    complete(&VMMS)
+}
+
+/// The folder of the compiler and the database.
+pub(crate) fn works() -> Result<PathBuf> {
+    complete(&WORKS)
+}
+
+/// A folder with the files of `wanted` and of every package that they depend on, as they would
 /// lie below `/`.
-pub(crate) fn programs() -> Result<PathBuf> {
-    refresh_lists(&WANTED)?;
+fn complete(wanted: &[&str]) -> Result<PathBuf> {
+    refresh_lists(wanted)?;
     let mut simulation = Command::new("apt-get");
     // Against an empty list of installed packages, so that everything is missing.
     let _ = simulation.args(["-o", "Dir::State::status=/dev/null"]);
-    let simulated = tool::output(simulation.args(apt_install("-s", &WANTED)))?;
+    let simulated = tool::output(simulation.args(apt_install("-s", wanted)))?;
     let packages = installations(&simulated);
-    ensure!(!packages.is_empty(), "apt-get would install nothing for {}", WANTED.join(" "));
+    ensure!(!packages.is_empty(), "apt-get would install nothing for {}", wanted.join(" "));
     let name = format!("programs_{}", key(&[packages.join(" ").as_bytes()]));
     cached(&name, |dir| {
-        eprintln!("xtask: fetching {} packages, 60 MB", packages.len());
+        eprintln!("xtask: fetching {} packages for {}", packages.len(), wanted.join(" "));
         let mut download = Command::new("apt-get");
         let _ = download.args(["download", "-qq"]).args(&packages).current_dir(dir);
         tool::run(&mut download)?;

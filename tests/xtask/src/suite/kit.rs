@@ -1,13 +1,13 @@
 //! What tests boot, made or fetched when the first of them asks.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Error, Result};
 
 use crate::build::{self, Guests};
-use crate::image::vmms;
+use crate::image::{vmms, works};
 use crate::machine::{Image, Machine, Payload};
 use crate::{packages, paths};
 
@@ -43,6 +43,8 @@ pub(crate) enum Host {
     Kvm(String),
     /// As [`Host::Kvm`], with the small kernel and [`Host::Kvm`]'s files once more, for a VM.
     KvmLinux(String),
+    /// As [`Host::KvmLinux`], with a compiler and a database for the VM.
+    KvmWorks(String),
     /// The distribution's kernel with KVM's modules, `init` and `vmm`.
     StockKvm(String),
     /// The small kernel with KVM's modules and QEMU, whose guest is the small kernel too.
@@ -104,6 +106,7 @@ pub(crate) struct Kit {
     xen: Once<PathBuf>,
     small_kvm: Once<PathBuf>,
     kvm_linux: Once<PathBuf>,
+    kvm_works: Once<PathBuf>,
     stock_kvm: Once<PathBuf>,
     qemu: Once<PathBuf>,
     stock_qemu: Once<PathBuf>,
@@ -127,6 +130,7 @@ impl Kit {
             xen: Once::new(),
             small_kvm: Once::new(),
             kvm_linux: Once::new(),
+            kvm_works: Once::new(),
             stock_kvm: Once::new(),
             qemu: Once::new(),
             stock_qemu: Once::new(),
@@ -179,11 +183,21 @@ impl Kit {
     }
 
     fn kvm_linux(&self) -> Result<PathBuf> {
-        self.kvm_linux.get(|| {
-            let (kernel, initrd) = (self.small()?, self.small_kvm()?);
-            let files = [("kernel", kernel.as_path()), ("initrd2", initrd.as_path())];
-            build::extended(&initrd, &files, &paths::target("guests")?.join("kvm-linux.cpio"))
+        self.kvm_linux.get(|| self.with_vm(&self.small_kvm()?, "kvm-linux.cpio"))
+    }
+
+    fn kvm_works(&self) -> Result<PathBuf> {
+        self.kvm_works.get(|| {
+            let initrd = paths::target("guests")?.join("works.cpio");
+            self.with_vm(&works::added(&self.small_kvm()?, &initrd)?, "kvm-works.cpio")
         })
+    }
+
+    /// An initial RAM file system, called `name`, of a host whose VM boots with `initrd`.
+    fn with_vm(&self, initrd: &Path, name: &str) -> Result<PathBuf> {
+        let kernel = self.small()?;
+        let files = [("kernel", kernel.as_path()), ("initrd2", initrd)];
+        build::extended(&self.small_kvm()?, &files, &paths::target("guests")?.join(name))
     }
 
     fn qemu(&self) -> Result<PathBuf> {
@@ -210,6 +224,7 @@ impl Kit {
             Host::Stock(_) | Host::StockXen { .. } => vec![self.stock()?, initrd()?],
             Host::Kvm(_) => vec![self.small()?, self.small_kvm()?],
             Host::KvmLinux(_) => vec![self.small()?, self.kvm_linux()?],
+            Host::KvmWorks(_) => vec![self.small()?, self.kvm_works()?],
             Host::StockKvm(_) => vec![self.stock()?, self.stock_kvm()?],
             Host::Qemu(_) => vec![self.small()?, self.qemu()?],
             Host::StockQemu(_) => vec![self.stock()?, self.stock_qemu()?],
@@ -225,6 +240,7 @@ impl Kit {
             | Host::Stock(words)
             | Host::Kvm(words)
             | Host::KvmLinux(words)
+            | Host::KvmWorks(words)
             | Host::StockKvm(words)
             | Host::Qemu(words)
             | Host::StockQemu(words) => (LINUX, words),
@@ -261,6 +277,7 @@ impl Kit {
             | Host::Stock(_)
             | Host::Kvm(_)
             | Host::KvmLinux(_)
+            | Host::KvmWorks(_)
             | Host::StockKvm(_)
             | Host::Qemu(_)
             | Host::StockQemu(_) => {
