@@ -1,22 +1,29 @@
 //! Work for a kernel, to be compared with and without a visor below: `vmm: ticks WORK COUNT` and
 //! `vmm: exits WORK COUNT`, the exits as the control port tells them.
 
+mod compile;
+mod database;
+mod program;
+
 use crate::meter::{Meter, clock};
+pub(crate) use compile::compile;
+pub(crate) use database::database;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::process::{Child, Command, Stdio};
 
 /// A byte goes to another process and comes back.
 pub(crate) fn switches() -> Result<(), String> {
-    const TURNS: usize = 3000;
+    const TURNS: usize = 10_000;
     let mut other = other("echo")?;
     let (Some(mut to), Some(mut from)) = (other.stdin.take(), other.stdout.take()) else {
         return Err("no pipes".to_owned());
     };
     told("switches", || {
-        let mut byte = [7];
-        for _ in 0..TURNS {
-            to.write_all(&byte).and_then(|()| from.read_exact(&mut byte))?;
+        for turn in 0..TURNS {
+            let (sent, mut back) = ([turn as u8], [0]);
+            to.write_all(&sent).and_then(|()| from.read_exact(&mut back)).map_err(said)?;
+            assert!(back == sent, "{back:?} came back of {sent:?}");
         }
         Ok(())
     })?;
@@ -37,24 +44,29 @@ pub(crate) fn echo() -> Result<(), String> {
 pub(crate) fn files() -> Result<(), String> {
     const FILES: u8 = 200;
     let content = vec![0x5a; 16 << 10];
-    told("files", || {
-        fs::create_dir("/work")?;
-        for round in 0..3 {
-            for name in 0..FILES {
-                let (path, other) = (format!("/work/{name}"), format!("/work/{name}.{round}"));
-                fs::write(&path, &content)?;
-                fs::rename(&path, &other)?;
-                assert!(fs::read(&other)? == content, "{other} changed");
-            }
-            fs::read_dir("/work")?.try_for_each(|file| fs::remove_file(file?.path()))?;
+    let round = |round| {
+        for name in 0..FILES {
+            let (path, other) = (format!("/work/{name}"), format!("/work/{name}.{round}"));
+            fs::write(&path, &content)?;
+            fs::rename(&path, &other)?;
+            assert!(fs::read(&other)? == content, "{other} changed");
         }
-        fs::remove_dir("/work")
+        fs::read_dir("/work")?.try_for_each(|file| fs::remove_file(file?.path()))
+    };
+    told("files", || {
+        fs::create_dir("/work").map_err(said)?;
+        (0..6).try_for_each(round).map_err(said)?;
+        fs::remove_dir("/work").map_err(said)
     })
 }
 
 /// Processes start and end.
 pub(crate) fn processes() -> Result<(), String> {
-    told("processes", || (0..100).try_for_each(|_| Command::new("/vmm").status().map(drop)))
+    let process = |_| {
+        let status = Command::new("/vmm").status().map_err(said)?;
+        if status.success() { Ok(()) } else { Err(status.to_string()) }
+    };
+    told("processes", || (0..100).try_for_each(process))
 }
 
 fn other(word: &str) -> Result<Child, String> {
@@ -67,12 +79,12 @@ fn said(why: io::Error) -> String {
 }
 
 /// Does `work` and prints what it took.
-fn told(name: &str, work: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
+fn told(name: &str, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     let mut meter = Meter::new()?;
     let mut exits = || meter.visor().map(|visor| visor.exits).ok_or("nobody counts exits");
     let (first, second) = (exits()?, exits()?);
     let began = clock();
-    work().map_err(said)?;
+    work()?;
     let ticks = clock() - began;
     // Reading exits, too.
     let exits = (exits()? - second).saturating_sub(second - first);

@@ -52,6 +52,8 @@ const OTHERS: &[(&str, Test)] = &[
     ("leave-running", lives::leave_running),
     ("visor-memory", outside::visor_memory),
     ("cost", cost::measure),
+    ("compile", work::compile),
+    ("database", work::database),
     ("switches", work::switches),
     ("echo", work::echo),
     ("files", work::files),

@@ -1,0 +1,3 @@
+/* Writes pictures. */
+#define STB_IMAGE_WRITE_IMPLEMENTATION
+#include <stb/stb_image_write.h>
