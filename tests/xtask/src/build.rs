@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::image::cpio::Archive;
-use crate::image::elf32;
+use crate::image::{elf32, vectors};
 use crate::packages::{self, Need};
 use crate::{paths, tool};
 
@@ -30,6 +30,7 @@ pub(crate) fn visor() -> Result<PathBuf> {
     let image = out.join("visor.elf");
     let linked = workspace.join(RELEASE).join("visor");
     let linked = fs::read(linked).context("the build left no visor")?;
+    vectors::check(&linked)?;
     fs::write(&image, elf32::convert(&linked)?).context("cannot write visor.elf")?;
     Ok(image)
 }

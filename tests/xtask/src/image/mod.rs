@@ -4,5 +4,6 @@ pub(crate) mod cpio;
 pub(crate) mod elf32;
 pub(crate) mod iso;
 pub(crate) mod programs;
+pub(crate) mod vectors;
 pub(crate) mod vmms;
 pub(crate) mod works;
