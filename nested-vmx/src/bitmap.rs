@@ -6,6 +6,7 @@
 //! host's bitmaps at that moment.
 
 use crate::msr::BITMAP_BYTES;
+use crate::unroll::{UNROLLED, unroll};
 
 /// Registers that a VM uses often, and those that VMX switches, which only the processor can read
 /// and write for a VM.
@@ -54,54 +55,82 @@ pub fn place(index: u32) -> Option<(usize, u8)> {
 /// Distance from the bit for reads to the bit for writes.
 pub const WRITES: usize = 2048;
 
-/// Bitmaps that let nothing through.
-pub fn close(bitmap: &mut [u8; BITMAP_BYTES]) {
-    bitmap.fill(0xff);
+/// Makes bitmaps let nothing through; `set` sets their words.
+pub fn close(mut set: impl FnMut(usize, u64)) {
+    (0..BITMAP_BYTES / 8).for_each(|place| set(place, u64::MAX));
 }
 
-/// One byte of the bitmaps in which [`DIRECT`] has bits, and those bits.
-type Byte = (usize, u8);
+/// Words of the read bitmaps in which [`DIRECT`] has bits.
+const WORDS: usize = 9;
+const _: () = assert!(WORDS <= UNROLLED, "see `unroll`");
+/// Distance from a word for reads to the word for writes.
+const WRITE_WORDS: usize = WRITES / 8;
 
-/// Bytes of either bitmap in which [`DIRECT`] has bits.
-const BYTES: usize = 9;
+/// One of those words, and the bits of [`DIRECT`] in it.
+type Word = (usize, u64);
 
-/// The bytes that [`DIRECT`] touches.
-const COPIED: [Byte; BYTES] = {
-    let mut bytes = [(0, 0); BYTES];
+const COPIED: [Word; WORDS] = {
+    let mut words = [(0, 0); WORDS];
     let (mut used, mut rest) = (0, DIRECT);
     while let [index, after @ ..] = rest {
-        let (base, low) = if *index < 0x2000 { (0, *index) } else { (1024, *index & 0x1fff) };
+        let (base, low) = if *index < 0x2000 { (0, *index) } else { (128, *index & 0x1fff) };
         #[expect(clippy::as_conversions, reason = "from a smaller type, at compile time")]
-        let place = base + (low / 8) as usize;
+        let place = base + (low / 64) as usize;
         let mut at = 0;
         #[expect(clippy::indexing_slicing, reason = "checked at compile time")]
         {
-            while at < used && bytes[at].0 != place {
+            while at < used && words[at].0 != place {
                 at += 1;
             }
-            bytes[at] = (place, bytes[at].1 | 1 << (low % 8));
-            if at == used {
-                used += 1;
-            }
+            words[at] = (place, words[at].1 | 1 << (low % 64));
+        }
+        if at == used {
+            used += 1;
         }
         rest = after;
     }
-    bytes
+    assert!(used == WORDS, "no word is missing and none is spare");
+    words
 };
 
-/// Copies the host's bits for registers that a VM uses often into the processor's bitmaps; `host` gives
-/// bytes of the host's, as they are now. `denied` are the visor's own rules: what they let exit for the host exits
-/// for its VMs as well.
-pub fn merge(
-    bitmap: &mut [u8; BITMAP_BYTES],
-    denied: &[u8; BITMAP_BYTES],
-    host: impl Fn(usize) -> u8,
-) {
-    for (at, bits) in COPIED {
-        for place in [at, at + WRITES] {
-            if let (Some(cell), Some(denied)) = (bitmap.get_mut(place), denied.get(place)) {
-                *cell = !bits | bits & (host(place) | denied);
-            }
+/// What exits whatever the host says, in the words that are copied: see [`always`].
+pub type Always = [(u64, u64); WORDS];
+
+/// The bits to read and to write of everything that is not copied, and of what the visor's own rules
+/// deny the host: that exits for its VMs as well.
+#[must_use]
+pub fn always(denied: &[u8; BITMAP_BYTES]) -> Always {
+    let word = |at: usize| {
+        let bytes = denied.as_chunks().0.get(at).copied();
+        bytes.map_or(u64::MAX, u64::from_le_bytes)
+    };
+    COPIED.map(|(at, bits)| (!bits | word(at), !bits | word(at + WRITE_WORDS)))
+}
+
+/// Copies the host's bits for registers that a VM uses often into the processor's bitmaps: `host` gives
+/// words of the host's, as they are now, and `set` sets words of the processor's.
+#[inline]
+pub fn merge(always: &Always, host: impl Fn(usize) -> u64, set: impl FnMut(usize, u64)) {
+    let mut merge = Merge { always, host, set };
+    unroll!(merge.word());
+}
+
+struct Merge<'a, H, S> {
+    always: &'a Always,
+    host: H,
+    set: S,
+}
+
+impl<H: Fn(usize) -> u64, S: FnMut(usize, u64)> Merge<'_, H, S> {
+    #[inline(always)]
+    fn word<const POSITION: usize>(&mut self) {
+        let (Some((at, _)), Some((reads, writes))) =
+            (COPIED.get(POSITION), self.always.get(POSITION))
+        else {
+            return;
+        };
+        for (place, always) in [(*at, reads), (*at + WRITE_WORDS, writes)] {
+            (self.set)(place, always | (self.host)(place));
         }
     }
 }

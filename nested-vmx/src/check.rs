@@ -126,6 +126,18 @@ pub fn controls(v12: &Vmcs12, context: &Context<'_>) -> Result<(), Invalid> {
     if holds { Ok(()) } else { Err(Invalid::Control) }
 }
 
+/// Checks the control fields, all of which have passed before, once more for the controls that open
+/// interrupt and NMI windows.
+///
+/// # Errors
+/// [`Invalid::Control`].
+pub fn windows(v12: &Vmcs12, context: &Context<'_>) -> Result<(), Invalid> {
+    let Wanted { pin, primary, .. } = Wanted::of(v12);
+    let holds = permits(context.advertised.capabilities().primary, primary.bits())
+        && (pin.contains(Pin::VIRTUAL_NMIS) || !primary.contains(Primary::NMI_WINDOW));
+    if holds { Ok(()) } else { Err(Invalid::Control) }
+}
+
 fn execution_controls(v12: &Vmcs12, wanted: &Wanted, context: &Context<'_>) -> bool {
     let (pin, primary) = (wanted.pin, wanted.primary);
     let targets = context.advertised.capabilities().misc >> 16 & 0x1ff;

@@ -1,7 +1,7 @@
 //! Back to the host after an exit of its VM: what VMCS01 then holds (SDM vol. 3, 29.5).
 
 use crate::check::{EFER_LONG, Wanted};
-use crate::control::{EntryControls, ExitControls, Pin};
+use crate::control::{ExitControls, Pin};
 use crate::cr::{self, CR0_CACHE, CR0_NE, CR4_VMXE, HostMemory};
 use crate::field::{self as f, Segment, Vmcs};
 use crate::vmcs12::Vmcs12;
@@ -18,14 +18,22 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Reads it from VMCS02.
+    /// Reads it from VMCS02, as far as the controls in `v12` have the host inherit anything.
     #[must_use]
-    pub fn of(v02: &impl Vmcs) -> Self {
-        Self {
-            efer: v02.read(f::GUEST_EFER),
-            pat: v02.read(f::GUEST_PAT),
-            interruptibility: v02.read(f::GUEST_INTERRUPTIBILITY),
+    #[inline(always)]
+    pub fn of(v02: &impl Vmcs, v12: &Vmcs12) -> Self {
+        let Wanted { exit, pin, .. } = Wanted::of(v12);
+        let (mut efer, mut pat, mut interruptibility) = (0, 0, 0);
+        if !exit.contains(ExitControls::LOAD_EFER) {
+            efer = v02.read(f::GUEST_EFER);
         }
+        if !exit.contains(ExitControls::LOAD_PAT) {
+            pat = v02.read(f::GUEST_PAT);
+        }
+        if !pin.contains(Pin::VIRTUAL_NMIS) {
+            interruptibility = v02.read(f::GUEST_INTERRUPTIBILITY);
+        }
+        Self { efer, pat, interruptibility }
     }
 }
 
@@ -49,10 +57,13 @@ const CR4_PCIDE: u64 = 1 << 17;
 const CR0_ET: u64 = 1 << 4;
 const BLOCKED_BY_NMI: u32 = 1 << 3;
 
-/// Loads the host's state from VMCS12 into VMCS01.
+/// Loads the host's state from VMCS12 into VMCS01, in which the exit by the host's VM-entry instruction
+/// has left an active processor and no event to inject. The host's mode stays (28.2.4), and so does
+/// what it sees of CR4, where the visor owns bits: VMXE, which cannot be cleared in VMX operation.
 ///
 /// # Errors
 /// [`Abort`] when the host's page tables cannot be used.
+#[inline(always)]
 pub fn load_host(
     v12: &Vmcs12,
     inherited: Inherited,
@@ -69,9 +80,7 @@ pub fn load_host(
     v01.write(f::GUEST_RSP, v12.read(f::HOST_RSP));
     v01.write(f::GUEST_RFLAGS, 2);
     v01.write(f::GUEST_DR7, 0x400);
-    v01.write(f::GUEST_ACTIVITY, 0);
     v01.write(f::GUEST_PENDING_DEBUG, 0);
-    v01.write(f::ENTRY_INTERRUPTION, 0);
     let physical = !wanted.pin.contains(Pin::VIRTUAL_NMIS);
     let kept = if physical { inherited.interruptibility & BLOCKED_BY_NMI } else { 0 };
     v01.write(
@@ -98,7 +107,6 @@ fn control_registers(v12: &Vmcs12, wanted: &Wanted, v01: &mut impl Vmcs) {
     let long = wanted.exit.contains(ExitControls::HOST_64_BIT);
     let cr4 = if long { cr4 | CR4_PAE } else { cr4 & !CR4_PCIDE };
     v01.write(f::GUEST_CR4, cr4 | CR4_VMXE);
-    v01.write(f::CR4_SHADOW, CR4_VMXE);
 }
 
 fn model_specific(v12: &Vmcs12, wanted: &Wanted, inherited: Inherited, v01: &mut impl Vmcs) {
@@ -111,9 +119,6 @@ fn model_specific(v12: &Vmcs12, wanted: &Wanted, inherited: Inherited, v01: &mut
         inherited.efer & !EFER_LONG
     };
     v01.write(f::GUEST_EFER, efer);
-    let ia32e = EntryControls::IA32E_GUEST.bits();
-    let entry = v01.read(f::ENTRY_CONTROLS) & !ia32e;
-    v01.write(f::ENTRY_CONTROLS, if long { entry | ia32e } else { entry });
     let load_pat = wanted.exit.contains(ExitControls::LOAD_PAT);
     v01.write(f::GUEST_PAT, if load_pat { v12.read(f::HOST_PAT) } else { inherited.pat });
     v01.write(f::GUEST_DEBUGCTL, 0);
@@ -129,6 +134,7 @@ const DATA: u32 = 0xc093;
 const BUSY_TSS: u32 = 0x8b;
 const UNUSABLE: u32 = 1 << 16;
 
+#[inline(always)]
 fn segments(v12: &Vmcs12, wanted: &Wanted, v01: &mut impl Vmcs) {
     let long = wanted.exit.contains(ExitControls::HOST_64_BIT);
     let fs = v12.read(f::HOST_FS_BASE);
@@ -142,7 +148,9 @@ fn segments(v12: &Vmcs12, wanted: &Wanted, v01: &mut impl Vmcs) {
     set(v01, Segment::Cs, (v12.read(f::HOST_CS_SELECTOR), 0, u32::MAX, code));
     let task = (v12.read(f::HOST_TR_SELECTOR), v12.read(f::HOST_TR_BASE), 0x67, BUSY_TSS);
     set(v01, Segment::Tr, task);
-    set(v01, Segment::Ldtr, (0, 0, 0, UNUSABLE));
+    let local = Segment::Ldtr.fields();
+    v01.write(local.selector, 0);
+    v01.write(local.rights, UNUSABLE);
     v01.write(f::GUEST_GDTR_BASE, v12.read(f::HOST_GDTR_BASE));
     v01.write(f::GUEST_IDTR_BASE, v12.read(f::HOST_IDTR_BASE));
     v01.write(f::GUEST_GDTR_LIMIT, 0xffff);
@@ -153,8 +161,16 @@ fn segments(v12: &Vmcs12, wanted: &Wanted, v01: &mut impl Vmcs) {
 
 #[inline(always)]
 fn data(v01: &mut impl Vmcs, segment: Segment, selector: u16, base: u64) {
-    let rights = if selector == 0 { DATA | UNUSABLE } else { DATA };
-    set(v01, segment, (selector, base, u32::MAX, rights));
+    if selector != 0 {
+        return set(v01, segment, (selector, base, u32::MAX, DATA));
+    }
+    let fields = segment.fields();
+    v01.write(fields.selector, 0);
+    v01.write(fields.rights, UNUSABLE);
+    // All else is undefined then, but for these two in 64-bit mode.
+    if matches!(segment, Segment::Fs | Segment::Gs) {
+        v01.write(fields.base, base);
+    }
 }
 
 /// Selector, base, limit, access rights.

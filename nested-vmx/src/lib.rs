@@ -17,5 +17,6 @@ pub mod msr;
 pub mod operand;
 pub mod operation;
 pub mod state;
+mod unroll;
 pub mod vcpu;
 pub mod vmcs12;

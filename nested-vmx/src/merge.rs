@@ -9,25 +9,48 @@ use crate::vmcs12::{Class, Vmcs12, encodings};
 /// The tag of the host's own translations. A VM that the host gives the same tag runs untagged.
 pub const HOST_VPID: u16 = 0xffff;
 
-/// What VMCS02 takes from the visor and from the host's registers.
+/// What VMCS02 takes from the visor.
 #[derive(Clone, Copy, Debug)]
 pub struct Environment<'a> {
     /// The controls with which the host itself runs.
     pub host: &'a Controls,
+    /// The exit control that saves the VMX-preemption timer, if there is one.
+    pub save_timer: ExitControls,
     /// Physical address of the MSR bitmaps for this VM: see [`crate::bitmap`].
     pub msr_bitmap: u64,
     /// Physical addresses of the host's I/O bitmaps.
     pub io_bitmaps: (u64, u64),
-    /// Physical address of the visor's virtual-APIC page for this VM.
+    /// Physical address of a virtual-APIC page for VMs whose own cannot be used.
     pub virtual_apic: u64,
-    /// The host's IA32_EFER, IA32_PAT, DR7 and IA32_DEBUGCTL when it entered the VM.
+}
+
+/// Registers of the host, when it enters a VM, that the VM may inherit.
+#[derive(Clone, Copy, Debug)]
+pub struct HostRegisters {
+    /// IA32_EFER.
     pub efer: u64,
-    /// See above.
+    /// IA32_PAT.
     pub pat: u64,
-    /// See above.
+    /// DR7.
     pub dr7: u64,
-    /// See above.
+    /// IA32_DEBUGCTL.
     pub debugctl: u64,
+}
+
+impl HostRegisters {
+    /// For a VM that inherits none of them.
+    pub const UNUSED: Self = Self { efer: 0, pat: 0, dr7: 0, debugctl: 0 };
+
+    /// Reads them from VMCS01.
+    #[must_use]
+    pub fn of(v01: &impl Vmcs) -> Self {
+        Self {
+            efer: v01.read(f::GUEST_EFER),
+            pat: v01.read(f::GUEST_PAT),
+            dr7: v01.read(f::GUEST_DR7),
+            debugctl: v01.read(f::GUEST_DEBUGCTL),
+        }
+    }
 }
 
 /// Whether accesses of the VM to all its ports exit, and the host's bitmaps decide then.
@@ -51,7 +74,11 @@ pub fn controls(v12: &Vmcs12, env: &Environment<'_>, v02: &mut impl Vmcs) {
     let passed = ExitControls::LOAD_PERF_GLOBAL
         | ExitControls::ACKNOWLEDGE_INTERRUPT
         | ExitControls::SAVE_PREEMPTION_TIMER;
-    v02.write(f::EXIT_CONTROLS, env.host.exit | (wanted.exit & passed).bits());
+    // The timer goes on over exits that the host does not see, whether or not it asks to have it
+    // saved.
+    let runs = wanted.pin.contains(Pin::PREEMPTION_TIMER);
+    let timer = if runs { env.save_timer } else { ExitControls::empty() };
+    v02.write(f::EXIT_CONTROLS, env.host.exit | (wanted.exit & passed | timer).bits());
     let always = EntryControls::LOAD_DEBUG | EntryControls::LOAD_PAT | EntryControls::LOAD_EFER;
     v02.write(f::ENTRY_CONTROLS, (wanted.entry | always).bits());
     bitmaps(env, v02);
@@ -154,6 +181,11 @@ const SWITCHES: [(EntryControls, ExitControls); 3] = [
     (EntryControls::LOAD_EFER, ExitControls::SAVE_EFER),
 ];
 
+/// Whether a VM inherits any of [`HostRegisters`].
+pub(crate) fn inherits(wanted: &Wanted) -> bool {
+    !SWITCHES.into_iter().all(|(load, _)| wanted.entry.contains(load))
+}
+
 /// Whether [`switched`] writes over what an exit has saved for the host.
 pub(crate) fn replaces_saved(wanted: &Wanted) -> bool {
     SWITCHES
@@ -163,23 +195,23 @@ pub(crate) fn replaces_saved(wanted: &Wanted) -> bool {
 
 /// Writes what controls of the host decide about, always or only if the `wanted` ones do not let
 /// VMCS02 keep it from exit to entry: the VM may have changed it, or the host its own.
-pub fn switched(v12: &Vmcs12, wanted: &Wanted, env: &Environment<'_>, v02: &mut impl Vmcs) {
+pub fn switched(v12: &Vmcs12, wanted: &Wanted, host: &HostRegisters, v02: &mut impl Vmcs) {
     let entry = |control| wanted.entry.contains(control);
     let kept = |load, save| entry(load) && wanted.exit.contains(save);
     if !kept(EntryControls::LOAD_DEBUG, ExitControls::SAVE_DEBUG) {
         let own = entry(EntryControls::LOAD_DEBUG);
-        v02.write(f::GUEST_DR7, if own { v12.read(f::GUEST_DR7) } else { env.dr7 });
-        v02.write(f::GUEST_DEBUGCTL, if own { v12.read(f::GUEST_DEBUGCTL) } else { env.debugctl });
+        v02.write(f::GUEST_DR7, if own { v12.read(f::GUEST_DR7) } else { host.dr7 });
+        v02.write(f::GUEST_DEBUGCTL, if own { v12.read(f::GUEST_DEBUGCTL) } else { host.debugctl });
     }
     if !kept(EntryControls::LOAD_PAT, ExitControls::SAVE_PAT) {
         let own = entry(EntryControls::LOAD_PAT);
-        v02.write(f::GUEST_PAT, if own { v12.read(f::GUEST_PAT) } else { env.pat });
+        v02.write(f::GUEST_PAT, if own { v12.read(f::GUEST_PAT) } else { host.pat });
     }
     if !kept(EntryControls::LOAD_EFER, ExitControls::SAVE_EFER) {
         let efer = if entry(EntryControls::LOAD_EFER) {
             v12.read(f::GUEST_EFER)
         } else {
-            derived_efer(wanted, env.efer, v12.read(f::GUEST_CR0))
+            derived_efer(wanted, host.efer, v12.read(f::GUEST_CR0))
         };
         v02.write(f::GUEST_EFER, efer);
     }
@@ -216,6 +248,7 @@ fn derived_efer(wanted: &Wanted, host: u64, cr0: u64) -> u64 {
 }
 
 /// Writes one hot field, which has changed to `value`, into VMCS02.
+#[inline(always)]
 pub fn hot_field(encoding: u32, value: u64, wanted: &Wanted, v02: &mut impl Vmcs) {
     const PRIMARY: u32 = f::PRIMARY_CONTROLS.encoding();
     const THRESHOLD: u32 = f::TPR_THRESHOLD.encoding();

@@ -184,8 +184,15 @@ pub fn permitted(vmcs: &impl Vmcs) -> Result<(), Event> {
     {
         return Err(Event::InvalidOpcode);
     }
-    if vmcs.read(Segment::Ss.fields().rights) >> 5 & 3 != 0 {
-        return Err(Event::GeneralProtection(0));
-    }
-    Ok(())
+    privileged(vmcs)
+}
+
+/// Whether the host is in ring 0: all that is left to check of VMLAUNCH and VMRESUME, which the
+/// processor refuses elsewhere before they exit. (VMCALL exits from everywhere.)
+///
+/// # Errors
+/// The exception that the processor raises.
+pub fn privileged(vmcs: &impl Vmcs) -> Result<(), Event> {
+    let is_ring_0 = vmcs.read(Segment::Ss.fields().rights) >> 5 & 3 == 0;
+    if is_ring_0 { Ok(()) } else { Err(Event::GeneralProtection(0)) }
 }

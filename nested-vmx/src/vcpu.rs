@@ -1,22 +1,27 @@
 //! One VMCS of the host in use: what goes into VMCS02 at an entry, what of an exit the host sees.
 
+use bitflags::bitflags;
+
 use crate::check::{self, Context, Invalid, Wanted};
-use crate::control::{EntryControls, ExitControls, Primary};
+use crate::control::{EntryControls, ExitControls, Pin, Primary};
 use crate::field::{self as f, Vmcs};
-use crate::merge::{self, Environment};
+use crate::merge::{self, Environment, HostRegisters};
+use crate::unroll::{UNROLLED, unroll};
 use crate::vmcs12::{Class, HOT, INFORMATION, SELDOM_WRITTEN, Vmcs12, class, places};
 
 /// A set of fields of [`HOT`] or [`INFORMATION`], by position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Set(u32);
 
-const _: () = assert!(HOT.len() <= 32 && INFORMATION.len() <= 32, "a set has 32 bits");
-
 impl Set {
     const ALL: Self = Self(u32::MAX);
 
     const fn add(&mut self, position: usize) {
         self.0 |= 1 << position;
+    }
+
+    const fn has(self, position: usize) -> bool {
+        self.0 >> position & 1 != 0
     }
 
     /// Positions of `fields` that `chosen` names.
@@ -54,6 +59,7 @@ impl Set {
     }
 }
 
+const _: () = assert!(HOT.len() <= UNROLLED && INFORMATION.len() <= UNROLLED, "see `unroll`");
 static HOT_PLACES: [(u32, usize); HOT.len()] = places(HOT);
 static INFORMATION_PLACES: [(u32, usize); INFORMATION.len()] = places(INFORMATION);
 
@@ -64,6 +70,8 @@ const STATE: Set =
 const WRITTEN: Set = Set::all_but(&HOT, &SELDOM_WRITTEN);
 /// The fields that make up an event to inject.
 const EVENT: Set = Set::of(&HOT, &[0x4016, 0x4018, 0x401a]);
+/// What a host changes when it has emulated an instruction: RSP, RIP, RFLAGS.
+const USUAL: Set = Set::of(&HOT, &[0x681c, 0x681e, 0x6820]);
 const CR4: Set = Set::of(&HOT, &[0x6804]);
 /// What an exit tells: not the error of an instruction, and not what only SMM uses.
 const TOLD: Set = Set::all_but(&INFORMATION, &[0x4400, 0x6402, 0x6404, 0x6406, 0x6408]);
@@ -71,18 +79,28 @@ const TOLD: Set = Set::all_but(&INFORMATION, &[0x4400, 0x6402, 0x6404, 0x6406, 0
 /// What has changed since VMCS02 was written last.
 #[derive(Clone, Copy, Debug)]
 struct Changes {
-    controls: bool,
-    /// Controls or the host's state: the checks are due.
-    unchecked: bool,
-    /// Fields of the VM's state that are not hot.
-    guest: bool,
+    cold: Cold,
     /// Hot fields.
     hot: Set,
 }
 
+bitflags! {
+    /// Changes of fields that are not hot.
+    #[derive(Clone, Copy, Debug)]
+    struct Cold: u8 {
+        const CONTROLS = 1;
+        /// Controls or the host's state: the checks are due.
+        const UNCHECKED = 1 << 1;
+        /// The VM's state.
+        const GUEST = 1 << 2;
+        /// Whether to exit as soon as the VM can take an interrupt or NMI.
+        const WINDOWS = 1 << 3;
+    }
+}
+
 impl Changes {
-    const ALL: Self = Self { controls: true, unchecked: true, guest: true, hot: Set::ALL };
-    const NONE: Self = Self { controls: false, unchecked: false, guest: false, hot: Set(0) };
+    const ALL: Self = Self { cold: Cold::all(), hot: Set::ALL };
+    const NONE: Self = Self { cold: Cold::empty(), hot: Set(0) };
 }
 
 /// A VMCS of the host in use.
@@ -93,6 +111,9 @@ pub struct Vcpu<'a> {
     changes: Changes,
     /// The VM has run since its cold fields were read from VMCS02.
     stale: bool,
+    /// [`merge::replaces_saved`] and [`merge::inherits`] of the controls that VMCS02 has.
+    replaces_saved: bool,
+    inherits: bool,
     /// What the host's shadow VMCS does not show yet.
     unseen: (Set, Set),
 }
@@ -110,10 +131,80 @@ pub enum Refusal {
 const VALID: u32 = 1 << 31;
 const WINDOWS: Primary = Primary::INTERRUPT_WINDOW.union(Primary::NMI_WINDOW);
 
+/// Takes fields over from a VMCS of the hardware, and notes those that were others before.
+///
+/// Positions are constants: what is not in a set vanishes, and the rest are VMREADs and comparisons in
+/// a row. A loop over a table takes three times as many instructions, at every entry and exit.
+struct Taker<'a, V> {
+    fields: &'a mut Vmcs12,
+    vmcs: &'a V,
+    hot: Set,
+    information: Set,
+}
+
+impl<'a, V: Vmcs> Taker<'a, V> {
+    const fn of(fields: &'a mut Vmcs12, vmcs: &'a V) -> Self {
+        Self { fields, vmcs, hot: Set(0), information: Set(0) }
+    }
+
+    /// What the host writes.
+    #[inline(always)]
+    fn written<const POSITION: usize>(&mut self) {
+        if const { WRITTEN.has(POSITION) } && self.differs(HOT_PLACES.get(POSITION)) {
+            self.hot.add(POSITION);
+        }
+    }
+
+    /// What an exit leaves.
+    #[inline(always)]
+    fn told<const POSITION: usize>(&mut self) {
+        if const { STATE.has(POSITION) } && self.differs(HOT_PLACES.get(POSITION)) {
+            self.hot.add(POSITION);
+        }
+        if const { TOLD.has(POSITION) } && self.differs(INFORMATION_PLACES.get(POSITION)) {
+            self.information.add(POSITION);
+        }
+    }
+
+    #[inline(always)]
+    fn differs(&mut self, field: Option<&(u32, usize)>) -> bool {
+        let Some((encoding, place)) = field else {
+            return false;
+        };
+        let value = self.vmcs.read_raw(*encoding);
+        let differs = value != self.fields.at(*place);
+        if differs {
+            self.fields.set_at(*place, value);
+        }
+        differs
+    }
+}
+
+/// Writes those hot fields of a set into VMCS02 that are usually in it.
+struct Writer<'a, V> {
+    fields: &'a Vmcs12,
+    hot: Set,
+    v02: &'a mut V,
+}
+
+impl<V: Vmcs> Writer<'_, V> {
+    #[inline(always)]
+    fn usual<const POSITION: usize>(&mut self) {
+        if let Some((encoding, place)) = HOT_PLACES.get(POSITION)
+            && const { USUAL.has(POSITION) }
+            && self.hot.has(POSITION)
+        {
+            self.v02.write_raw(*encoding, self.fields.at(*place));
+        }
+    }
+}
+
 impl<'a> Vcpu<'a> {
     /// A VMCS that was just loaded; VMCS02 holds nothing of it yet.
     pub fn new(fields: &'a mut Vmcs12) -> Self {
-        Self { fields, changes: Changes::ALL, stale: false, unseen: (Set::ALL, Set::ALL) }
+        let unseen = (Set::ALL, Set::ALL);
+        let (replaces_saved, inherits) = (true, true);
+        Self { fields, changes: Changes::ALL, stale: false, replaces_saved, inherits, unseen }
     }
 
     /// The fields as the host knows them.
@@ -174,13 +265,15 @@ impl<'a> Vcpu<'a> {
         self.fields.write_raw(encoding, value);
         match class(encoding) {
             Class::None | Class::Information => {}
-            Class::Control => (self.changes.controls, self.changes.unchecked) = (true, true),
+            Class::Control => self.changes.cold |= Cold::CONTROLS | Cold::UNCHECKED,
             Class::Host => {
-                self.changes.unchecked = true;
+                self.changes.cold |= Cold::UNCHECKED;
                 // The one field of the host's state that the processor loads from VMCS02.
-                self.changes.controls |= encoding & !1 == f::HOST_PERF_GLOBAL.encoding();
+                if encoding & !1 == f::HOST_PERF_GLOBAL.encoding() {
+                    self.changes.cold |= Cold::CONTROLS;
+                }
             }
-            Class::Guest => self.changes.guest = true,
+            Class::Guest => self.changes.cold |= Cold::GUEST,
             Class::HotControl | Class::HotGuest => {
                 if let Some(position) = HOT.iter().position(|hot| *hot == encoding & !1) {
                     self.changed(position);
@@ -199,8 +292,12 @@ impl<'a> Vcpu<'a> {
     /// others say what further fields mean.
     fn compare(&mut self, before: Primary) {
         let changed = before.symmetric_difference(self.primary());
-        self.changes.unchecked |= !changed.is_empty();
-        self.changes.controls |= !changed.difference(WINDOWS).is_empty();
+        if !changed.is_empty() {
+            self.changes.cold |= Cold::WINDOWS;
+        }
+        if !changed.difference(WINDOWS).is_empty() {
+            self.changes.cold |= Cold::CONTROLS | Cold::UNCHECKED;
+        }
     }
 
     fn changed(&mut self, position: usize) {
@@ -208,15 +305,12 @@ impl<'a> Vcpu<'a> {
     }
 
     /// Takes over what the host has written to its shadow VMCS.
+    #[inline(always)]
     pub fn pull(&mut self, shadow: &impl Vmcs) {
         let before = self.primary();
-        for (position, encoding, place) in WRITTEN.each(&HOT_PLACES) {
-            let value = shadow.read_raw(encoding);
-            if value != self.fields.at(place) {
-                self.fields.set_at(place, value);
-                self.changed(position);
-            }
-        }
+        let mut taker = Taker::of(self.fields, shadow);
+        unroll!(taker.written());
+        self.changes.hot.0 |= taker.hot.0;
         self.compare(before);
     }
 
@@ -237,19 +331,27 @@ impl<'a> Vcpu<'a> {
         self.unseen = (Set(0), Set(0));
     }
 
+    /// Whether [`Vcpu::check`] is due. (The host's mode, which is part of what is checked, cannot change
+    /// in VMX operation, where paging is always on.)
+    #[must_use]
+    pub fn is_unchecked(&self) -> bool {
+        self.changes.cold.intersects(Cold::UNCHECKED | Cold::GUEST | Cold::WINDOWS)
+            || self.changes.hot.0 & CR4.0 != 0
+    }
+
     /// Checks what VMLAUNCH and VMRESUME check and the processor cannot.
     ///
     /// # Errors
     /// The [`Refusal`].
     pub fn check(&mut self, context: &Context<'_>) -> Result<(), Refusal> {
-        // The host's mode is part of what is checked, and changes without a VMWRITE.
-        let long = Wanted::of(self.fields).exit.contains(ExitControls::HOST_64_BIT);
-        if self.changes.unchecked || long != context.long_mode {
+        if self.changes.cold.contains(Cold::UNCHECKED) {
             check::controls(self.fields, context).map_err(Refusal::Instruction)?;
             check::host_state(self.fields, context).map_err(Refusal::Instruction)?;
-            self.changes.unchecked = false;
+            self.changes.cold.remove(Cold::UNCHECKED);
+        } else if self.changes.cold.contains(Cold::WINDOWS) {
+            check::windows(self.fields, context).map_err(Refusal::Instruction)?;
         }
-        if self.changes.guest || self.changes.hot.0 & CR4.0 != 0 {
+        if self.changes.cold.contains(Cold::GUEST) || self.changes.hot.0 & CR4.0 != 0 {
             check::guest_state(self.fields, context).map_err(Refusal::GuestState)?;
         }
         Ok(())
@@ -261,44 +363,69 @@ impl<'a> Vcpu<'a> {
         self.unseen = (Set::ALL, Set::ALL);
     }
 
+    /// Whether the next [`Vcpu::merge`] looks at the host's registers.
+    #[must_use]
+    pub const fn inherits(&self) -> bool {
+        self.inherits || self.changes.cold.contains(Cold::CONTROLS)
+    }
+
     /// Brings VMCS02 up to date.
-    pub fn merge(&mut self, env: &Environment<'_>, v02: &mut impl Vmcs) {
-        let mut changes = core::mem::replace(&mut self.changes, Changes::NONE);
+    pub fn merge(&mut self, env: &Environment<'_>, host: &HostRegisters, v02: &mut impl Vmcs) {
+        let Changes { cold, mut hot } = core::mem::replace(&mut self.changes, Changes::NONE);
         let wanted = Wanted::of(self.fields);
-        // What the new controls make of the VM's state depends on what it was; and what the last exit
-        // has saved must not be lost, should this entry fail.
-        if self.stale && (changes.controls || merge::replaces_saved(&wanted)) {
+        // What new controls make of the VM's state depends on what it was; and what the last exit has
+        // saved must not be lost, should this entry fail.
+        if self.stale && (cold.contains(Cold::CONTROLS) || self.replaces_saved) {
             self.fetch(v02);
         }
-        changes.guest |= changes.controls;
-        if changes.controls {
-            merge::controls(self.fields, env, v02);
+        if !cold.is_empty() {
+            self.merge_cold(cold, &wanted, env, v02);
         }
-        if changes.guest {
-            merge::guest(self.fields, v02);
-            merge::kept(self.fields, &wanted, v02);
+        merge::switched(self.fields, &wanted, host, v02);
+        if wanted.pin.contains(Pin::PREEMPTION_TIMER) {
+            // VMCS02 has what the last exit saved; each entry of the host's begins anew.
+            v02.write(f::PREEMPTION_TIMER, self.fields.read(f::PREEMPTION_TIMER));
         }
-        merge::switched(self.fields, &wanted, env, v02);
-        let mut hot = if changes.controls { Set::ALL } else { changes.hot };
+        if cold.contains(Cold::CONTROLS) {
+            hot = Set::ALL;
+        }
         if self.fields.read(f::ENTRY_INTERRUPTION) & VALID != 0 {
             // Events of the visor's own may have passed through VMCS02.
             hot.0 |= EVENT.0;
         }
-        for (_, encoding, place) in hot.each(&HOT_PLACES) {
+        let mut writer = Writer { fields: self.fields, hot, v02 };
+        unroll!(writer.usual());
+        for (_, encoding, place) in Set(hot.0 & !USUAL.0).each(&HOT_PLACES) {
             merge::hot_field(encoding, self.fields.at(place), &wanted, v02);
+        }
+    }
+
+    #[cold]
+    fn merge_cold(
+        &mut self,
+        cold: Cold,
+        wanted: &Wanted,
+        env: &Environment<'_>,
+        v02: &mut impl Vmcs,
+    ) {
+        if cold.contains(Cold::CONTROLS) {
+            self.replaces_saved = merge::replaces_saved(wanted);
+            self.inherits = merge::inherits(wanted);
+            merge::controls(self.fields, env, v02);
+        }
+        if cold.intersects(Cold::CONTROLS | Cold::GUEST) {
+            merge::guest(self.fields, v02);
+            merge::kept(self.fields, wanted, v02);
         }
     }
 
     /// Takes over what an exit of the VM leaves for the host to see.
     pub fn capture(&mut self, v02: &impl Vmcs) {
         self.stale = true;
-        for (position, encoding, place) in STATE.each(&HOT_PLACES) {
-            let value = v02.read_raw(encoding);
-            if value != self.fields.at(place) {
-                self.fields.set_at(place, value);
-                self.unseen.0.add(position);
-            }
-        }
+        let mut taker = Taker::of(self.fields, v02);
+        unroll!(taker.told());
+        self.unseen.0.0 |= taker.hot.0;
+        self.unseen.1.0 |= taker.information.0;
         let exit = Wanted::of(self.fields).exit;
         if exit.contains(ExitControls::SAVE_PREEMPTION_TIMER) {
             self.show_hot(f::PREEMPTION_TIMER.encoding(), v02.read(f::PREEMPTION_TIMER).into());
@@ -306,17 +433,12 @@ impl<'a> Vcpu<'a> {
         // An event that was injected is no longer pending (SDM vol. 3, 29.2).
         let injected = self.fields.read(f::ENTRY_INTERRUPTION) & !VALID;
         self.show_hot(f::ENTRY_INTERRUPTION.encoding(), injected.into());
-        let long = v02.read(f::ENTRY_CONTROLS) & EntryControls::IA32E_GUEST.bits();
-        let entry = self.fields.read(f::ENTRY_CONTROLS) & !EntryControls::IA32E_GUEST.bits();
-        // A VM of a 32-bit host may not be entered in IA-32e mode.
-        self.changes.unchecked |= self.fields.read(f::ENTRY_CONTROLS) != entry | long;
-        self.fields.write(f::ENTRY_CONTROLS, entry | long);
-        for (position, encoding, place) in TOLD.each(&INFORMATION_PLACES) {
-            let value = v02.read_raw(encoding);
-            if value != self.fields.at(place) {
-                self.fields.set_at(place, value);
-                self.unseen.1.add(position);
-            }
+        let entry = self.fields.read(f::ENTRY_CONTROLS);
+        let switched = (entry ^ v02.read(f::ENTRY_CONTROLS)) & EntryControls::IA32E_GUEST.bits();
+        if switched != 0 {
+            // A VM of a 32-bit host may not be entered in IA-32e mode.
+            self.changes.cold |= Cold::UNCHECKED;
+            self.fields.write(f::ENTRY_CONTROLS, entry ^ switched);
         }
     }
 

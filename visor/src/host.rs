@@ -117,7 +117,7 @@ pub(crate) extern "C" fn on_exit(registers: &mut Registers) {
     let raw = Current.read(EXIT_REASON);
     cpu.count_exit(raw & 0xffff);
     let machine = Machine::running();
-    let next = if nested::is_in_guest(cpu) {
+    let next = if cpu.in_guest.get() {
         nested::exit(cpu, machine, raw, registers)
     } else {
         handle(cpu, machine, raw, registers)
@@ -126,15 +126,26 @@ pub(crate) extern "C" fn on_exit(registers: &mut Registers) {
     cpu.count_ticks(cpu::tsc().wrapping_sub(began));
 }
 
-fn conclude(cpu: &PerCpu, machine: &Machine, next: Next) {
+#[inline(never)]
+fn go_on(cpu: &PerCpu, next: Next) {
     match next {
-        Next::Step => step(),
         Next::Stay => {}
+        Next::Step => step(),
         Next::Raise(event) => inject(event),
         Next::Shutdown => reset_by_host(cpu),
     }
+}
+
+#[inline(always)]
+fn conclude(cpu: &PerCpu, machine: &Machine, next: Next) {
+    match next {
+        Next::Stay => {}
+        Next::Step | Next::Raise(_) | Next::Shutdown => go_on(cpu, next),
+    }
     deliver_nmi(cpu, machine);
-    nested::before_entry(cpu, machine);
+    if cpu.in_guest.get() {
+        nested::before_entry(cpu, machine);
+    }
 }
 
 /// Called by `exit.s` when an NMI arrived between the last look and the entry.
@@ -146,7 +157,7 @@ pub(crate) extern "C" fn on_late_nmi(_: &mut Registers) {
 /// VM.
 pub(crate) extern "C" fn on_refused(_: &mut Registers) {
     let (cpu, machine) = (PerCpu::current(), Machine::running());
-    if !nested::is_in_guest(cpu) {
+    if !cpu.in_guest.get() {
         stop::entry_failed();
     }
     let next = nested::entry_refused(cpu, machine);
@@ -244,6 +255,8 @@ pub(crate) fn step_by(length: u64) {
     }
 }
 
+#[cold]
+#[inline(never)]
 fn inject(event: Event) {
     let (mut information, code) = event.encode();
     // Real mode has no error codes (SDM vol. 3, 28.2.1.3).
@@ -262,6 +275,7 @@ pub(crate) fn is_call(cpu: &PerCpu) -> bool {
 }
 
 /// Delivers the host's NMI at the coming entry, or as soon as the host can take it.
+#[inline(always)]
 fn deliver_nmi(cpu: &PerCpu, machine: &Machine) {
     if cpu.nmi_arrived.load(Ordering::Relaxed)
         && cpu.nmi_arrived.swap(false, Ordering::Relaxed)
@@ -269,10 +283,15 @@ fn deliver_nmi(cpu: &PerCpu, machine: &Machine) {
     {
         cpu.nmi_owed.set(true);
     }
-    if !cpu.nmi_owed.get() {
-        return;
+    if cpu.nmi_owed.get() {
+        deliver_owed(cpu, machine);
     }
-    if nested::is_in_guest(cpu) {
+}
+
+#[cold]
+#[inline(never)]
+fn deliver_owed(cpu: &PerCpu, machine: &Machine) {
+    if cpu.in_guest.get() {
         match nested::reflect_nmi(cpu, machine) {
             NmiFate::Exit(next) => {
                 cpu.nmi_owed.set(false);
@@ -303,6 +322,8 @@ fn deliver_nmi(cpu: &PerCpu, machine: &Machine) {
     }
 }
 
+#[cold]
+#[inline(never)]
 #[expect(clippy::fn_params_excessive_bools, reason = "the one bit that it sets")]
 pub(crate) fn set_nmi_window(open: bool) {
     let window = Primary::NMI_WINDOW.bits();
@@ -381,8 +402,8 @@ fn vmx_instruction(
     registers: &mut Registers,
 ) -> Next {
     let next = nested::execute(cpu, machine, reason & 0xffff, registers);
-    if nested::takes_init(cpu) {
-        // VMXOFF ends the blocking of INIT.
+    if reason & 0xffff == nested::VMXOFF && nested::takes_init(cpu) {
+        // It ends the blocking of INIT.
         step();
         return init(cpu, registers);
     }

@@ -21,11 +21,14 @@ use crate::shootdown;
 /// which it was asked for: a frame changes its owner or role only after every processor has left
 /// the exit that it is in.
 #[derive(Debug)]
-pub(crate) struct HostPage(Frame);
+pub(crate) struct HostPage {
+    /// Where it appears.
+    linear: u64,
+}
 
 /// The page at `frame`, if the host may write it.
 pub(crate) fn page(machine: &Machine, frame: Frame) -> Option<HostPage> {
-    machine.tables.is_plain(frame).then_some(HostPage(frame))
+    machine.tables.is_plain(frame).then(|| HostPage::of(frame))
 }
 
 /// What was found out about a page, and when: no frame becomes a table without a call to all
@@ -43,7 +46,7 @@ impl Known {
     pub(crate) fn page(&mut self, machine: &Machine, frame: Frame) -> Option<HostPage> {
         let calls = shootdown::calls();
         if self.frame == frame && self.calls == calls {
-            return Some(HostPage(frame));
+            return Some(HostPage::of(frame));
         }
         let found = page(machine, frame)?;
         *self = Self { frame, calls };
@@ -52,21 +55,24 @@ impl Known {
 }
 
 impl HostPage {
+    const fn of(frame: Frame) -> Self {
+        Self { linear: memory::linear(frame.base()) }
+    }
+
     /// The 8 bytes at `index`.
     pub(crate) fn read(&self, index: usize) -> u64 {
-        let offset = u64::try_from(index & 511).unwrap_or(0) * 8;
-        memory::read_u64(self.0.base() + offset)
+        memory::read_word(self.linear, index)
     }
 
     /// The byte at `offset`.
     pub(crate) fn read_byte(&self, offset: usize) -> u8 {
         let offset = u64::try_from(offset % 4096).unwrap_or(0);
-        memory::read_u8(self.0.base() + offset)
+        memory::read_u8(self.linear - memory::DIRECT + offset)
     }
 
     /// Writes the 8 bytes at `index`.
     pub(crate) fn write(&self, index: usize, value: u64) {
-        memory::write_entry(self.0, index, value);
+        memory::write_word(self.linear, index, value);
     }
 }
 

@@ -219,6 +219,7 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
         io_bitmap_a: bitmaps.io.0,
         io_bitmap_b: bitmaps.io.1,
         msr_bitmap: bitmaps.msr,
+        always_exits: nested_vmx::bitmap::always(memory::page_bytes(bitmaps.msr)),
         in_vmx: AtomicU32::new(0),
         tables,
         quirk: options.quirk,
@@ -327,7 +328,7 @@ fn join(machine: &'static Machine, index: u32) -> &'static PerCpu {
     cpu.running.set(true);
     vmcs::prepare(cpu, machine, host_pat);
     let nested = Nested::new(cpu, machine).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
-    cpu.with_msr_bitmap(nested_vmx::bitmap::close);
+    nested_vmx::bitmap::close(|place, value| cpu.msr_bitmap.write(place, value));
     // SAFETY: this is the running processor's block, and nothing has asked for the value yet.
     unsafe { cpu.start_nested(nested) };
     cpu

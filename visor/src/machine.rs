@@ -5,6 +5,7 @@ use core::sync::atomic::AtomicU32;
 use boot::cmdline::{OnPanic, Quirk};
 use ept::addr::{Frame, Span};
 use nested_vmx::advertise::Advertised;
+use nested_vmx::bitmap::Always;
 use nested_vmx::capability::{Controls, RawCapabilities};
 use spin::Once;
 
@@ -38,6 +39,8 @@ pub(crate) struct Machine {
     pub(crate) io_bitmap_b: Frame,
     /// MSR bitmaps.
     pub(crate) msr_bitmap: Frame,
+    /// What of them goes for VMs as well.
+    pub(crate) always_exits: Always,
     /// Processors on which the host is in VMX operation.
     pub(crate) in_vmx: AtomicU32,
     /// Frame table and EPT01.

@@ -66,14 +66,29 @@ pub(crate) fn read_u64(address: u64) -> u64 {
     unsafe { cell.read_volatile() }
 }
 
+/// Reads word `index` of the page that appears at `linear`.
+pub(crate) fn read_word(linear: u64, index: usize) -> u64 {
+    let page = with_exposed_provenance::<u64>(size(linear));
+    // SAFETY: an index below 512 stays within the page.
+    let cell = unsafe { page.add(index & 511) };
+    // SAFETY: callers pass pages of the host's RAM or of the visor's; others may write at the same
+    // time, hence volatile: one access, one value.
+    unsafe { cell.read_volatile() }
+}
+
+/// Writes word `index` of the page that appears at `linear`.
+pub(crate) fn write_word(linear: u64, index: usize, value: u64) {
+    let page = with_exposed_provenance_mut::<u64>(size(linear));
+    // SAFETY: an index below 512 stays within the page.
+    let cell = unsafe { page.add(index & 511) };
+    // SAFETY: callers pass pages of the host's RAM or of the visor's that no reference names;
+    // processors that walk tables there at the same time see the old or the new value.
+    unsafe { cell.write_volatile(value) }
+}
+
 /// Writes entry `index` of the page table in the visor's `frame`.
 pub(crate) fn write_entry(frame: Frame, index: usize, value: u64) {
-    let table = with_exposed_provenance_mut::<u64>(size(linear(frame.base())));
-    // SAFETY: an index below 512 stays within the frame.
-    let cell = unsafe { table.add(index & 511) };
-    // SAFETY: page tables are the visor's own; the processors that walk them at the same time see
-    // the old or the new value.
-    unsafe { cell.write_volatile(value) }
+    write_word(linear(frame.base()), index, value);
 }
 
 /// Reads the byte at `address`: the caller has checked that it is the host's RAM.
@@ -97,8 +112,7 @@ pub(crate) fn compare_exchange(address: u64, old: u64, new: u64) -> u64 {
 
 /// Entry `index` of the table in the visor's `frame`.
 pub(crate) fn read_entry(frame: Frame, index: usize) -> u64 {
-    let offset = u64::try_from(index & 511).unwrap_or(0) * 8;
-    read_u64(frame.base() + offset)
+    read_word(linear(frame.base()), index)
 }
 
 /// The bytes of the visor's `frame`, which nothing writes any more.

@@ -29,6 +29,19 @@ const SHADOW_FRAMES: usize = 64;
 #[repr(C, align(4096))]
 struct Region([u8; 4096]);
 
+/// A page that the processor's microcode reads.
+#[repr(C, align(4096))]
+pub(crate) struct Words([AtomicU64; 512]);
+
+impl Words {
+    /// Sets the word at `index`, which is below 512.
+    pub(crate) fn write(&self, index: usize, value: u64) {
+        if let Some(word) = self.0.get(index) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+}
+
 /// How others make a processor forget translations (`crate::shootdown`).
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -47,10 +60,14 @@ pub(crate) struct Call {
 pub(crate) struct PerCpu {
     /// Linear address of this block: what `gs:[0]` reads.
     this: Cell<u64>,
+    /// Physical address of this block.
+    physical: Cell<u64>,
     /// Set by the NMI handler, in assembly.
     pub(crate) nmi_arrived: AtomicBool,
     /// Whether the VMCS that is current has not been launched: read in assembly.
     launch: AtomicBool,
+    /// Whether the processor runs a VM of the host, or is about to: VMCS02 is current.
+    pub(crate) in_guest: Cell<bool>,
     /// An NMI of the host's that has arrived and is not delivered yet.
     pub(crate) nmi_owed: Cell<bool>,
     /// How others call this processor.
@@ -82,8 +99,8 @@ pub(crate) struct PerCpu {
     vmxon: Region,
     vmcs: Region,
     /// MSR bitmaps of the VM that runs.
-    msr_bitmap: Region,
-    /// Virtual-APIC page of the VM that runs.
+    pub(crate) msr_bitmap: Words,
+    /// Virtual-APIC page for VMs whose own cannot be used.
     virtual_apic: Region,
     slots: [SlotPages; SLOTS],
     shadow: [Region; SHADOW_FRAMES],
@@ -127,6 +144,7 @@ impl PerCpu {
         // SAFETY: all-zero bytes are a valid block; the caller vouches for the memory.
         let block = unsafe { block.as_ref() };
         block.this.set(memory::linear(home.base()));
+        block.physical.set(home.base());
         block.index.set(index);
         block.apic_id.set(apic_id);
         Some(block)
@@ -176,7 +194,7 @@ impl PerCpu {
     }
 
     fn frame(&self, offset: usize) -> Frame {
-        Frame::containing(self.offset(offset) - memory::DIRECT)
+        Frame::containing(self.physical.get() + u64::try_from(offset).unwrap_or(0))
     }
 
     /// The VMXON region.
@@ -203,15 +221,6 @@ impl PerCpu {
     pub(crate) fn slot_frames(&self, index: usize) -> [Frame; 3] {
         let base = offset_of!(Self, slots) + index * size_of::<SlotPages>();
         [0, 1, 2].map(|page| self.frame(base + page * 4096))
-    }
-
-    /// Does something with the MSR bitmaps of the VM that runs.
-    pub(crate) fn with_msr_bitmap(&self, work: impl FnOnce(&mut [u8; 4096])) {
-        let Some(mut page) = memory::pointer::<[u8; 4096]>(self.msr_bitmap_frame()) else {
-            return;
-        };
-        // SAFETY: the page is this processor's, which is in VMX root mode and names it nowhere else.
-        work(unsafe { page.as_mut() });
     }
 
     /// Frames for EPT02.
@@ -257,7 +266,7 @@ impl PerCpu {
         let last = COUNTED_REASONS - 1;
         if let Some(counter) = self.exits.get(size(basic_reason.into()).min(last)) {
             // Only this processor writes: no locked instruction is needed.
-            counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The MSR bitmaps of VMs.
 
-use nested_vmx::bitmap::{WRITES, close, merge, place};
+use nested_vmx::bitmap::{WRITES, always, close, merge, place};
 use proptest::prelude::*;
 
 /// MSRs that a VM may reach without an exit, if its host lets it: what VMX switches, and what every
@@ -50,14 +50,21 @@ fn a_register_has_its_bit_where_the_manual_says() {
 
 #[test]
 fn closed_bitmaps_let_nothing_through() {
-    let mut bitmap = [0; 4096];
-    close(&mut bitmap);
-    assert!(bitmap.iter().all(|byte| *byte == 0xff));
+    let mut bitmaps: Bitmaps = [0; 512];
+    close(|place, value| bitmaps[place] = value);
+    assert!(bitmaps.iter().all(|word| *word == u64::MAX));
 }
 
-/// Which bit of 32,768 the register has in `bitmap`.
-fn exits(bitmap: &[u8; 4096], number: usize) -> bool {
-    bitmap[number / 8] >> (number % 8) & 1 == 1
+type Bitmaps = [u64; 512];
+
+/// One bit of 32,768.
+fn exits(bitmaps: &Bitmaps, number: usize) -> bool {
+    bitmaps[number / 64] >> (number % 64) & 1 == 1
+}
+
+fn bytes(bitmaps: &Bitmaps) -> Box<[u8; 4096]> {
+    let bytes: Vec<u8> = bitmaps.iter().flat_map(|word| word.to_le_bytes()).collect();
+    bytes.try_into().unwrap()
 }
 
 /// Number of the bit for reads of `index`.
@@ -66,10 +73,10 @@ fn number(index: u32) -> usize {
     base + usize::try_from(index & 0x1fff).unwrap()
 }
 
-fn page() -> impl Strategy<Value = Box<[u8; 4096]>> {
+fn page() -> impl Strategy<Value = Box<Bitmaps>> {
     prop_oneof![
-        Just(vec![0; 4096].try_into().unwrap()),
-        proptest::collection::vec(any::<u8>(), 4096).prop_map(|bytes| bytes.try_into().unwrap()),
+        Just(vec![0; 512].try_into().unwrap()),
+        proptest::collection::vec(any::<u64>(), 512).prop_map(|words| words.try_into().unwrap()),
     ]
 }
 
@@ -80,11 +87,12 @@ proptest! {
     fn an_access_is_free_if_the_host_and_the_visor_and_the_list_say_so(
         before in page(), host in page(), denied in page()
     ) {
-        let mut bitmap: Box<[u8; 4096]> = vec![0; 4096].try_into().unwrap();
-        close(&mut bitmap);
+        let mut bitmap: Box<Bitmaps> = vec![0; 512].try_into().unwrap();
+        close(|place, value| bitmap[place] = value);
+        let always = always(&bytes(&denied));
         // What an earlier entry of another VM has left there must not matter.
-        merge(&mut bitmap, &denied, |at| before[at]);
-        merge(&mut bitmap, &denied, |at| host[at]);
+        merge(&always, |at| before[at], |place, value| bitmap[place] = value);
+        merge(&always, |at| host[at], |place, value| bitmap[place] = value);
         for bit in 0..32768 {
             let listed = FREE.into_iter().any(|index| bit % 16384 == number(index));
             let free = listed && !exits(&host, bit) && !exits(&denied, bit);

@@ -4,7 +4,7 @@ use nested_vmx::advertise::Advertised;
 use nested_vmx::capability::{Controls, RawCapabilities};
 use nested_vmx::check::Context;
 use nested_vmx::cr::HostMemory;
-use nested_vmx::field::{self as f, Vmcs};
+use nested_vmx::field::{self as f, Segment, Vmcs};
 use nested_vmx::vmcs12::Vmcs12;
 
 use crate::fake::FakeVmcs;
@@ -141,11 +141,22 @@ pub(crate) fn vmcs12_of_32_bit_host() -> Box<Vmcs12> {
     v12
 }
 
-/// VMCS01 as the host has left it when it entered its VM.
-pub(crate) fn vmcs01() -> FakeVmcs {
-    FakeVmcs::default()
-        .with(f::GUEST_CR0, 0xe005_003f)
-        .with(f::ENTRY_CONTROLS, 0xd3ff)
+/// VMCS01 as a host has left it that entered its VM in the mode that it is to be in again.
+pub(crate) fn left_by(v12: &Vmcs12) -> FakeVmcs {
+    const HOST_64_BIT: u32 = 1 << 9;
+    let mode = v12.read(f::EXIT_CONTROLS) & HOST_64_BIT;
+    let mut v = FakeVmcs::default();
+    for fields in Segment::ALL.map(Segment::fields) {
+        v.write(fields.selector, 0x2b);
+        v.write(fields.base, 0x5555_5000);
+        v.write(fields.limit, 0x1234);
+        v.write(fields.rights, 0xf3);
+    }
+    v.with(f::GUEST_CR0, 0xe005_003f)
+        .with(f::CR4_SHADOW, 0x2000)
+        .with(f::ENTRY_CONTROLS, 0xd1ff | mode)
+        .with(f::GUEST_ACTIVITY, 0)
+        .with(f::ENTRY_INTERRUPTION, 0)
         .with(f::VMCS_LINK_POINTER, u64::MAX)
 }
 

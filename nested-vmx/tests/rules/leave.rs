@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use crate::entry_checks::refusals;
 use crate::fake::FakeVmcs;
-use crate::good::{self, Zero, vmcs01, vmcs12, vmcs12_of_32_bit_host};
+use crate::good::{self, Zero, left_by, vmcs12, vmcs12_of_32_bit_host};
 
 const INHERITED: Inherited =
     Inherited { efer: 0x901, pat: 0x0606_0606_0606_0606, interruptibility: 0b1011 };
@@ -30,7 +30,7 @@ impl HostMemory for Memory {
 const PDPTES: Memory = Memory([0x5001, 0, 0x6001, 0x7001]);
 
 fn load(v12: &Vmcs12, cause: Cause) -> FakeVmcs {
-    let mut v01 = vmcs01();
+    let mut v01 = left_by(v12);
     load_host(v12, INHERITED, cause, &PDPTES, &mut v01).unwrap();
     v01
 }
@@ -95,9 +95,9 @@ fn the_segments_of_a_64_bit_host_are_flat() {
             (Segment::Es, 0x18, Some(0), FLAT, 0xc093),
             (Segment::Cs, 0x10, Some(0), FLAT, 0xa09b),
             (Segment::Ss, 0x18, Some(0), FLAT, 0xc093),
-            (Segment::Ds, 0, None, None, 0xc093 | UNUSABLE),
+            (Segment::Ds, 0, None, None, UNUSABLE),
             // In 64-bit mode a null selector has a base all the same.
-            (Segment::Fs, 0, Some(0x7fff_ffff_f000), None, 0xc093 | UNUSABLE),
+            (Segment::Fs, 0, Some(0x7fff_ffff_f000), None, UNUSABLE),
             (Segment::Gs, 0x28, Some(0xffff_8880_0000_0000), FLAT, 0xc093),
             (Segment::Ldtr, 0, None, None, UNUSABLE),
             (Segment::Tr, 0x40, Some(0xffff_fe00_0000_3000), Some(0x67), 0x8b),
@@ -120,12 +120,12 @@ fn a_32_bit_host_goes_on_in_32_bits_with_its_page_directories() {
 fn a_32_bit_host_whose_page_directories_are_invalid_shuts_down() {
     let v12 = vmcs12_of_32_bit_host();
     for memory in [Memory([0x5003, 0, 0, 0]), Memory([1 << 63 | 1, 0, 0, 0])] {
-        let result = load_host(&v12, INHERITED, Cause::Other, &memory, &mut vmcs01());
+        let result = load_host(&v12, INHERITED, Cause::Other, &memory, &mut left_by(&v12));
         assert_eq!(result, Err(Abort(2)));
     }
     let mut v12 = vmcs12_of_32_bit_host();
     v12.write(f::HOST_CR4, 0x26d0);
-    let result = load_host(&v12, INHERITED, Cause::Other, &Memory([!0; 4]), &mut vmcs01());
+    let result = load_host(&v12, INHERITED, Cause::Other, &Memory([!0; 4]), &mut left_by(&v12));
     assert_eq!(result, Ok(()), "without PAE there are none");
 }
 
@@ -167,7 +167,7 @@ fn nmis_are_blocked_by_an_exit_for_one_or_as_the_vm_had_them() {
         let pin = v12.read(f::PIN_CONTROLS);
         v12.write(f::PIN_CONTROLS, pin ^ pin_flip);
         let inherited = Inherited { interruptibility: of_vm, ..INHERITED };
-        let mut v01 = vmcs01();
+        let mut v01 = left_by(&v12);
         load_host(&v12, inherited, cause, &PDPTES, &mut v01).unwrap();
         v01.read(f::GUEST_INTERRUPTIBILITY)
     };
@@ -185,7 +185,10 @@ fn what_the_host_inherits_is_read_from_the_vms_vmcs() {
         .with(f::GUEST_EFER, INHERITED.efer)
         .with(f::GUEST_PAT, INHERITED.pat)
         .with(f::GUEST_INTERRUPTIBILITY, INHERITED.interruptibility);
-    assert_eq!(Inherited::of(&v02), INHERITED);
+    let mut v12 = vmcs12();
+    v12.write(f::EXIT_CONTROLS, v12.read(f::EXIT_CONTROLS) & !(1 << 19 | 1 << 21));
+    v12.write(f::PIN_CONTROLS, v12.read(f::PIN_CONTROLS) & !(1 << 5));
+    assert_eq!(Inherited::of(&v02, &v12), INHERITED);
 }
 
 /// Changes of the host's state that may pass the checks.
@@ -213,7 +216,7 @@ proptest! {
         let mut v12 = if long { vmcs12() } else { vmcs12_of_32_bit_host() };
         edits.iter().for_each(|(encoding, value)| v12.write_raw(*encoding, *value));
         if nested_vmx::check::host_state(&v12, &context).is_ok() {
-            let mut v01 = vmcs01();
+            let mut v01 = left_by(&v12);
             load_host(&v12, INHERITED, Cause::Other, &Zero, &mut v01).unwrap();
             prop_assert_eq!(refusals(&v01), Vec::<&str>::new());
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nested_vmx::field::{self as f, Field, Vmcs, Width};
-use nested_vmx::merge::Environment;
+use nested_vmx::merge::{Environment, HostRegisters};
 use nested_vmx::vmcs12::{Class, Launch, Vmcs12, class, encodings, read_part};
 
 pub(crate) const ALL: &[Class] = &[
@@ -123,7 +123,7 @@ impl Model {
 
     /// All fields of VMCS02 that matter for an entry, but for the EPT pointer and for an event that
     /// is not there.
-    pub(crate) fn vmcs02(&self, env: &Environment<'_>) -> BTreeMap<u32, u64> {
+    pub(crate) fn vmcs02(&self, env: &Environment<'_>, host: &HostRegisters) -> BTreeMap<u32, u64> {
         let mut v02 = BTreeMap::new();
         let mut set = |encoding: u32, value: u64| {
             let _ = v02.insert(encoding, read_part(encoding, value));
@@ -134,7 +134,7 @@ impl Model {
         for encoding in plain() {
             set(encoding, self.get(encoding));
         }
-        self.switched(env, &mut set);
+        self.switched(host, &mut set);
         if self.read(f::ENTRY_INTERRUPTION) & VALID != 0 {
             EVENT.into_iter().for_each(|encoding| set(encoding, self.get(encoding)));
         }
@@ -148,7 +148,8 @@ impl Model {
         let secondary = if self.primary(31) { self.read(f::SECONDARY_CONTROLS) } else { 0 };
         let secondary = secondary & !(1 << 5) | 1 << 1 | u64::from(tagged) << 5;
         let passed = 1 << 12 | 1 << 15 | 1 << 22;
-        let exit = u64::from(env.host.exit) | self.read(f::EXIT_CONTROLS) & passed;
+        let timer = if self.bit(f::PIN_CONTROLS, 6) { env.save_timer.bits() } else { 0 };
+        let exit = u64::from(env.host.exit | timer) | self.read(f::EXIT_CONTROLS) & passed;
         // Every NMI exits; one that the host leaves to its VM is blocked as its VM sees it.
         let nmis = if self.bit(f::PIN_CONTROLS, 3) { 0 } else { 1 << 3 | 1 << 5 };
         set(0x4000, self.read(f::PIN_CONTROLS) | nmis);
@@ -195,17 +196,17 @@ impl Model {
         }
     }
 
-    fn switched(&self, env: &Environment<'_>, set: &mut impl FnMut(u32, u64)) {
-        let own = |number, encoding, host| {
-            if self.bit(f::ENTRY_CONTROLS, number) { self.get(encoding) } else { host }
+    fn switched(&self, host: &HostRegisters, set: &mut impl FnMut(u32, u64)) {
+        let own = |number, encoding, inherited| {
+            if self.bit(f::ENTRY_CONTROLS, number) { self.get(encoding) } else { inherited }
         };
         // 28.3.2.1: LMA follows the control, LME too if there is paging.
         let ia32e = self.bit(f::ENTRY_CONTROLS, 9);
         let decided = 1 << 10 | if ia32e || self.bit(f::GUEST_CR0, 31) { 1 << 8 } else { 0 };
-        let efer = env.efer & !decided | if ia32e { decided } else { 0 };
-        set(0x681a, own(2, 0x681a, env.dr7));
-        set(0x2802, own(2, 0x2802, env.debugctl));
-        set(0x2804, own(14, 0x2804, env.pat));
+        let efer = host.efer & !decided | if ia32e { decided } else { 0 };
+        set(0x681a, own(2, 0x681a, host.dr7));
+        set(0x2802, own(2, 0x2802, host.debugctl));
+        set(0x2804, own(14, 0x2804, host.pat));
         set(0x2806, own(15, 0x2806, efer));
     }
 

@@ -3,7 +3,7 @@
 
 use nested_vmx::exit::Event;
 use nested_vmx::field::{self as f, Segment};
-use nested_vmx::operand::{Address, Operands, Place, Use, permitted};
+use nested_vmx::operand::{Address, Operands, Place, Use, permitted, privileged};
 use proptest::prelude::*;
 
 use crate::fake::FakeVmcs;
@@ -211,6 +211,15 @@ fn vmx_instructions_are_for_ring_0_of_protected_and_64_bit_mode() {
         assert_eq!(permitted(&ring(long(), dpl)), Err(Event::GeneralProtection(0)));
     }
     assert_eq!(permitted(&ring(host(0xd01, CODE_32), 3)), ud, "#UD comes first");
+}
+
+#[test]
+fn vm_entries_are_for_ring_0() {
+    let ring = |dpl: u32| long().with(Segment::Ss.fields().rights, DATA | dpl << 5);
+    assert_eq!(privileged(&ring(0)), Ok(()));
+    for dpl in 1..4 {
+        assert_eq!(privileged(&ring(dpl)), Err(Event::GeneralProtection(0)));
+    }
 }
 
 proptest! {

@@ -146,6 +146,17 @@ fn primary_controls_are_checked_and_merged_however_they_are_written() {
 }
 
 #[test]
+fn a_window_that_may_not_be_open_is_refused_at_a_later_entry() {
+    let (pin, primary) = (f::PIN_CONTROLS.encoding(), f::PRIMARY_CONTROLS.encoding());
+    let same_mode = enter(&[(0, 2)]);
+    // An NMI window needs virtual NMIs.
+    let virtual_nmis = Step::Flip(pin, 1 << 5);
+    let window = Step::Flip(primary, 1 << 22);
+    both(&[virtual_nmis, same_mode.clone(), window.clone(), same_mode.clone()], 1);
+    both(&[same_mode.clone(), window, same_mode], 2);
+}
+
+#[test]
 fn what_an_exit_saves_is_decided_by_the_controls_that_it_was_made_with() {
     for bit in [2, 18, 20] {
         let flip = Step::Flip(f::EXIT_CONTROLS.encoding(), 1 << bit);

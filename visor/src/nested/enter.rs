@@ -3,19 +3,19 @@
 use core::sync::atomic::Ordering;
 
 use ept::addr::Frame;
+use nested_vmx::bitmap;
 use nested_vmx::check::Wanted;
 use nested_vmx::control::{EntryControls, Pin, Primary, Secondary};
 use nested_vmx::cr::{self, CR0_PG};
 use nested_vmx::field::{
-    self as f, EPT_POINTER, GUEST_DEBUGCTL, GUEST_DR7, GUEST_EFER, GUEST_INTERRUPTIBILITY,
-    GUEST_PAT, INSTRUCTION_ERROR, VMCS_LINK_POINTER, Vmcs,
+    self as f, EPT_POINTER, GUEST_EFER, GUEST_INTERRUPTIBILITY, GUEST_PAT, INSTRUCTION_ERROR,
+    VMCS_LINK_POINTER, Vmcs,
 };
 use nested_vmx::leave::{Cause, Inherited};
-use nested_vmx::merge::Environment;
+use nested_vmx::merge::{Environment, HostRegisters};
 use nested_vmx::operation::{Answer, Scope, enterable};
 use nested_vmx::vcpu::Refusal;
 use nested_vmx::vmcs12::{Launch, REVISION, Vmcs12};
-use nested_vmx::{bitmap, msr};
 
 use super::slots::{Slot, TablesInUse};
 use super::{Mode, Nested, context, instruction, leave, lists};
@@ -23,7 +23,7 @@ use crate::cpu::{self, vmx, vmx::Current};
 use crate::host::{HostRam, Next};
 use crate::host_memory;
 use crate::machine::Machine;
-use crate::memory::{self, Tables};
+use crate::memory::Tables;
 use crate::percpu::PerCpu;
 
 /// Basic exit reasons of failed entries.
@@ -37,80 +37,97 @@ const NO_LINK: u64 = 1;
 /// Entries of a VM on shadow tables until its own are tried again.
 const PATIENCE: u32 = 4096;
 
-/// Does VMLAUNCH or VMRESUME, which asks the VMCS to be in this launch state. VMCS01 is current; afterwards VMCS02 is, or the instruction has failed.
+/// Does VMLAUNCH or VMRESUME, which asks the VMCS to be in this launch state. VMCS01 is current;
+/// afterwards VMCS02 is, or the instruction has failed.
 pub(super) fn enter(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, asks: Launch) -> Next {
-    if nested.operation.current().is_none() {
+    let Some(region) = nested.operation.current() else {
         return instruction::conclude(nested, machine, Answer::FailInvalid);
-    }
-    let host = Environment {
-        host: &machine.controls,
-        msr_bitmap: cpu.msr_bitmap_frame().base(),
-        io_bitmaps: (machine.io_bitmap_a.base(), machine.io_bitmap_b.base()),
-        virtual_apic: cpu.virtual_apic_frame().base(),
-        efer: Current.read(GUEST_EFER),
-        pat: Current.read(GUEST_PAT),
-        dr7: Current.read(GUEST_DR7),
-        debugctl: Current.read(GUEST_DEBUGCTL),
     };
     let interruptibility = Current.read(GUEST_INTERRUPTIBILITY);
-    let context = context(machine);
     let slot = nested.slots.current();
+    let inherits = slot.vcpu.inherits();
+    let host = if inherits { HostRegisters::of(&Current) } else { HostRegisters::UNUSED };
     if machine.decoys.is_some() {
-        slot.with_decoy(|vcpu, decoy| vcpu.pull(decoy));
+        vmx::select(slot.decoy);
+        slot.vcpu.pull(&Current);
     }
-    let vcpu = &mut slot.vcpu;
-    if let Err(error) = enterable(vcpu.fields().launched(), asks, interruptibility) {
-        return instruction::conclude(nested, machine, error.into());
-    }
-    match vcpu.check(&context) {
-        Ok(()) => {}
-        Err(Refusal::Instruction(invalid)) => {
-            return instruction::conclude(nested, machine, Answer::Fail(invalid.number()));
+    let launched = slot.vcpu.fields().launched();
+    let admitted = enterable(launched, asks, interruptibility)
+        .map_err(|error| Refused::Instruction(error.into()))
+        .and_then(|()| if slot.vcpu.is_unchecked() { check(cpu, machine, slot) } else { Ok(()) })
+        .and_then(|()| go((cpu, machine), slot, region, (&nested.environment, &host)));
+    match admitted {
+        Ok(mode) => {
+            nested.set_mode(cpu, mode);
+            cpu.launch(!nested.slots.current().entered);
+            Next::Stay
         }
-        Err(Refusal::GuestState(qualification)) => {
-            return fail(nested, machine, (INVALID_GUEST_STATE, qualification));
+        Err(refused) => {
+            vmx::select(cpu.vmcs_region());
+            match refused {
+                Refused::Instruction(answer) => instruction::conclude(nested, machine, answer),
+                Refused::State(qualification) => {
+                    fail(nested, machine, (INVALID_GUEST_STATE, qualification))
+                }
+            }
         }
     }
-    go(cpu, machine, nested, &host)
 }
 
-/// The checks are done: brings VMCS02 up to date.
-fn go(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, host: &Environment<'_>) -> Next {
-    let region = nested.operation.current();
-    let slot = nested.slots.current();
-    prepare_pages(cpu, machine, slot);
+/// Checks what the processor cannot. VMCS01 is current afterwards.
+#[cold]
+fn check(cpu: &PerCpu, machine: &Machine, slot: &mut Slot) -> Result<(), Refused> {
+    vmx::select(cpu.vmcs_region());
+    Ok(slot.vcpu.check(&context(machine))?)
+}
+
+/// Why a VM is not entered.
+enum Refused {
+    /// The instruction fails.
+    Instruction(Answer),
+    /// The entry fails for the VM's state, with this exit qualification.
+    State(u64),
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Instruction(invalid) => Self::Instruction(Answer::Fail(invalid.number())),
+            Refusal::GuestState(qualification) => Self::State(qualification),
+        }
+    }
+}
+
+/// The checks are done: makes VMCS02 current and brings it up to date.
+fn go(
+    (cpu, machine): (&PerCpu, &Machine),
+    slot: &mut Slot,
+    region: Frame,
+    (environment, host): (&Environment<'_>, &HostRegisters),
+) -> Result<Mode, Refused> {
+    let wanted = Wanted::of(slot.vcpu.fields());
+    if wanted.primary.contains(Primary::MSR_BITMAPS) {
+        copy_msr_bits(cpu, machine, slot);
+    }
     vmx::select(slot.guest);
-    slot.vcpu.merge(host, &mut Current);
+    slot.vcpu.merge(environment, host, &mut Current);
+    place_virtual_apic(machine, slot, environment);
     let fields = slot.vcpu.fields();
-    let wanted = Wanted::of(fields);
     let paged = !wanted.secondary.contains(Secondary::EPT) && uses_pdptes(&wanted, fields);
-    let loaded = if paged { cr::load_pdptes(&mut Current, &HostRam) } else { Ok(()) };
+    if paged && cr::load_pdptes(&mut Current, &HostRam).is_err() {
+        slot.vcpu.renew();
+        return Err(Refused::State(BAD_PDPTES));
+    }
     let has_list = fields.read(f::ENTRY_MSR_LOAD_COUNT) != 0;
     if has_list {
         Current.write(f::ENTRY_MSR_LOAD, machine.bad_list.base());
         Current.write(f::ENTRY_MSR_LOAD_COUNT, 1);
     }
-    if wanted.pin.contains(Pin::PREEMPTION_TIMER) {
-        // It goes on over exits that the host does not see, and begins anew at each entry of the
-        // host's, unless that asks to have it saved.
-        let save = machine.advertised.may_save_timer();
-        let exit = Current.read(f::EXIT_CONTROLS);
-        Current.write(f::EXIT_CONTROLS, exit | save.bits());
-        Current.write(f::PREEMPTION_TIMER, fields.read(f::PREEMPTION_TIMER));
-    }
     if !link_is_valid(machine, region, fields) {
         // Among other reasons to refuse the guest's state, this one has its place: the processor's.
         Current.write(VMCS_LINK_POINTER, NO_LINK);
     }
-    let entered = slot.entered;
-    if let Err(cr::Fault) = loaded {
-        slot.vcpu.renew();
-        vmx::select(cpu.vmcs_region());
-        return fail(nested, machine, (INVALID_GUEST_STATE, BAD_PDPTES));
-    }
-    nested.mode = if has_list { Mode::Probing } else { Mode::Entering };
-    cpu.launch(!entered);
-    Next::Stay
+    Ok(if has_list { Mode::Probing } else { Mode::Entering })
 }
 
 /// The processor has checked the VM's state and found nothing, so that now, and not earlier, the
@@ -124,8 +141,8 @@ pub(super) fn load_list(cpu: &PerCpu, machine: &Machine, nested: &mut Nested) ->
     let list = (fields.read(f::ENTRY_MSR_LOAD), fields.read(f::ENTRY_MSR_LOAD_COUNT));
     lists::load(machine, list)?;
     Current.write(f::ENTRY_MSR_LOAD_COUNT, 0);
-    nested.mode = Mode::Entering;
     cpu.launch(!slot.entered);
+    nested.set_mode(cpu, Mode::Entering);
     Ok(Next::Stay)
 }
 
@@ -138,41 +155,40 @@ fn uses_pdptes(wanted: &Wanted, fields: &Vmcs12) -> bool {
 }
 
 /// Whether the link pointer names no VMCS, or another one that could be (SDM vol. 3, 28.3.1.5).
-fn link_is_valid(machine: &Machine, current: Option<Frame>, fields: &Vmcs12) -> bool {
+fn link_is_valid(machine: &Machine, current: Frame, fields: &Vmcs12) -> bool {
     if fields.is_unlinked() {
         return true;
     }
     let linked = Frame::at(fields.read(VMCS_LINK_POINTER));
-    let other = linked.filter(|_| linked != current);
+    let other = linked.filter(|linked| *linked != current);
     let page = other.and_then(|region| host_memory::page(machine, region));
     page.is_some_and(|page| cpu::low(page.read(0)) == REVISION)
 }
 
-/// Brings the visor's copies of the pages that the processor uses up to date.
-fn prepare_pages(cpu: &PerCpu, machine: &Machine, slot: &mut Slot) {
+/// Has the processor use the host's virtual-APIC page for the VM: one byte of it, which the host may
+/// write at any time anyway. Due again whenever this processor was called, as the page may be a page
+/// table by now.
+#[inline(always)]
+fn place_virtual_apic(machine: &Machine, slot: &mut Slot, environment: &Environment<'_>) {
     let fields = slot.vcpu.fields();
-    let wanted = Wanted::of(fields);
-    if wanted.primary.contains(Primary::MSR_BITMAPS) {
-        let region = Frame::containing(fields.read(f::MSR_BITMAP));
-        let host = slot.bitmap.page(machine, region);
-        let byte = |at| host.as_ref().map_or(0xff, |page| page.read_byte(at));
-        let denied = memory::page_bytes(machine.msr_bitmap);
-        cpu.with_msr_bitmap(|bitmap: &mut [u8; msr::BITMAP_BYTES]| {
-            bitmap::merge(bitmap, denied, byte);
-        });
-    }
-    if wanted.primary.contains(Primary::TPR_SHADOW) {
-        let region = Frame::containing(fields.read(f::VIRTUAL_APIC));
-        if let Some(page) = slot.apic.page(machine, region) {
-            memory::write_entry(cpu.virtual_apic_frame(), TASK_PRIORITY, page.read(TASK_PRIORITY));
-        }
+    if Wanted::of(fields).primary.contains(Primary::TPR_SHADOW) {
+        let page = Frame::containing(fields.read(f::VIRTUAL_APIC));
+        let usable = slot.apic.page(machine, page).is_some();
+        Current.write(f::VIRTUAL_APIC, if usable { page.base() } else { environment.virtual_apic });
     }
 }
 
-/// Index of the 8 bytes of a virtual-APIC page that hold the task priority (offset 0x80).
-pub(super) const TASK_PRIORITY: usize = 0x80 / 8;
+/// Copies the bits for MSRs that VMs use often from the host's bitmaps into the processor's.
+fn copy_msr_bits(cpu: &PerCpu, machine: &Machine, slot: &mut Slot) {
+    let region = Frame::containing(slot.vcpu.fields().read(f::MSR_BITMAP));
+    let host = slot.bitmap.page(machine, region);
+    let word = |at| host.as_ref().map_or(u64::MAX, |page| page.read(at));
+    bitmap::merge(&machine.always_exits, word, |at, value| cpu.msr_bitmap.write(at, value));
+}
 
 /// The entry fails after the instruction's own checks: an exit for the host. VMCS01 is current.
+#[cold]
+#[inline(never)]
 pub(super) fn fail(
     nested: &mut Nested,
     machine: &Machine,
@@ -184,7 +200,11 @@ pub(super) fn fail(
         pat: Current.read(GUEST_PAT),
         interruptibility: Current.read(GUEST_INTERRUPTIBILITY),
     };
-    nested.slots.current().vcpu.fail(ENTRY_FAILURE | reason, qualification);
+    let slot = nested.slots.current();
+    slot.vcpu.fail(ENTRY_FAILURE | reason, qualification);
+    if machine.decoys.is_some() {
+        slot.with_decoy(|vcpu, decoy| vcpu.push(decoy));
+    }
     leave::to_host(nested, machine, inherited, Cause::Other)
 }
 
@@ -193,7 +213,7 @@ pub(crate) fn entry_refused(cpu: &PerCpu, machine: &Machine) -> Next {
     let mut nested = Nested::of(cpu);
     assert!(nested.mode.is_entering(), "VM entry refused in the middle of a VM's run");
     let error = Current.read(INSTRUCTION_ERROR);
-    nested.mode = Mode::Host;
+    nested.set_mode(cpu, Mode::Host);
     cpu.launch(false);
     let slot = nested.slots.current();
     slot.vcpu.renew();
@@ -206,21 +226,41 @@ impl Nested {
     ///
     /// Looked at last before each entry: whoever gives up tables changes the generation, and then
     /// makes this processor come back here.
+    #[inline(always)]
     fn resolve(&mut self, cpu: &PerCpu, machine: &Machine) -> u64 {
-        if cpu.shadow_is_stale.take() {
-            self.shadow.reset(&mut Tables).flush(vmx::invept_all);
+        if cpu.shadow_is_stale.get() {
+            self.answer_call(cpu, machine);
         }
-        let fields = self.slots.current().vcpu.fields();
+        let slot = self.slots.current();
+        let fields = slot.vcpu.fields();
         if !Wanted::of(fields).secondary.contains(Secondary::EPT) {
             return machine.tables.pointer();
         }
         let pointer = fields.read(EPT_POINTER);
+        let tables = &slot.tables;
+        let usable = |generation| machine.tables.is_current(generation);
+        if tables.pointer == pointer && tables.generation.is_some_and(usable) {
+            return pointer;
+        }
+        self.choose(cpu, machine, pointer)
+    }
+
+    /// What a call to this processor leaves to be done while VMCS02 is current.
+    #[cold]
+    #[inline(never)]
+    fn answer_call(&mut self, cpu: &PerCpu, machine: &Machine) {
+        cpu.shadow_is_stale.set(false);
+        self.shadow.reset(&mut Tables).flush(vmx::invept_all);
+        place_virtual_apic(machine, self.slots.current(), &self.environment);
+    }
+
+    /// Tries to use the tables at `pointer` as they stand, and shadows them otherwise.
+    #[cold]
+    #[inline(never)]
+    fn choose(&mut self, cpu: &PerCpu, machine: &Machine, pointer: u64) -> u64 {
         let tables = &mut self.slots.current().tables;
         if tables.pointer != pointer {
             *tables = TablesInUse { pointer, generation: None, patience: 0 };
-        }
-        if tables.generation.is_some_and(|generation| machine.tables.is_current(generation)) {
-            return pointer;
         }
         if tables.generation.is_some() || tables.patience == 0 {
             let root = Frame::containing(pointer);
@@ -248,14 +288,14 @@ impl Nested {
 }
 
 /// The last look before a VM is entered: VMCS02 is current.
+#[inline(always)]
 pub(crate) fn before_entry(cpu: &PerCpu, machine: &Machine) {
     let mut nested = Nested::of(cpu);
-    while nested.mode.is_guest() {
+    loop {
         let pointer = nested.resolve(cpu, machine);
         // While it waited for a lock, this processor may have been called.
         if !cpu.shadow_is_stale.get() {
-            Current.write(EPT_POINTER, pointer);
-            break;
+            return Current.write(EPT_POINTER, pointer);
         }
     }
 }

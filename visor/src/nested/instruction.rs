@@ -32,7 +32,7 @@ const VMPTRST: u32 = 22;
 const VMREAD: u32 = 23;
 const VMRESUME: u32 = 24;
 const VMWRITE: u32 = 25;
-const VMXOFF: u32 = 26;
+pub(crate) const VMXOFF: u32 = 26;
 const VMXON: u32 = 27;
 const INVEPT: u32 = 50;
 const INVVPID: u32 = 53;
@@ -53,12 +53,22 @@ pub(crate) fn execute(
     registers: &mut Registers,
 ) -> Next {
     let mut nested = Nested::of(cpu);
-    let has_vmxe = Current.read(CR4_SHADOW) & CR4_VMXE != 0;
-    if !(nested.operation.is_on() || reason == VMXON && has_vmxe) {
+    let has_vmxe = || Current.read(CR4_SHADOW) & CR4_VMXE != 0;
+    if !(nested.operation.is_on() || reason == VMXON && has_vmxe()) {
         return Next::Raise(Event::InvalidOpcode);
     }
-    if let Err(event) = operand::permitted(&Current) {
+    let entry = match reason {
+        VMLAUNCH => Some(Launch::Clear),
+        VMRESUME => Some(Launch::Launched),
+        _ => None,
+    };
+    let permitted =
+        if entry.is_some() { operand::privileged(&Current) } else { operand::permitted(&Current) };
+    if let Err(event) = permitted {
         return Next::Raise(event);
+    }
+    if let Some(launch) = entry {
+        return enter::enter(cpu, machine, &mut nested, launch);
     }
     let mut execution = Execution { cpu, machine, nested: &mut nested, registers };
     let done = match reason {
@@ -72,8 +82,6 @@ pub(crate) fn execute(
         VMXOFF => execution.vmxoff(),
         INVEPT => execution.invept(),
         INVVPID => execution.invvpid(),
-        VMLAUNCH => return enter::enter(cpu, machine, &mut nested, Launch::Clear),
-        VMRESUME => return enter::enter(cpu, machine, &mut nested, Launch::Launched),
         // VMFUNC is not advertised.
         _ => Err(Event::InvalidOpcode),
     };

@@ -14,14 +14,15 @@ use nested_vmx::merge::{HOST_VPID, ports_exit};
 use nested_vmx::vmcs12::{Launch, Vmcs12};
 use nested_vmx::{bitmap, cr, io as port};
 
-use super::enter::{self, MSR_LOADING, TASK_PRIORITY, fail, takes_nmis};
+use super::enter::{self, MSR_LOADING, fail, takes_nmis};
+use super::slots::Slot;
 use super::{Mode, Nested, lists};
 use crate::cpu::{self, low, vmx, vmx::Current};
 use crate::host::{self, HostRam, Next, Registers};
 use crate::host_memory::{self, HostTablesOfVm};
 use crate::io;
 use crate::machine::Machine;
-use crate::memory::{self, Tables};
+use crate::memory::Tables;
 use crate::percpu::PerCpu;
 
 const EXCEPTION_OR_NMI: u32 = 0;
@@ -53,11 +54,13 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
     }
     assert!(nested.mode != Mode::Probing, "the processor loads what it should not");
     if nested.mode == Mode::Entering {
-        nested.mode = Mode::Guest;
+        nested.set_mode(cpu, Mode::Guest);
         cpu.launch(false);
         let slot = nested.slots.current();
-        slot.entered = true;
-        slot.vcpu.fields_mut().set_launched(Launch::Launched);
+        if !slot.entered || slot.vcpu.fields().launched() == Launch::Clear {
+            slot.entered = true;
+            slot.vcpu.fields_mut().set_launched(Launch::Launched);
+        }
     }
     let verdict = verdict(cpu, machine, &mut nested, raw & 0xffff, registers);
     match verdict {
@@ -84,7 +87,7 @@ fn entry_failed(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, reason: u3
         }
     }
     vmx::select(cpu.vmcs_region());
-    nested.mode = Mode::Host;
+    nested.set_mode(cpu, Mode::Host);
     cpu.launch(false);
     nested.slots.current().vcpu.renew();
     fail(nested, machine, (reason, qualification))
@@ -102,7 +105,8 @@ fn verdict(
     reason: u32,
     registers: &mut Registers,
 ) -> Verdict {
-    let fields = nested.slots.current().vcpu.fields();
+    let slot = nested.slots.current();
+    let fields = slot.vcpu.fields();
     let wanted = Wanted::of(fields);
     match reason {
         EXCEPTION_OR_NMI if exit::is_nmi(Current.read(EXIT_INTERRUPTION)) => nmi(cpu, fields),
@@ -112,10 +116,10 @@ fn verdict(
         }
         CONTROL_REGISTER => control_register(fields, registers),
         IO => ports(cpu, machine, fields, registers),
-        READ_MSR if is_left_to_vm(machine, fields, 0, low(registers.rcx)) => {
+        READ_MSR if is_left_to_vm(machine, slot, 0, low(registers.rcx)) => {
             Verdict::Answered(host::read_msr(registers))
         }
-        WRITE_MSR if is_left_to_vm(machine, fields, bitmap::WRITES, low(registers.rcx)) => {
+        WRITE_MSR if is_left_to_vm(machine, slot, bitmap::WRITES, low(registers.rcx)) => {
             Verdict::Answered(host::write_msr(cpu, registers))
         }
         EPT_VIOLATION | EPT_MISCONFIGURATION
@@ -181,12 +185,13 @@ fn port_exits(machine: &Machine, fields: &Vmcs12, port: Option<u16>) -> bool {
 }
 
 /// Whether the host leaves the access to its VM, and the processor's bitmaps only did not know.
-fn is_left_to_vm(machine: &Machine, fields: &Vmcs12, offset: usize, index: u32) -> bool {
+fn is_left_to_vm(machine: &Machine, slot: &mut Slot, offset: usize, index: u32) -> bool {
+    let fields = slot.vcpu.fields();
     let wanted = Wanted::of(fields);
     if bitmap::is_direct(index) || !wanted.primary.contains(Primary::MSR_BITMAPS) {
         return false;
     }
-    let page = host_memory::page(machine, Frame::containing(fields.read(f::MSR_BITMAP)));
+    let page = slot.bitmap.page(machine, Frame::containing(fields.read(f::MSR_BITMAP)));
     let place = bitmap::place(index).zip(page);
     place.is_some_and(|((place, bit), page)| page.read_byte(place + offset) & bit == 0)
 }
@@ -247,44 +252,38 @@ fn reflect(nested: &mut Nested, machine: &Machine, cause: Cause, instead: &[(u32
     for (encoding, value) in instead {
         vcpu.tell(*encoding, *value);
     }
-    let inherited = Inherited::of(&Current);
-    let wanted = Wanted::of(vcpu.fields());
-    if wanted.primary.contains(Primary::TPR_SHADOW) {
-        let region = Frame::containing(vcpu.fields().read(f::VIRTUAL_APIC));
-        if let Some(page) = slot.apic.page(machine, region) {
-            let own = cpu.virtual_apic_frame();
-            page.write(TASK_PRIORITY, memory::read_entry(own, TASK_PRIORITY));
-        }
-    }
+    let inherited = Inherited::of(&Current, vcpu.fields());
     let fields = vcpu.fields();
     let list = (fields.read(f::EXIT_MSR_STORE), fields.read(f::EXIT_MSR_STORE_COUNT));
     let stored = lists::store(machine, list);
+    if machine.decoys.is_some() {
+        vmx::select(slot.decoy);
+        slot.vcpu.push(&mut Current);
+    }
     vmx::select(cpu.vmcs_region());
-    nested.mode = Mode::Host;
+    nested.set_mode(cpu, Mode::Host);
     if stored.is_err() {
         return abort(nested, machine, Abort(1));
     }
     to_host(nested, machine, inherited, cause)
 }
 
-/// Loads the host's state after an exit or a failed entry. VMCS01 is current.
+/// Loads the host's state after an exit or a failed entry, of which the host has been told. VMCS01 is
+/// current.
+#[inline(always)]
 pub(super) fn to_host(
     nested: &mut Nested,
     machine: &Machine,
     inherited: Inherited,
     cause: Cause,
 ) -> Next {
-    let slot = nested.slots.current();
-    if machine.decoys.is_some() {
-        slot.with_decoy(|vcpu, decoy| vcpu.push(decoy));
-    }
-    let fields = slot.vcpu.fields();
+    let fields = nested.slots.current().vcpu.fields();
     if let Err(abort_with) = load_host(fields, inherited, cause, &HostRam, &mut Current) {
         return abort(nested, machine, abort_with);
     }
     let list = (fields.read(f::EXIT_MSR_LOAD), fields.read(f::EXIT_MSR_LOAD_COUNT));
     let tagged = Wanted::of(fields).secondary.contains(Secondary::VPID);
-    if lists::load(machine, list).is_err() {
+    if list.1 != 0 && lists::load(machine, list).is_err() {
         return abort(nested, machine, Abort(4));
     }
     if !tagged && machine.controls.vpid {

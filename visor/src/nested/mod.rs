@@ -14,6 +14,7 @@ use core::cell::RefMut;
 use ept::shadow::{Format, Shadow};
 use nested_vmx::check::Context;
 use nested_vmx::field::{GUEST_EFER, Vmcs};
+use nested_vmx::merge::Environment;
 use nested_vmx::operation::Operation;
 
 use crate::cpu::vmx::Current;
@@ -23,7 +24,7 @@ use crate::memory::POOL;
 use crate::percpu::PerCpu;
 
 pub(crate) use enter::{before_entry, entry_refused};
-pub(crate) use instruction::execute;
+pub(crate) use instruction::{VMXOFF, execute};
 pub(crate) use leave::{NmiFate, exit, reflect_nmi};
 use slots::Slots;
 pub(crate) use slots::{SLOTS, SlotPages};
@@ -40,6 +41,8 @@ pub(crate) struct Nested {
     pub(crate) init_pending: bool,
     /// EPT02, for VMs whose EPT12 is not used as it stands.
     shadow: Shadow,
+    /// What every VMCS02 takes from the visor.
+    environment: Environment<'static>,
 }
 
 /// Who runs on the processor.
@@ -61,17 +64,12 @@ impl Mode {
     pub(crate) fn is_entering(self) -> bool {
         matches!(self, Self::Probing | Self::Entering)
     }
-
-    /// Whether VMCS02 is current.
-    pub(crate) fn is_guest(self) -> bool {
-        self != Self::Host
-    }
 }
 
 impl Nested {
     /// Nested VMX of a processor that was just set up.
     #[expect(clippy::large_stack_frames, reason = "runs once, on a stack that is empty")]
-    pub(crate) fn new(cpu: &PerCpu, machine: &Machine) -> Option<Self> {
+    pub(crate) fn new(cpu: &PerCpu, machine: &'static Machine) -> Option<Self> {
         let format = Format {
             width: machine.width,
             execute_only: machine.advertised.capabilities().ept_vpid & 1 != 0,
@@ -82,18 +80,26 @@ impl Nested {
             mode: Mode::Host,
             init_pending: false,
             shadow: Shadow::new(&mut *POOL.lock(), cpu.shadow_frames(), format)?,
+            environment: Environment {
+                host: &machine.controls,
+                save_timer: machine.advertised.may_save_timer(),
+                msr_bitmap: cpu.msr_bitmap_frame().base(),
+                io_bitmaps: (machine.io_bitmap_a.base(), machine.io_bitmap_b.base()),
+                virtual_apic: cpu.virtual_apic_frame().base(),
+            },
         })
+    }
+
+    /// Says who runs from the next entry on.
+    fn set_mode(&mut self, cpu: &PerCpu, mode: Mode) {
+        self.mode = mode;
+        cpu.in_guest.set(mode != Mode::Host);
     }
 
     /// This processor's, for the length of one exit.
     pub(crate) fn of(cpu: &PerCpu) -> RefMut<'_, Self> {
         cpu.nested().borrow_mut()
     }
-}
-
-/// Whether the processor runs a VM of the host, or is about to: VMCS02 is current.
-pub(crate) fn is_in_guest(cpu: &PerCpu) -> bool {
-    Nested::of(cpu).mode.is_guest()
 }
 
 /// Whether the host is in VMX operation on this processor.
