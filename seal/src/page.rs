@@ -57,6 +57,8 @@ impl fmt::Display for Refusal {
     }
 }
 
+impl core::error::Error for Refusal {}
+
 /// Seals the pages of one launch of one VM, on any number of processors at once.
 ///
 /// It alone chooses versions, and gives each out once: so no nonce repeats, whatever the caller

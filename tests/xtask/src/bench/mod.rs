@@ -5,6 +5,7 @@ mod guest_boot;
 mod guest_work;
 mod host_boot;
 mod reservation;
+mod seal;
 mod workload;
 
 use std::path::Path;
@@ -91,12 +92,13 @@ fn number(serial: &str, words: &str) -> Result<u64> {
 type Bench = (&'static str, fn(&Rig<'_>) -> Result<Vec<Figure>>);
 
 /// Every bench there is.
-pub(crate) const BENCHES: [Bench; 5] = [
+pub(crate) const BENCHES: [Bench; 6] = [
     ("host-boot", host_boot::measure),
     ("reservation", reservation::measure),
     ("exit-cost", exit_cost::measure),
     ("guest-boot", guest_boot::measure),
     ("guest-work", guest_work::measure),
+    ("seal", seal::measure),
 ];
 
 /// Runs the benches called `names`, or all.
