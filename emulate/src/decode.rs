@@ -5,9 +5,7 @@
 //! where the store went.
 
 use crate::access::LONGEST;
-use crate::store::{CARRY, Operation, RAX, RCX, RDI, Register, Registers, Series, Size, Store};
-
-const DIRECTION: u64 = 1 << 10;
+use crate::store::{Operation, RAX, Register, Series, Size, Store};
 
 const REX_W: u8 = 8;
 const REX_R: u8 = 4;
@@ -22,44 +20,45 @@ pub enum Mode {
 }
 
 /// The store that the instruction at the start of `bytes` does. It has a memory operand and was
-/// executed with `registers`, up to the store.
+/// executed up to the store.
 #[must_use]
-pub fn decode(bytes: &[u8], mode: Mode, registers: &Registers) -> Option<Store> {
+pub fn decode(bytes: &[u8], mode: Mode) -> Option<Store> {
     let bytes = bytes.get(..LONGEST).unwrap_or(bytes);
-    let (lock, repeat, small) = (false, false, false);
-    let mut decoder = Decoder { rest: bytes, mode, registers, lock, repeat, small, rex: 0 };
+    let mut decoder =
+        Decoder { rest: bytes, mode, lock: false, repeat: false, small: false, rex: 0 };
     let opcode = decoder.opcode()?;
     let size = decoder.size(opcode);
-    let (mut series, mut register) = (None, None);
+    let address_size = if mode == Mode::Bits64 { Size::EIGHT } else { Size::FOUR };
+    let (mut series, mut register, mut immediate) = (None, RAX, None);
     let operation = match opcode {
         0xa2 | 0xa3 => {
-            decoder.skip(if mode == Mode::Bits64 { 8 } else { 4 })?;
-            Operation::Set(registers.get(RAX, size))
+            decoder.skip(usize::try_from(address_size.bytes()).ok()?)?;
+            Operation::Set
         }
         0xaa | 0xab => {
-            series = Some(decoder.series()?);
-            Operation::Set(registers.get(RAX, size))
+            series = Some(Series { address_size, counted: decoder.repeat });
+            Operation::Set
         }
         _ => {
             let reg = decoder.memory()?;
-            let source = decoder.register(reg, size);
-            // xchg and xadd
-            register = matches!(opcode, 0x86 | 0x87 | 0x0fc0 | 0x0fc1).then_some(source);
-            decoder.operation((opcode, reg), registers.get(source, size), size)?
+            register = decoder.register(reg, size);
+            immediate = decoder.immediate(opcode, size)?;
+            decoder.operation(opcode, reg)?
         }
     };
-    let no_lock = register.is_none() && matches!(operation, Operation::Set(_));
+    // xchg and xadd
+    let exchange = matches!(opcode, 0x86 | 0x87 | 0x0fc0 | 0x0fc1);
+    let no_lock = operation == Operation::Set && !exchange;
     if decoder.lock && no_lock || decoder.repeat && series.is_none() {
         return None;
     }
     let length = u64::try_from(bytes.len() - decoder.rest.len()).ok()?;
-    Some(Store { length, size, operation, series, register })
+    Some(Store { length, size, operation, series, register, immediate, exchange })
 }
 
 struct Decoder<'a> {
     rest: &'a [u8],
     mode: Mode,
-    registers: &'a Registers,
     lock: bool,
     repeat: bool,
     /// Whether a prefix asks for operands of 2 bytes.
@@ -140,68 +139,52 @@ impl Decoder<'_> {
         }
     }
 
-    /// A sign-extended immediate operand, cut to `size`.
-    fn immediate(&mut self, bytes: usize, size: Size) -> Option<u64> {
-        let (value, rest) = self.rest.split_at_checked(bytes)?;
+    /// The sign-extended immediate operand, cut to `size`; `Some(None)` if there is none.
+    fn immediate(&mut self, opcode: u16, size: Size) -> Option<Option<u64>> {
+        let bytes = match opcode {
+            0x80 | 0x83 | 0xc6 | 0x0fba => 1,
+            // There are no immediate operands of 8 bytes.
+            0x81 | 0xc7 => size.bytes().min(4),
+            _ => return Some(None),
+        };
+        let (value, rest) = self.rest.split_at_checked(usize::try_from(bytes).ok()?)?;
         self.rest = rest;
         let sign = if value.last()? & 0x80 != 0 { u64::MAX } else { 0 };
         let value = value.iter().rev().fold(sign, |value, byte| value << 8 | u64::from(*byte));
-        Some(value & size.mask())
+        Some(Some(value & size.mask()))
     }
 
-    /// What an opcode with its ModRM.reg stands for, with `value` in the register operand.
-    fn operation(&mut self, opcode: (u16, u8), value: u64, size: Size) -> Option<Operation> {
-        // There are no immediate operands of 8 bytes.
-        let full = usize::try_from(size.bytes().min(4)).ok()?;
-        Some(match opcode {
-            (0x00..=0x3f, _) if opcode.0 & 6 == 0 => self.arithmetic(opcode.0 >> 3, value)?,
-            (0x80 | 0x81 | 0x83, reg) => {
-                let value = self.immediate(if opcode.0 == 0x81 { full } else { 1 }, size)?;
-                self.arithmetic(reg.into(), value)?
-            }
-            (0x86..=0x89, _) => Operation::Set(value),
-            (0xc6 | 0xc7, 0) => Operation::Set(self.immediate(full, size)?),
+    /// What an opcode with its ModRM.reg stands for.
+    fn operation(&self, opcode: u16, reg: u8) -> Option<Operation> {
+        Some(match (opcode, reg) {
+            (0x00..=0x3f, _) if opcode & 6 == 0 => return arithmetic(opcode >> 3),
+            (0x80 | 0x81 | 0x83, _) => return arithmetic(reg.into()),
+            (0x86..=0x89, _) | (0xc6 | 0xc7, 0) => Operation::Set,
             (0xf6 | 0xf7, 2) => Operation::Not,
             (0xf6 | 0xf7, 3) => Operation::Negate,
             (0xfe | 0xff, 0) => Operation::Increment,
             (0xfe | 0xff, 1) => Operation::Decrement,
-            (0x0fab, _) => Operation::SetBit(size.bit(value)),
-            (0x0fb3, _) => Operation::ResetBit(size.bit(value)),
-            (0x0fbb, _) => Operation::ComplementBit(size.bit(value)),
-            (0x0fba, 5) => Operation::SetBit(size.bit(self.immediate(1, size)?)),
-            (0x0fba, 6) => Operation::ResetBit(size.bit(self.immediate(1, size)?)),
-            (0x0fba, 7) => Operation::ComplementBit(size.bit(self.immediate(1, size)?)),
-            (0x0fb0 | 0x0fb1, _) => {
-                Operation::CompareExchange { expected: self.registers.get(RAX, size), new: value }
-            }
-            (0x0fc0 | 0x0fc1, _) => Operation::Add { value, carry: 0 },
-            (0x0fc3, _) if !self.small => Operation::Set(value),
+            (0x0fab, _) | (0x0fba, 5) => Operation::SetBit,
+            (0x0fb3, _) | (0x0fba, 6) => Operation::ResetBit,
+            (0x0fbb, _) | (0x0fba, 7) => Operation::ComplementBit,
+            (0x0fb0 | 0x0fb1, _) => Operation::CompareExchange,
+            (0x0fc0 | 0x0fc1, _) => Operation::Add,
+            (0x0fc3, _) if !self.small => Operation::Set,
             _ => return None,
         })
     }
+}
 
-    /// The operation of this number in the opcode maps; 7 is cmp, which does not store.
-    fn arithmetic(&self, number: u16, value: u64) -> Option<Operation> {
-        let carry = self.registers.rflags & CARRY;
-        Some(match number {
-            0 => Operation::Add { value, carry: 0 },
-            1 => Operation::Or(value),
-            2 => Operation::Add { value, carry },
-            3 => Operation::Subtract { value, borrow: carry },
-            4 => Operation::And(value),
-            5 => Operation::Subtract { value, borrow: 0 },
-            6 => Operation::Xor(value),
-            _ => return None,
-        })
-    }
-
-    /// What stos stores, if it goes upwards.
-    fn series(&self) -> Option<Series> {
-        let address_size = if self.mode == Mode::Bits64 { Size::EIGHT } else { Size::FOUR };
-        let counted = self.repeat;
-        let count = if counted { self.registers.get(RCX, address_size) } else { 1 };
-        let offset = self.registers.get(RDI, address_size);
-        let upwards = self.registers.rflags & DIRECTION == 0;
-        (upwards && count > 0).then_some(Series { count, offset, address_size, counted })
-    }
+/// The operation of this number in the opcode maps; 7 is cmp, which does not store.
+fn arithmetic(number: u16) -> Option<Operation> {
+    Some(match number {
+        0 => Operation::Add,
+        1 => Operation::Or,
+        2 => Operation::AddWithCarry,
+        3 => Operation::SubtractWithBorrow,
+        4 => Operation::And,
+        5 => Operation::Subtract,
+        6 => Operation::Xor,
+        _ => return None,
+    })
 }

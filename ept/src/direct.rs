@@ -170,8 +170,8 @@ impl<'g, const N: usize> Direct<'g, N> {
     }
 
     /// Releases the root at `address`, if there is one and nothing hangs from it. To be asked after
-    /// a store to `address`: a host that empties a root is about to use the page for something else,
-    /// and every store to it would trap for as long as the values look harmless.
+    /// a store to a root: a host that empties one is about to use the page for something else, and
+    /// every store to it would trap for as long as the values look harmless.
     pub fn release_empty<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, address: u64) {
         let root = Frame::containing(address);
         if self.is_loaded(machine, root) && machine.is_empty(root) {
@@ -231,6 +231,7 @@ struct Operand {
 }
 
 impl Operand {
+    #[inline]
     fn at(address: u64, bytes: u8) -> Result<Self, Refused> {
         let offset = address % 8;
         let fits = matches!(bytes, 1 | 2 | 4 | 8) && offset + u64::from(bytes) <= 8;
@@ -252,22 +253,13 @@ impl Operand {
     }
 }
 
-/// What a store did to its operand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Written {
-    /// What it was.
-    pub old: u64,
-    /// What it is now.
-    pub new: u64,
-}
-
 /// Attempts at a store, against a processor that sets accessed and dirty flags meanwhile: two
 /// flags, each set at most once.
 const ATTEMPTS: u32 = 8;
 
 impl<H: Hardware> Machine<'_, '_, H> {
-    /// Performs the host's store to a table: `change` gives the new value of the `bytes` at
-    /// `address` for the old one, and may be asked more than once.
+    /// Performs the host's store to a table, and says of which level: `change` gives the new value of
+    /// the `bytes` at `address` for the old one; what it was asked last has happened.
     ///
     /// # Errors
     /// [`Refused`]: nothing has changed. Should the host be allowed to store this, the table has to
@@ -276,28 +268,26 @@ impl<H: Hardware> Machine<'_, '_, H> {
         &mut self,
         address: u64,
         bytes: u8,
-        change: impl Fn(u64) -> u64,
-    ) -> Result<Written, Refused> {
+        mut change: impl FnMut(u64) -> u64,
+    ) -> Result<Level, Refused> {
         let place = Operand::at(address, bytes)?;
         let Some(State::Table { level, .. }) = self.frames.state(place.table) else {
             return Err(Refused::NoTable(place.table));
         };
         for _ in 0..ATTEMPTS {
             let entry = self.hardware.entry(place.table, place.index);
-            let old = place.of(entry);
-            let stored = place.set(entry, change(old));
-            let new = place.of(stored);
-            let (was, becomes) = (self.meaning(entry, level), self.meaning(stored, level));
-            if was == becomes {
+            let stored = place.set(entry, change(place.of(entry)));
+            if Meaning::stays(entry, stored) {
                 if self.hardware.exchange(place.table, place.index, entry, stored) {
-                    return Ok(Written { old, new });
+                    return Ok(level);
                 }
                 continue;
             }
+            let (was, becomes) = (self.meaning(entry, level), self.meaning(stored, level));
             self.gain(becomes)?;
             if self.hardware.exchange(place.table, place.index, entry, stored) {
                 self.lose(was);
-                return Ok(Written { old, new });
+                return Ok(level);
             }
             self.lose(becomes);
         }

@@ -92,6 +92,7 @@ struct Home {
 
 impl Home {
     /// Index of the word for the frame, or the block of the leaves of `level`, around `address`.
+    #[inline(always)]
     fn word(self, address: u64, level: Level) -> usize {
         let number = |bytes: u64| address / bytes - self.ram.start() / bytes;
         let frames = self.ram.len() / PAGE;
@@ -287,6 +288,7 @@ impl<'a> FrameTable<'a> {
     }
 
     /// Where `frame` lies, if it is RAM. The last piece is the largest on most machines.
+    #[inline(always)]
     fn home(&self, frame: Frame) -> Option<Home> {
         let piece = self.ram.iter().rposition(|ram| ram.contains(frame.base()))?;
         let first = index(*self.words.get(piece)?);

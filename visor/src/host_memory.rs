@@ -1,9 +1,12 @@
 //! The host's memory, as its own instructions and the processor on its behalf reach it.
 
+use core::cell::RefCell;
+
 use emulate::access::LONGEST;
 use emulate::context::{Access, Context};
 use emulate::walk::{self, AddressSpace, Error};
 use ept::addr::{Frame, Span};
+use ept::list::{Full, List};
 use ept::shadow::{self, Permission};
 use nested_vmx::exit::Event;
 use nested_vmx::field::{
@@ -76,16 +79,33 @@ impl HostPage {
     }
 }
 
+/// Reads of the host's RAM: where, and what was there.
+pub(crate) type Reads = List<(u64, u64), READS>;
+
+/// What the longest instruction takes: two pages, by five tables each, and three units of 8 bytes.
+const READS: usize = 13;
+
 /// The host's memory as its page tables and operands reach it.
-struct Ram<'a>(&'a Machine);
+struct Ram<'a> {
+    machine: &'a Machine,
+    /// Where reads are noted, if they are.
+    reads: Option<&'a RefCell<Result<Reads, Full>>>,
+}
 
 impl walk::Memory for Ram<'_> {
     fn read(&self, address: u64) -> Option<u64> {
-        self.0.tables.read_host(address)
+        let value = self.machine.tables.read_host(address)?;
+        if let Some(mut reads) = self.reads.map(RefCell::borrow_mut)
+            && let Ok(list) = &mut *reads
+            && let Err(full) = list.push((address, value))
+        {
+            *reads = Err(full);
+        }
+        Some(value)
     }
 
     fn compare_exchange(&self, address: u64, old: u64, new: u64) -> Option<bool> {
-        let plain = self.0.tables.is_plain(Frame::containing(address));
+        let plain = self.machine.tables.is_plain(Frame::containing(address));
         plain.then(|| memory::compare_exchange(address, old, new) == old)
     }
 }
@@ -124,25 +144,28 @@ fn exception(error: Error) -> Event {
     }
 }
 
-/// The bytes of the instruction at the host's `linear` address, as far as they can be fetched.
+/// The bytes of the instruction at the host's `linear` address, as far as they can be fetched, and
+/// what was read for that, unless other processors made that too much.
 pub(crate) fn fetch<'b>(
     machine: &Machine,
     linear: u64,
     bytes: &'b mut [u8; LONGEST],
-) -> Option<&'b [u8]> {
-    let (context, memory) = (&context(machine), &Ram(machine));
-    AddressSpace { context, memory }.fetch(linear, bytes).ok()
+) -> Option<(&'b [u8], Option<Reads>)> {
+    let reads = RefCell::new(Ok(Reads::new((0, 0))));
+    let (context, memory) = (&context(machine), &Ram { machine, reads: Some(&reads) });
+    let bytes = AddressSpace { context, memory }.fetch(linear, bytes).ok()?;
+    Some((bytes, reads.into_inner().ok()))
 }
 
 /// Reads an operand at the host's `linear` address.
 pub(crate) fn read(machine: &Machine, linear: u64, bytes: &mut [u8]) -> Result<(), Event> {
-    let (context, memory) = (&context(machine), &Ram(machine));
+    let (context, memory) = (&context(machine), &Ram { machine, reads: None });
     AddressSpace { context, memory }.read(linear, bytes, Access::Read).map_err(exception)
 }
 
 /// Writes a result to the host's `linear` address.
 pub(crate) fn write(machine: &Machine, linear: u64, bytes: &[u8]) -> Result<(), Event> {
-    let (context, memory) = (&context(machine), &Ram(machine));
+    let (context, memory) = (&context(machine), &Ram { machine, reads: None });
     AddressSpace { context, memory }.write(linear, bytes).map_err(exception)
 }
 

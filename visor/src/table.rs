@@ -4,30 +4,27 @@
 
 use emulate::access::LONGEST;
 use emulate::decode::{self, Mode};
-use emulate::store::{Series, Store};
-use ept::addr::{Frame, PAGE};
+use emulate::store::Store;
+use ept::addr::PAGE;
 use nested_vmx::field::{
-    EXIT_QUALIFICATION, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, IDT_VECTORING, Segment, Vmcs,
+    EXIT_QUALIFICATION, GUEST_CR3, GUEST_CR4, GUEST_RFLAGS, GUEST_RIP, IDT_VECTORING, Segment, Vmcs,
 };
+use spin::Mutex;
 
+use crate::cpu::size;
 use crate::cpu::vmx::Current;
 use crate::host::{self, Next, Registers};
-use crate::host_memory;
+use crate::host_memory::{self, Reads};
 use crate::machine::Machine;
+use crate::memory;
+use crate::percpu::PerCpu;
+use crate::shootdown;
 
 /// Answers an EPT violation of the host at `address`, if it is a store to a table of a VM and can be
-/// performed.
+/// performed. A series of stores goes on with the next exit.
+// In the one large function that handles all exits no register would be left for it.
+#[inline(never)]
 pub(crate) fn store(machine: &Machine, address: u64, registers: &mut Registers) -> Option<Next> {
-    if !machine.tables.is_table(Frame::containing(address)) {
-        return None;
-    }
-    let length = perform(machine, address, registers)?;
-    host::step_by(length);
-    Some(Next::Stay)
-}
-
-/// Does the instruction that stores at `address`; returns by how much it advances RIP.
-fn perform(machine: &Machine, address: u64, registers: &mut Registers) -> Option<u64> {
     /// A write whose linear address led here, not a page walk on the way to it.
     const WRITE: u64 = 1 << 1;
     const OF_OPERAND: u64 = 0b11 << 7;
@@ -38,29 +35,41 @@ fn perform(machine: &Machine, address: u64, registers: &mut Registers) -> Option
     {
         return None;
     }
-    let mut state = registers.for_emulation();
-    let store = fetch(machine, &state)?;
+    let index = size(PerCpu::current().index.get().into()) % LAST.len();
+    let mut last = shootdown::lock(LAST.get(index)?);
+    let store = fetch(machine, &mut last)?;
     let bytes = store.size.bytes();
     // The processor has reported the address of a byte, the registers have that of the operand.
-    let elsewhere = |series: Series| series.offset % PAGE != address % PAGE;
-    if !address.is_multiple_of(bytes) || store.series.is_some_and(elsewhere) {
-        return None;
-    }
-    let in_page = (PAGE - address % PAGE) / bytes;
-    let count = store.series.map_or(1, |series| series.count.min(in_page));
-    let size = u8::try_from(bytes).ok()?;
-    let one =
-        |number: u64| machine.tables.store(address + number * bytes, size, |old| store.apply(old));
-    let old = one(0)?;
-    let more = (1..count).take_while(|number| one(*number).is_some());
-    let done = 1 + u64::try_from(more.count()).ok()?;
-    let length = store.finish(old, done, &mut state);
-    registers.after_emulation(&state);
-    Some(length)
+    let supported = address & (bytes - 1) == 0
+        && store.series.is_none_or(|series| {
+            series.offset(registers).is_some_and(|offset| offset % PAGE == address % PAGE)
+        });
+    let (bytes, mut outcome) = (u8::try_from(bytes).ok().filter(|_| supported)?, None);
+    let change = |old| outcome.insert(store.apply(old, registers)).new;
+    machine.tables.store(address, bytes, change)?;
+    host::step_by(store.finish(outcome?, registers));
+    Some(Next::Stay)
 }
 
+/// A store that was decoded, and all that it was found by.
+struct Decoded {
+    /// Linear address, CR3, CR4.
+    place: (u64, u64, u64),
+    /// `None` if more than that counts, outside 64-bit code, or if it was too much.
+    reads: Option<Reads>,
+    store: Store,
+}
+
+/// Each processor's last; those whose numbers are a multiple of 64 apart share a place.
+static LAST: [Mutex<Option<Decoded>>; 64] = [const { Mutex::new(None) }; 64];
+
 /// The instruction at the host's instruction pointer, if it is a store that is known.
-fn fetch(machine: &Machine, state: &emulate::store::Registers) -> Option<Store> {
+///
+/// Hosts store to tables by the same few instructions. In 64-bit code the `last` one is taken again
+/// while CR3 and CR4 are the same, and so is whatever was read to find it: its bytes, and the entries
+/// of the host's tables that lead to them. So nothing is remembered that the processor would have to
+/// forget. Other registers can only forbid to execute it, and the processor just has.
+fn fetch<'l>(machine: &Machine, last: &'l mut Option<Decoded>) -> Option<&'l Store> {
     const BIG: u32 = 1 << 14;
     let code = Segment::Cs.fields();
     let (mode, base) = if host::in_64_bit_code() {
@@ -70,28 +79,40 @@ fn fetch(machine: &Machine, state: &emulate::store::Registers) -> Option<Store> 
     } else {
         return None;
     };
-    let mut bytes = [0; LONGEST];
     let linear = base.wrapping_add(Current.read(GUEST_RIP));
-    let bytes = host_memory::fetch(machine, linear, &mut bytes)?;
-    decode::decode(bytes, mode, state)
+    let place = (linear, Current.read(GUEST_CR3), Current.read(GUEST_CR4));
+    // What was the host's to read is so for good.
+    let is = |(address, value): &(u64, u64)| memory::read_u64(*address) == *value;
+    let same = |last: &Decoded| {
+        last.place == place && last.reads.as_ref().is_some_and(|reads| reads.iter().all(is))
+    };
+    if mode == Mode::Bits32 || !last.as_ref().is_some_and(same) {
+        *last = Some(decode(machine, place, mode)?);
+    }
+    last.as_ref().map(|last| &last.store)
 }
 
-impl Registers {
-    fn for_emulation(&self) -> emulate::store::Registers {
-        let r = &self.r;
-        let [r8, r9, r10, r11, r12, r13, r14, r15] = *r;
-        let rsp = Current.read(GUEST_RSP);
-        let general = [
-            self.rax, self.rcx, self.rdx, self.rbx, rsp, self.rbp, self.rsi, self.rdi, r8, r9, r10,
-            r11, r12, r13, r14, r15,
-        ];
-        emulate::store::Registers { general, rflags: Current.read(GUEST_RFLAGS) }
-    }
+/// The store at a `place`, where the host executes an instruction.
+#[cold]
+fn decode(machine: &Machine, place: (u64, u64, u64), mode: Mode) -> Option<Decoded> {
+    let mut bytes = [0; LONGEST];
+    let (bytes, reads) = host_memory::fetch(machine, place.0, &mut bytes)?;
+    let reads = reads.filter(|_| mode == Mode::Bits64);
+    Some(Decoded { place, reads, store: decode::decode(bytes, mode)? })
+}
 
-    /// Takes over what a store may have changed: not RSP, since none of them does.
-    fn after_emulation(&mut self, state: &emulate::store::Registers) {
-        let [rax, rcx, rdx, rbx, _, rbp, rsi, rdi, r @ ..] = state.general;
-        *self = Self { rax, rcx, rdx, rbx, rbp, rsi, rdi, r };
-        Current.write(GUEST_RFLAGS, state.rflags);
+/// The host's; RSP and RFLAGS are in VMCS01.
+impl emulate::store::Registers for Registers {
+    fn general(&self, number: u8) -> u64 {
+        self.numbered(number)
+    }
+    fn set_general(&mut self, number: u8, value: u64) {
+        self.set_numbered(number, value);
+    }
+    fn rflags(&self) -> u64 {
+        Current.read(GUEST_RFLAGS)
+    }
+    fn set_rflags(&mut self, value: u64) {
+        Current.write(GUEST_RFLAGS, value);
     }
 }

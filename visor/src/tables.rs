@@ -240,20 +240,21 @@ impl HostTables {
         matches!(state, Some(FrameState::Table { .. } | FrameState::Fresh { .. }))
     }
 
-    /// Performs the host's store to a VM's table; returns what was there. `None` if it cannot be
-    /// performed as long as the table is in use.
+    /// Performs the host's store to a VM's table. `None` if it cannot be performed as long as the
+    /// table is in use.
     pub(crate) fn store(
         &self,
         address: u64,
         bytes: u8,
-        change: impl Fn(u64) -> u64,
-    ) -> Option<u64> {
+        change: impl FnMut(u64) -> u64,
+    ) -> Option<()> {
         self.with_vms(|direct, vms| {
-            let written = vms.write(address, bytes, change);
-            let written = written.inspect_err(|why| log::debug!("a store was not to be: {why}"));
-            let written = written.ok()?;
-            direct.release_empty(vms, address);
-            Some(written.old)
+            let level = vms.write(address, bytes, change);
+            let level = level.inspect_err(|why| log::debug!("a store was not to be: {why}"));
+            if level.ok()? == Level::Pml4 {
+                direct.release_empty(vms, address);
+            }
+            Some(())
         })
     }
 

@@ -1,8 +1,9 @@
 //! Byte strings that are likely to be instructions.
 
-use emulate::store::Registers;
 use proptest::prelude::*;
 use proptest::sample::select;
+
+use crate::other::Registers;
 
 /// Opcodes of which some form stores, and others beside them.
 const OPCODES: [&[u8]; 12] = [

@@ -1,12 +1,13 @@
 //! Execution, against the processor.
 
 use emulate::decode::{Mode, decode};
-use emulate::store::{Operation, Registers, Store};
+use emulate::store::{Operation, Store};
 use processor::{CELL, State, execute};
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::instructions::{number, registers, tidy_prefixes};
+use crate::other::Registers;
 
 const OPERAND_SIZE: u8 = 0x66;
 const REX_W: u8 = 8;
@@ -70,14 +71,16 @@ const fn undefined(operation: Operation) -> u64 {
     const PARITY_ADJUST_SIGN_OVERFLOW: u64 = 0x894;
     const ADJUST: u64 = 0x10;
     match operation {
-        Operation::Or(_) | Operation::And(_) | Operation::Xor(_) => ADJUST,
-        Operation::SetBit(_) | Operation::ResetBit(_) | Operation::ComplementBit(_) => {
+        Operation::Or | Operation::And | Operation::Xor => ADJUST,
+        Operation::SetBit | Operation::ResetBit | Operation::ComplementBit => {
             PARITY_ADJUST_SIGN_OVERFLOW
         }
-        Operation::Set(_)
-        | Operation::CompareExchange { .. }
-        | Operation::Add { .. }
-        | Operation::Subtract { .. }
+        Operation::Set
+        | Operation::CompareExchange
+        | Operation::Add
+        | Operation::AddWithCarry
+        | Operation::Subtract
+        | Operation::SubtractWithBorrow
         | Operation::Increment
         | Operation::Decrement
         | Operation::Not
@@ -85,25 +88,28 @@ const fn undefined(operation: Operation) -> u64 {
     }
 }
 
-/// What `store` makes of `before` when it is done with all of its elements.
+/// What `store` makes of `before` when all of it is done.
 fn emulate(store: &Store, before: &State) -> State {
     let mut registers = Registers { general: before.general, rflags: before.rflags };
-    let count = store.series.map_or(1, |series| series.count);
     let mut memory = before.memory;
     let mut shift = 0;
-    for _ in 0..count {
-        let mask = store.size.mask() << shift;
-        memory = memory & !mask | store.apply(before.memory) << shift;
+    loop {
+        let outcome = store.apply(before.memory >> shift, &registers);
+        memory = memory & !(store.size.mask() << shift) | outcome.new << shift;
         shift += 8 * store.size.bytes();
+        match store.finish(outcome, &mut registers) {
+            0 => {}
+            length => {
+                assert_eq!(length, store.length);
+                return State { general: registers.general, rflags: registers.rflags, memory };
+            }
+        }
     }
-    assert_eq!(store.finish(before.memory, count, &mut registers), store.length);
-    State { general: registers.general, rflags: registers.rflags, memory }
 }
 
 /// Executes `bytes` in both ways, if they are decoded.
 fn compare(bytes: &[u8], before: &State) -> Result<(), TestCaseError> {
-    let registers = Registers { general: before.general, rflags: before.rflags };
-    let Some(store) = decode(bytes, Mode::Bits64, &registers) else {
+    let Some(store) = decode(bytes, Mode::Bits64) else {
         return Ok(());
     };
     let length = usize::try_from(store.length).unwrap();
@@ -156,8 +162,7 @@ proptest! {
         before.general[RCX] = elements;
         let repeat = if repeat { &[0xf3][..] } else { &[] };
         let bytes = [repeat, &prefixes, &[0xaa + wide]].concat();
-        let registers = Registers { general: before.general, rflags: 2 };
-        let size = decode(&bytes, Mode::Bits64, &registers).map_or(1, |store| store.size.bytes());
+        let size = decode(&bytes, Mode::Bits64).map_or(1, |store| store.size.bytes());
         before.general[RCX] = elements.min(8 / size);
         compare(&bytes, &before)?;
     }
@@ -168,7 +173,7 @@ fn every_form_is_decoded() {
     for form in forms() {
         let modrm = form.reg.unwrap_or(0) << 3 | 7;
         let bytes = [&form.opcode[..], &[modrm, 0, 0, 0, 0]].concat();
-        let store = decode(&bytes, Mode::Bits64, &Registers::default());
+        let store = decode(&bytes, Mode::Bits64);
         assert!(store.is_some(), "{form:?}");
     }
 }

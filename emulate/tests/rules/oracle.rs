@@ -1,11 +1,10 @@
 //! Decoding, against another decoder.
 
 use emulate::decode::{Mode, decode};
-use emulate::store::Registers;
 use proptest::prelude::*;
 
 use crate::instructions::{registers, tidy, wild};
-use crate::other::{compare, is_string, is_supported, other};
+use crate::other::{compare, is_supported, other};
 
 fn mode() -> impl Strategy<Value = Mode> {
     prop_oneof![2 => Just(Mode::Bits64), 1 => Just(Mode::Bits32)]
@@ -18,7 +17,7 @@ proptest! {
     fn what_is_decoded_is_what_another_decoder_says(
         bytes in wild(), mode in mode(), registers in registers(),
     ) {
-        if let Some(store) = decode(&bytes, mode, &registers) {
+        if let Some(store) = decode(&bytes, mode) {
             compare(&store, &bytes, mode, &registers);
         }
     }
@@ -27,15 +26,14 @@ proptest! {
     fn every_store_with_the_usual_prefixes_is_decoded(
         bytes in tidy(), mode in mode(), registers in registers(),
     ) {
-        let Some(found) = other(&bytes, mode).filter(|found| is_supported(found, &registers)) else {
-            prop_assert_eq!(decode(&bytes, mode, &registers), None);
+        let Some(found) = other(&bytes, mode).filter(is_supported) else {
+            prop_assert_eq!(decode(&bytes, mode), None);
             return Ok(());
         };
-        let downwards = is_string(&found) && registers.rflags & 1 << 10 != 0;
         let old_alias = bytes.contains(&0x82);
         let prefixed = found.has_rep_prefix() || found.has_repne_prefix();
-        if !downwards && !old_alias && !prefixed {
-            let store = decode(&bytes, mode, &registers);
+        if !old_alias && !prefixed {
+            let store = decode(&bytes, mode);
             prop_assert!(store.is_some(), "{:?} is not decoded", found.code());
             compare(&store.unwrap(), &bytes, mode, &registers);
         }
@@ -43,13 +41,13 @@ proptest! {
 
     #[test]
     fn bytes_behind_the_instruction_do_not_matter_and_missing_ones_do(
-        bytes in tidy(), mode in mode(), registers in registers(),
+        bytes in tidy(), mode in mode(),
     ) {
-        if let Some(store) = decode(&bytes, mode, &registers) {
+        if let Some(store) = decode(&bytes, mode) {
             let length = usize::try_from(store.length).unwrap();
-            prop_assert_eq!(decode(&bytes[..length], mode, &registers), Some(store));
+            prop_assert_eq!(decode(&bytes[..length], mode), Some(store));
             for cut in 0..length {
-                prop_assert_eq!(decode(&bytes[..cut], mode, &registers), None);
+                prop_assert_eq!(decode(&bytes[..cut], mode), None);
             }
         }
     }
@@ -59,7 +57,7 @@ proptest! {
 fn an_instruction_of_more_than_15_bytes_is_none() {
     let movl = [0xc7, 0x04, 0x25, 0, 0, 0, 0, 0, 0, 0, 0];
     let long = |prefixes: usize| [vec![0x3e; prefixes], movl.to_vec()].concat();
-    let decoded = |bytes: &[u8]| decode(bytes, Mode::Bits64, &Registers::default());
+    let decoded = |bytes: &[u8]| decode(bytes, Mode::Bits64);
     assert_eq!(decoded(&long(4)).unwrap().length, 15);
     assert_eq!(decoded(&long(5)), None);
     assert_eq!(other(&long(5), Mode::Bits64), None);

@@ -47,8 +47,18 @@ impl Meaning {
             }
         }
     }
+
+    /// Whether `old` and `new` surely mean the same, of whatever level: both permit reads, and differ
+    /// only in other rights and in bits that are ignored or flags.
+    #[must_use]
+    pub(super) const fn stays(old: u64, new: u64) -> bool {
+        const READ: u64 = 1;
+        old & new & READ != 0 && (old ^ new) & !FREE == 0
+    }
 }
 
+/// Rights other than to read, flags, and ignored bits.
+const FREE: u64 = 0xfff0_0000_0000_0f06;
 /// Bits 51:12.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Makes a PDPT or PD entry a leaf.
@@ -117,6 +127,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_can_be_read_stays_without_other_rights_and_flags() {
+        for new in [AT | 0x35, AT | 0x31, AT | 0x337, AT | 0xfff0_0000_0000_0f31] {
+            assert!(Meaning::stays(AT | 0x37, new), "{new:#x}");
+        }
+        for new in [AT | 0x36, AT | 0xb7, (AT + PAGE) | 0x37, AT | 0x27, AT | 1 << 51 | 0x37, 0] {
+            assert!(!Meaning::stays(AT | 0x37, new), "{new:#x}");
+        }
+        assert!(!Meaning::stays(AT | 0x36, AT | 0x32));
+    }
+
     proptest! {
         #[test]
         fn flags_and_ignored_bits_do_not_matter(raw in any::<u64>(), flags in any::<u64>()) {
@@ -124,6 +145,20 @@ mod tests {
             let flags = flags & 0xfff0_0000_0000_0f00;
             for level in LEVELS {
                 prop_assert_eq!(Meaning::of(raw, level, 40), Meaning::of(raw ^ flags, level, 40));
+            }
+        }
+
+        #[test]
+        fn what_stays_means_the_same_at_every_level(
+            old in any::<u64>(), change in any::<u64>(), bit in 0..64_u32, far in any::<bool>(),
+        ) {
+            // One bit, or many; an address that there is, or not.
+            let old = if far { old } else { old & !(0xfff << 40) };
+            for new in [old ^ 1 << bit, old ^ change, old ^ change & FREE] {
+                for level in LEVELS {
+                    let same = Meaning::of(old, level, 40) == Meaning::of(new, level, 40);
+                    prop_assert!(same || !Meaning::stays(old, new), "{old:#x} {new:#x} {level:?}");
+                }
             }
         }
     }

@@ -61,8 +61,8 @@ fn is_table(world: &World<'_>, page: u64, level: Level, links: u16) -> bool {
 
 fn set(world: &mut World<'_>, at: (u64, usize), value: u64) -> Result<(), Refused> {
     let index = u64::try_from(at.1).unwrap();
-    let written = world.write(at.0 + 8 * index, 8, |_| value)?;
-    assert_eq!(written.new, value);
+    let _ = world.write(at.0 + 8 * index, 8, |_| value)?;
+    assert_eq!(world.board.cell(at), value);
     Ok(())
 }
 
@@ -365,10 +365,12 @@ fn flags_that_the_processor_sets_meanwhile_are_kept() {
         world.board.flag_next = 0x300;
         let written = world.write(PT, 8, |old| old & !2).unwrap();
         assert_eq!((written.old, written.new), (PAGE | 0x337, PAGE | 0x335));
+        assert_eq!(world.board.cell((PT, 0)), PAGE | 0x335);
         // A link that turned into another one while it was checked is checked again.
         world.board.flag_next = 0x100;
         let written = world.write(PT, 8, |old| if old & 0x100 == 0 { VISOR.0 } else { 0 });
         assert_eq!(written.map(|written| written.new), Ok(0));
+        assert_eq!(world.board.cell((PT, 0)), 0);
         assert_eq!(maps(world, PAGE), Some(0));
         world.board.keep(&[(PT, 0)]);
     });
@@ -383,6 +385,7 @@ fn a_link_that_loses_the_race_against_flags_is_undone() {
         let link = |old| if old & 0x100 == 0 { one | 7 } else { other | 7 };
         let written = world.write(PD + 8, 8, link).unwrap();
         assert_eq!(written.new, other | 7);
+        assert_eq!(world.board.cell((PD, 1)), other | 7);
         assert!(world.board.may_write_now(one));
         assert!(is_table(world, other, Level::Pt, 1));
         world.board.keep(&[(PD, 1)]);

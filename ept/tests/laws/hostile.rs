@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use ept::addr::{Frame, PAGE, Span};
-use ept::direct::{Direct, Generation, Machine, Refused, Written};
+use ept::direct::{Direct, Generation, Machine, Refused};
 use ept::entry::Level;
 use ept::ept01::{Ept01, Rules};
 use ept::frames::{Event, FrameTable, State};
@@ -15,6 +15,14 @@ use crate::board::{
     BAD, Board, DENIED, END, FLAGS, GOOD, TABLES, USED, VISOR, WIDTH, level_of, page, pick, ram,
     span, value, walk,
 };
+
+/// What a store did to its operand, in a table of this level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) old: u64,
+    pub(crate) new: u64,
+    pub(crate) level: Level,
+}
 
 /// A world in which a host plays.
 #[derive(Debug)]
@@ -94,7 +102,13 @@ impl<'w> World<'w> {
         bytes: u8,
         change: impl Fn(u64) -> u64,
     ) -> Result<Written, Refused> {
-        self.parts().0.write(address, bytes, change)
+        let mut last = (0, 0);
+        let change = |old| {
+            last = (old, change(old));
+            last.1
+        };
+        let level = self.parts().0.write(address, bytes, change)?;
+        Ok(Written { old: last.0, new: last.1 & u64::MAX >> (64 - 8 * bytes), level })
     }
 
     /// The host stores to entry `at` by an instruction that computes `change`, of `bytes` bytes at
@@ -125,7 +139,10 @@ impl<'w> World<'w> {
                 assert_eq!((done.old ^ part.of(stored)) & !(FLAGS >> (8 * part.offset)), 0);
                 assert_eq!(done.new, change(done.old) & part.mask());
                 let _ = self.board.stored.insert(at, part.set(stored, done.new));
-                self.release_empty(at.0);
+                assert_eq!(done.level, level);
+                if level == Level::Pml4 {
+                    self.release_empty(at.0);
+                }
             }
             Err(Refused::Frame(_) | Refused::Denied(_)) => {
                 self.demote(at.0);
