@@ -16,6 +16,7 @@ pub const PHYSICAL_END: u64 = 1 << 52;
 
 /// A page frame of the machine: 4 KiB of host-physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
 pub struct Frame(u64);
 
 impl Frame {

@@ -73,8 +73,33 @@ const EVENT: Set = Set::of(&HOT, &[0x4016, 0x4018, 0x401a]);
 /// What a host changes when it has emulated an instruction: RSP, RIP, RFLAGS.
 const USUAL: Set = Set::of(&HOT, &[0x681c, 0x681e, 0x6820]);
 const CR4: Set = Set::of(&HOT, &[0x6804]);
-/// What an exit tells: not the error of an instruction, and not what only SMM uses.
-const TOLD: Set = Set::all_but(&INFORMATION, &[0x4400, 0x6402, 0x6404, 0x6406, 0x6408]);
+/// What every exit tells: reason, qualification, the event that it is, the one that it interrupted,
+/// and how long the instruction is.
+const TOLD: Set = Set::of(&INFORMATION, &[0x4402, 0x4404, 0x4408, 0x440a, 0x440c, 0x6400]);
+/// What exits tell that are not [`is_plain`]: the error code, more about the instruction, a
+/// guest-physical and a linear address. Never the error of an instruction, nor what only SMM uses.
+const DETAILS: Set = Set::of(&INFORMATION, &[0x2400, 0x4406, 0x440e, 0x640a]);
+
+/// Whether an exit for this reason leaves all [`DETAILS`] undefined (SDM vol. 3, 29.2): external
+/// interrupts, windows, CPUID, HLT, INVD, RDTSC, VMCALL, RDMSR, WRMSR, PAUSE, RDTSCP, the preemption
+/// timer, WBINVD.
+const fn is_plain(reason: u32) -> bool {
+    const PLAIN: u64 = 1 << 1
+        | 1 << 7
+        | 1 << 8
+        | 1 << 10
+        | 1 << 12
+        | 1 << 13
+        | 1 << 16
+        | 1 << 18
+        | 1 << 31
+        | 1 << 32
+        | 1 << 40
+        | 1 << 51
+        | 1 << 52
+        | 1 << 54;
+    reason < 64 && PLAIN >> reason & 1 != 0
+}
 
 /// What has changed since VMCS02 was written last.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +187,14 @@ impl<'a, V: Vmcs> Taker<'a, V> {
             self.hot.add(POSITION);
         }
         if const { TOLD.has(POSITION) } && self.differs(INFORMATION_PLACES.get(POSITION)) {
+            self.information.add(POSITION);
+        }
+    }
+
+    /// What only some exits leave.
+    #[inline(always)]
+    fn detail<const POSITION: usize>(&mut self) {
+        if const { DETAILS.has(POSITION) } && self.differs(INFORMATION_PLACES.get(POSITION)) {
             self.information.add(POSITION);
         }
     }
@@ -424,6 +457,9 @@ impl<'a> Vcpu<'a> {
         self.stale = true;
         let mut taker = Taker::of(self.fields, v02);
         unroll!(taker.told());
+        if !is_plain(v02.read(f::EXIT_REASON)) {
+            unroll!(taker.detail());
+        }
         self.unseen.0.0 |= taker.hot.0;
         self.unseen.1.0 |= taker.information.0;
         let exit = Wanted::of(self.fields).exit;

@@ -111,7 +111,6 @@ pub(crate) const GP0: Next = Next::Raise(Event::GeneralProtection(0));
 
 /// Called by `exit.s` for every exit.
 pub(crate) extern "C" fn on_exit(registers: &mut Registers) {
-    stop::check();
     let began = cpu::tsc();
     let cpu = PerCpu::current();
     let raw = Current.read(EXIT_REASON);
@@ -267,8 +266,10 @@ fn inject(event: Event) {
     Current.write(ENTRY_ERROR_CODE, code);
 }
 
-/// Whether an NMI that has arrived was another processor's call, which is answered then.
+/// Whether an NMI that has arrived was another processor's call, which is answered then, if it is not
+/// the one that stops the machine.
 pub(crate) fn is_call(cpu: &PerCpu) -> bool {
+    stop::check();
     let called = shootdown::took_nmi(cpu);
     shootdown::serve(cpu);
     called || smp::serve_restart()

@@ -64,6 +64,9 @@ const SPECIAL: [u32; 8] = [
 /// What I/O instructions leave for SMM, and what no exit changes otherwise.
 const UNDEFINED: [u32; 4] = [0x6402, 0x6404, 0x6406, 0x6408];
 const INSTRUCTION_ERROR: u32 = 0x4400;
+/// Exit reasons of which the manual says that they leave these fields undefined.
+pub(crate) const PLAIN: [u64; 14] = [1, 7, 8, 10, 12, 13, 16, 18, 31, 32, 40, 51, 52, 54];
+pub(crate) const DETAILS: [u32; 4] = [0x2400, 0x4406, 0x440e, 0x640a];
 
 /// The fields that every exit saves and every entry loads.
 pub(crate) fn plain() -> impl Iterator<Item = u32> {
@@ -221,7 +224,9 @@ impl Model {
                 self.set(encoding, v02.read_raw(encoding));
             }
         }
-        for encoding in encodings(&[Class::Information]).filter(|e| *e != INSTRUCTION_ERROR) {
+        let tells_all = !PLAIN.contains(&v02.read_raw(f::EXIT_REASON.encoding()));
+        let told = |e: &u32| *e != INSTRUCTION_ERROR && (tells_all || !DETAILS.contains(e));
+        for encoding in encodings(&[Class::Information]).filter(told) {
             if self.fields.contains_key(&encoding) {
                 self.set(encoding, v02.read_raw(encoding));
             }

@@ -1,12 +1,14 @@
 //! VMCS12, VMCS02 and the shadow VMCS stay in step, whatever the host and its VM do.
 
 use nested_vmx::check::Context;
-use nested_vmx::field as f;
+use nested_vmx::field::{self as f, Vmcs};
+use nested_vmx::vcpu::Vcpu;
 use nested_vmx::vmcs12::{Vmcs12, encodings};
 use proptest::prelude::*;
 
+use crate::fake::FakeVmcs;
 use crate::good;
-use crate::model::ALL;
+use crate::model::{ALL, DETAILS, PLAIN};
 use crate::run::Run;
 use crate::step::{Ending, REGIONS, Shadowing, Step, VMXON};
 
@@ -143,6 +145,22 @@ fn primary_controls_are_checked_and_merged_however_they_are_written() {
     let same_mode = enter(&[(0, 2)]);
     both(&[same_mode.clone(), Step::Flip(primary, 1 << 17), same_mode], 1);
     both(&[busy(), Step::Flip(primary, 1 << 2), busy(), Step::Flip(primary, 1 << 2), busy()], 3);
+}
+
+#[test]
+fn details_of_an_exit_are_told_unless_its_reason_leaves_them_undefined() {
+    for reason in 0..70 {
+        let mut v02 = FakeVmcs::default();
+        encodings(ALL).for_each(|encoding| v02.write_raw(encoding, 5));
+        v02.write_raw(f::EXIT_REASON.encoding(), reason);
+        let mut page = empty();
+        let mut vcpu = Vcpu::new(&mut page);
+        vcpu.capture(&v02);
+        for encoding in DETAILS {
+            let told = vcpu.fields().read_raw(encoding) == 5;
+            assert_eq!(told, !PLAIN.contains(&reason), "{encoding:#x} of reason {reason}");
+        }
+    }
 }
 
 #[test]

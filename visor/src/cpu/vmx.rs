@@ -64,12 +64,14 @@ pub(crate) unsafe fn load_fresh(region: Frame) -> Result<(), VmxError> {
 }
 
 /// Makes `region`, a VMCS of this processor's that was loaded before, the current one.
-pub(crate) fn select(region: Frame) {
-    let address = region.base();
+#[inline(always)]
+pub(crate) fn select(region: &Frame) {
+    // A frame is its address.
+    let address: *const Frame = region;
     // SAFETY: regions that are passed here belong to this processor alone and stay what they are;
     // VMPTRLD touches nothing else.
     unsafe {
-        asm!("vmptrld [{}]", "jbe {}", in(reg) &raw const address, label { not_loaded() },
+        asm!("vmptrld [{}]", "jbe {}", in(reg) address, label { not_loaded() },
              options(nostack));
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn enter(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, asks: 
     let inherits = slot.vcpu.inherits();
     let host = if inherits { HostRegisters::of(&Current) } else { HostRegisters::UNUSED };
     if machine.decoys.is_some() {
-        vmx::select(slot.decoy);
+        vmx::select(&slot.decoy);
         slot.vcpu.pull(&Current);
     }
     let launched = slot.vcpu.fields().launched();
@@ -63,7 +63,7 @@ pub(super) fn enter(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, asks: 
             Next::Stay
         }
         Err(refused) => {
-            vmx::select(cpu.vmcs_region());
+            vmx::select(&cpu.vmcs_region());
             match refused {
                 Refused::Instruction(answer) => instruction::conclude(nested, machine, answer),
                 Refused::State(qualification) => {
@@ -77,7 +77,7 @@ pub(super) fn enter(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, asks: 
 /// Checks what the processor cannot. VMCS01 is current afterwards.
 #[cold]
 fn check(cpu: &PerCpu, machine: &Machine, slot: &mut Slot) -> Result<(), Refused> {
-    vmx::select(cpu.vmcs_region());
+    vmx::select(&cpu.vmcs_region());
     Ok(slot.vcpu.check(&context(machine))?)
 }
 
@@ -109,7 +109,7 @@ fn go(
     if wanted.primary.contains(Primary::MSR_BITMAPS) {
         copy_msr_bits(cpu, machine, slot);
     }
-    vmx::select(slot.guest);
+    vmx::select(&slot.guest);
     slot.vcpu.merge(environment, host, &mut Current);
     place_virtual_apic(machine, slot, environment);
     let fields = slot.vcpu.fields();
@@ -217,7 +217,7 @@ pub(crate) fn entry_refused(cpu: &PerCpu, machine: &Machine) -> Next {
     cpu.launch(false);
     let slot = nested.slots.current();
     slot.vcpu.renew();
-    vmx::select(cpu.vmcs_region());
+    vmx::select(&cpu.vmcs_region());
     instruction::conclude(&mut nested, machine, Answer::Fail(error))
 }
 

@@ -86,7 +86,7 @@ fn entry_failed(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, reason: u3
             Err(number) => qualification = number,
         }
     }
-    vmx::select(cpu.vmcs_region());
+    vmx::select(&cpu.vmcs_region());
     nested.set_mode(cpu, Mode::Host);
     cpu.launch(false);
     nested.slots.current().vcpu.renew();
@@ -157,20 +157,14 @@ fn control_register(fields: &Vmcs12, registers: &Registers) -> Verdict {
 
 fn ports(cpu: &PerCpu, machine: &Machine, fields: &Vmcs12, registers: &mut Registers) -> Verdict {
     let wanted = Wanted::of(fields);
-    let access = port::Access::decode(Current.read(EXIT_QUALIFICATION));
-    let open = if !ports_exit(wanted.primary) {
-        true
-    } else if wanted.primary.contains(Primary::IO_BITMAPS) {
+    let open = if wanted.primary.contains(Primary::IO_BITMAPS) {
+        // INS and OUTS of a port that the host leaves to its VM: the host emulates them.
+        let access = port::Access::decode(Current.read(EXIT_QUALIFICATION));
         access.is_some_and(|access| access.ports().all(|port| !port_exits(machine, fields, port)))
     } else {
-        false
+        !ports_exit(wanted.primary)
     };
-    // INS and OUTS of a port that the host leaves to its VM: the host emulates them.
-    if open && (access.is_some() || !ports_exit(wanted.primary)) {
-        Verdict::Answered(io::handle(cpu, registers))
-    } else {
-        Verdict::Reflect
-    }
+    if open { Verdict::Answered(io::handle(cpu, registers)) } else { Verdict::Reflect }
 }
 
 fn port_exits(machine: &Machine, fields: &Vmcs12, port: Option<u16>) -> bool {
@@ -188,12 +182,13 @@ fn port_exits(machine: &Machine, fields: &Vmcs12, port: Option<u16>) -> bool {
 fn is_left_to_vm(machine: &Machine, slot: &mut Slot, offset: usize, index: u32) -> bool {
     let fields = slot.vcpu.fields();
     let wanted = Wanted::of(fields);
-    if bitmap::is_direct(index) || !wanted.primary.contains(Primary::MSR_BITMAPS) {
+    if !wanted.primary.contains(Primary::MSR_BITMAPS) {
         return false;
     }
     let page = slot.bitmap.page(machine, Frame::containing(fields.read(f::MSR_BITMAP)));
     let place = bitmap::place(index).zip(page);
     place.is_some_and(|((place, bit), page)| page.read_byte(place + offset) & bit == 0)
+        && !bitmap::is_direct(index)
 }
 
 /// Fills EPT02, or tells the host what EPT12 lacks.
@@ -257,10 +252,10 @@ fn reflect(nested: &mut Nested, machine: &Machine, cause: Cause, instead: &[(u32
     let list = (fields.read(f::EXIT_MSR_STORE), fields.read(f::EXIT_MSR_STORE_COUNT));
     let stored = lists::store(machine, list);
     if machine.decoys.is_some() {
-        vmx::select(slot.decoy);
+        vmx::select(&slot.decoy);
         slot.vcpu.push(&mut Current);
     }
-    vmx::select(cpu.vmcs_region());
+    vmx::select(&cpu.vmcs_region());
     nested.set_mode(cpu, Mode::Host);
     if stored.is_err() {
         return abort(nested, machine, Abort(1));

@@ -153,7 +153,7 @@ impl Slot {
             // SAFETY: likewise.
             unsafe { vmx::load_fresh(self.decoy) }.unwrap_or_else(|e| panic!("decoy: {e:?}"));
         }
-        vmx::select(cpu.vmcs_region());
+        vmx::select(&cpu.vmcs_region());
         self.prepared = true;
     }
 
@@ -196,15 +196,15 @@ impl Slot {
 
     /// Does something with the shadow VMCS. VMCS01 is current before and after.
     pub(super) fn with_decoy(&mut self, work: impl FnOnce(&mut Vcpu<'static>, &mut Current)) {
-        vmx::select(self.decoy);
+        vmx::select(&self.decoy);
         work(&mut self.vcpu, &mut Current);
-        vmx::select(PerCpu::current().vmcs_region());
+        vmx::select(&PerCpu::current().vmcs_region());
     }
 
     /// Does something with VMCS02. VMCS01 is current before and after.
     pub(super) fn with_guest(&mut self, work: impl FnOnce(&mut Vcpu<'static>, &mut Current)) {
-        vmx::select(self.guest);
+        vmx::select(&self.guest);
         work(&mut self.vcpu, &mut Current);
-        vmx::select(PerCpu::current().vmcs_region());
+        vmx::select(&PerCpu::current().vmcs_region());
     }
 }
