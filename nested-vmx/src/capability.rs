@@ -98,6 +98,8 @@ const EPT_NEEDED: u64 = EPT_WALK_4 | EPT_WRITE_BACK | EPT_2M | EPT_1G;
 const INVEPT: u64 = 1 << 20 | 1 << 26;
 const INVVPID_ALL: u64 = 1 << 32 | 1 << 42;
 const MISC_WAIT_FOR_SIPI: u64 = 1 << 8;
+/// VMWRITE may write read-only fields (A.6).
+const MISC_WRITE_ANY_FIELD: u64 = 1 << 29;
 
 /// The field value with `wanted` set, `MUST` bits as the processor demands; `None` if it refuses
 /// a wanted bit. Low half: bits that must be 1; high half: bits that may be 1 (appendix A.3).
@@ -121,10 +123,12 @@ impl RawCapabilities {
         u32::from_le_bytes([a, b, c, d]) & 0x7fff_ffff
     }
 
-    /// Whether VMREAD and VMWRITE of the host can reach a shadow VMCS.
+    /// Whether VMREAD and VMWRITE of the host can reach a shadow VMCS, in which the visor can write what
+    /// the host only reads.
     #[must_use]
     pub fn has_vmcs_shadowing(&self) -> bool {
         optional(self.secondary, Secondary::VMCS_SHADOWING.bits()) != 0
+            && self.misc & MISC_WRITE_ANY_FIELD != 0
     }
 
     /// The controls with which the host runs.

@@ -154,6 +154,13 @@ fn translations_are_tagged_only_where_all_tags_can_be_flushed() {
 }
 
 #[test]
+fn shadow_vmcss_are_used_only_where_the_visor_can_write_what_their_host_reads() {
+    assert!(ABLE.has_vmcs_shadowing());
+    assert!(!RawCapabilities { secondary: !(1 << 46), ..ABLE }.has_vmcs_shadowing());
+    assert!(!RawCapabilities { misc: !(1 << 29), ..ABLE }.has_vmcs_shadowing());
+}
+
+#[test]
 fn every_lack_is_named_by_what_is_missing() {
     for able in [ABLE, barely_able()] {
         for need in needs() {
