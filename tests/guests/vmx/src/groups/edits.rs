@@ -11,9 +11,9 @@ use crate::log::{self, Line};
 use crate::vm::{self, Launch, Reg as R};
 use core::arch::asm;
 
-const FIRST: u64 = WINDOW_PHYSICAL;
+pub(super) const FIRST: u64 = WINDOW_PHYSICAL;
 /// Another frame than the first, with other contents.
-const OTHER: u64 = FRAMES + 0x1000;
+pub(super) const OTHER: u64 = FRAMES + 0x1000;
 const OLD: u64 = FRAMES | LEAF;
 
 /// A store of `new` over [`OLD`], or of what it names, at an entry.
@@ -124,7 +124,7 @@ fn flushes() {
 }
 
 /// A VM that reads the window's first word, writes it back, and has read it once.
-fn running(line: &mut Line) {
+pub(super) fn running(line: &mut Line) {
     fill();
     vm::fresh(guest::code!("mov rax, [0x800000]", "mov [0x800000], rax", "vmcall"));
     ept::set(FIRST, 1, OLD);
@@ -145,7 +145,7 @@ fn round(line: &mut Line, launch: Launch) {
     }
 }
 
-fn again(line: &mut Line) {
+pub(super) fn again(line: &mut Line) {
     ept::flush();
     round(line, Launch::Again);
 }

@@ -16,6 +16,7 @@ mod ports;
 mod processors;
 mod registers;
 mod states;
+mod stores;
 mod translation;
 
 use crate::capability as c;
@@ -52,6 +53,7 @@ pub(crate) const GROUPS: &[Group] = &[
     Group { name: "interrupt", run: interrupts::run },
     Group { name: "ept", run: translation::run },
     Group { name: "edit", run: edits::run },
+    Group { name: "store", run: stores::run },
     Group { name: "vpid", run: translation::run_vpid },
     Group { name: "mode", run: modes::run },
     Group { name: "exception", run: exceptions::run },
