@@ -39,21 +39,21 @@ pub fn is_direct(index: u32) -> bool {
     DIRECT.contains(&index)
 }
 
-/// Byte and bit of `index` in the read bitmap; those for writes are 2,048 bytes further on (SDM vol.
-/// 3, 26.6.9). `None` outside both ranges: such accesses always exit.
+/// Number of the 8-byte word, and the bit in it, of `index` in the read bitmaps; words for writes are
+/// [`WRITES`] further on (SDM vol. 3, 26.6.9). `None` outside both ranges: such accesses always exit.
 #[must_use]
-pub fn place(index: u32) -> Option<(usize, u8)> {
+#[inline]
+pub fn place(index: u32) -> Option<(usize, u64)> {
     let (base, low) = match index {
         0..0x2000 => (0, index),
-        0xc000_0000..0xc000_2000 => (1024, index & 0x1fff),
+        0xc000_0000..0xc000_2000 => (128, index & 0x1fff),
         _ => return None,
     };
-    let bit = 1 << (low % 8);
-    Some((base + usize::try_from(low / 8).ok()?, bit))
+    Some((base + usize::try_from(low / 64).ok()?, 1 << (low % 64)))
 }
 
-/// Distance from the bit for reads to the bit for writes.
-pub const WRITES: usize = 2048;
+/// Distance from a word for reads to the word for writes.
+pub const WRITES: usize = 256;
 
 /// Makes bitmaps let nothing through; `set` sets their words.
 pub fn close(mut set: impl FnMut(usize, u64)) {
@@ -63,8 +63,6 @@ pub fn close(mut set: impl FnMut(usize, u64)) {
 /// Words of the read bitmaps in which [`DIRECT`] has bits.
 const WORDS: usize = 9;
 const _: () = assert!(WORDS <= UNROLLED, "see `unroll`");
-/// Distance from a word for reads to the word for writes.
-const WRITE_WORDS: usize = WRITES / 8;
 
 /// One of those words, and the bits of [`DIRECT`] in it.
 type Word = (usize, u64);
@@ -104,7 +102,7 @@ pub fn always(denied: &[u8; BITMAP_BYTES]) -> Always {
         let bytes = denied.as_chunks().0.get(at).copied();
         bytes.map_or(u64::MAX, u64::from_le_bytes)
     };
-    COPIED.map(|(at, bits)| (!bits | word(at), !bits | word(at + WRITE_WORDS)))
+    COPIED.map(|(at, bits)| (!bits | word(at), !bits | word(at + WRITES)))
 }
 
 /// Copies the host's bits for registers that a VM uses often into the processor's bitmaps: `host` gives
@@ -129,7 +127,7 @@ impl<H: Fn(usize) -> u64, S: FnMut(usize, u64)> Merge<'_, H, S> {
         else {
             return;
         };
-        for (place, always) in [(*at, reads), (*at + WRITE_WORDS, writes)] {
+        for (place, always) in [(*at, reads), (*at + WRITES, writes)] {
             (self.set)(place, always | (self.host)(place));
         }
     }

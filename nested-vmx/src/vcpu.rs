@@ -82,8 +82,10 @@ const DETAILS: Set = Set::of(&INFORMATION, &[0x2400, 0x4406, 0x440e, 0x640a]);
 
 /// Whether an exit for this reason leaves all [`DETAILS`] undefined (SDM vol. 3, 29.2): external
 /// interrupts, windows, CPUID, HLT, INVD, RDTSC, VMCALL, RDMSR, WRMSR, PAUSE, RDTSCP, the preemption
-/// timer, WBINVD.
-const fn is_plain(reason: u32) -> bool {
+/// timer, WBINVD; and IN and OUT.
+const fn is_plain(reason: u32, qualification: u64) -> bool {
+    const IO: u32 = 30;
+    const STRING: u64 = 1 << 4;
     const PLAIN: u64 = 1 << 1
         | 1 << 7
         | 1 << 8
@@ -98,7 +100,7 @@ const fn is_plain(reason: u32) -> bool {
         | 1 << 51
         | 1 << 52
         | 1 << 54;
-    reason < 64 && PLAIN >> reason & 1 != 0
+    reason < 64 && PLAIN >> reason & 1 != 0 || reason == IO && qualification & STRING == 0
 }
 
 /// What has changed since VMCS02 was written last.
@@ -457,7 +459,8 @@ impl<'a> Vcpu<'a> {
         self.stale = true;
         let mut taker = Taker::of(self.fields, v02);
         unroll!(taker.told());
-        if !is_plain(v02.read(f::EXIT_REASON)) {
+        let fields = &taker.fields;
+        if !is_plain(fields.read(f::EXIT_REASON), fields.read(f::EXIT_QUALIFICATION)) {
             unroll!(taker.detail());
         }
         self.unseen.0.0 |= taker.hot.0;

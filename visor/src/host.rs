@@ -141,15 +141,21 @@ fn conclude(cpu: &PerCpu, machine: &Machine, next: Next) {
         Next::Stay => {}
         Next::Step | Next::Raise(_) | Next::Shutdown => go_on(cpu, next),
     }
-    deliver_nmi(cpu, machine);
+    if cpu.nmi_owed.get() {
+        deliver_nmi(cpu, machine);
+    }
     if cpu.in_guest.get() {
         nested::before_entry(cpu, machine);
     }
 }
 
-/// Called by `exit.s` when an NMI arrived between the last look and the entry.
+/// Called by `exit.s` before an entry when an NMI has arrived since the exit.
 pub(crate) extern "C" fn on_late_nmi(_: &mut Registers) {
-    conclude(PerCpu::current(), Machine::running(), Next::Stay);
+    let cpu = PerCpu::current();
+    if cpu.nmi_arrived.swap(false, Ordering::Relaxed) && !is_call(cpu) {
+        cpu.nmi_owed.set(true);
+    }
+    conclude(cpu, Machine::running(), Next::Stay);
 }
 
 /// Called by `exit.s` when the processor has refused to enter: only the host's own fault if it is its
@@ -276,22 +282,9 @@ pub(crate) fn is_call(cpu: &PerCpu) -> bool {
 }
 
 /// Delivers the host's NMI at the coming entry, or as soon as the host can take it.
-#[inline(always)]
-fn deliver_nmi(cpu: &PerCpu, machine: &Machine) {
-    if cpu.nmi_arrived.load(Ordering::Relaxed)
-        && cpu.nmi_arrived.swap(false, Ordering::Relaxed)
-        && !is_call(cpu)
-    {
-        cpu.nmi_owed.set(true);
-    }
-    if cpu.nmi_owed.get() {
-        deliver_owed(cpu, machine);
-    }
-}
-
 #[cold]
 #[inline(never)]
-fn deliver_owed(cpu: &PerCpu, machine: &Machine) {
+fn deliver_nmi(cpu: &PerCpu, machine: &Machine) {
     if cpu.in_guest.get() {
         match nested::reflect_nmi(cpu, machine) {
             NmiFate::Exit(next) => {

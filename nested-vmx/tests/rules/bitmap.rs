@@ -31,21 +31,21 @@ const FREE: [u32; 19] = [
 fn a_register_has_its_bit_where_the_manual_says() {
     let rows = [
         (0, Some((0, 1))),
-        (7, Some((0, 0x80))),
-        (8, Some((1, 1))),
-        (0x1fff, Some((1023, 0x80))),
+        (63, Some((0, 1 << 63))),
+        (64, Some((1, 1))),
+        (0x1fff, Some((127, 1 << 63))),
         (0x2000, None),
         (0xbfff_ffff, None),
-        (0xc000_0000, Some((1024, 1))),
-        (0xc000_0103, Some((1024 + 32, 8))),
-        (0xc000_1fff, Some((2047, 0x80))),
+        (0xc000_0000, Some((128, 1))),
+        (0xc000_0103, Some((128 + 4, 8))),
+        (0xc000_1fff, Some((255, 1 << 63))),
         (0xc000_2000, None),
         (u32::MAX, None),
     ];
     for (index, expected) in rows {
         assert_eq!(place(index), expected, "{index:#x}");
     }
-    assert_eq!(WRITES, 2048);
+    assert_eq!(WRITES * 8, 2048);
 }
 
 #[test]

@@ -64,8 +64,12 @@ const SPECIAL: [u32; 8] = [
 /// What I/O instructions leave for SMM, and what no exit changes otherwise.
 const UNDEFINED: [u32; 4] = [0x6402, 0x6404, 0x6406, 0x6408];
 const INSTRUCTION_ERROR: u32 = 0x4400;
-/// Exit reasons of which the manual says that they leave these fields undefined.
-pub(crate) const PLAIN: [u64; 14] = [1, 7, 8, 10, 12, 13, 16, 18, 31, 32, 40, 51, 52, 54];
+/// Exits of which the manual says that they leave [`DETAILS`] undefined.
+pub(crate) fn is_plain(reason: u32, qualification: u64) -> bool {
+    [1, 7, 8, 10, 12, 13, 16, 18, 31, 32, 40, 51, 52, 54].contains(&reason)
+        // Port I/O that is no INS or OUTS.
+        || reason == 30 && qualification & 1 << 4 == 0
+}
 pub(crate) const DETAILS: [u32; 4] = [0x2400, 0x4406, 0x440e, 0x640a];
 
 /// The fields that every exit saves and every entry loads.
@@ -224,7 +228,7 @@ impl Model {
                 self.set(encoding, v02.read_raw(encoding));
             }
         }
-        let tells_all = !PLAIN.contains(&v02.read_raw(f::EXIT_REASON.encoding()));
+        let tells_all = !is_plain(v02.read(f::EXIT_REASON), v02.read(f::EXIT_QUALIFICATION));
         let told = |e: &u32| *e != INSTRUCTION_ERROR && (tells_all || !DETAILS.contains(e));
         for encoding in encodings(&[Class::Information]).filter(told) {
             if self.fields.contains_key(&encoding) {

@@ -54,7 +54,7 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
     }
     assert!(nested.mode != Mode::Probing, "the processor loads what it should not");
     if nested.mode == Mode::Entering {
-        nested.set_mode(cpu, Mode::Guest);
+        nested.mode = Mode::Guest;
         cpu.launch(false);
         let slot = nested.slots.current();
         if !slot.entered || slot.vcpu.fields().launched() == Launch::Clear {
@@ -179,6 +179,7 @@ fn port_exits(machine: &Machine, fields: &Vmcs12, port: Option<u16>) -> bool {
 }
 
 /// Whether the host leaves the access to its VM, and the processor's bitmaps only did not know.
+#[inline(always)]
 fn is_left_to_vm(machine: &Machine, slot: &mut Slot, offset: usize, index: u32) -> bool {
     let fields = slot.vcpu.fields();
     let wanted = Wanted::of(fields);
@@ -187,7 +188,7 @@ fn is_left_to_vm(machine: &Machine, slot: &mut Slot, offset: usize, index: u32) 
     }
     let page = slot.bitmap.page(machine, Frame::containing(fields.read(f::MSR_BITMAP)));
     let place = bitmap::place(index).zip(page);
-    place.is_some_and(|((place, bit), page)| page.read_byte(place + offset) & bit == 0)
+    place.is_some_and(|((place, bit), page)| page.read(place + offset) & bit == 0)
         && !bitmap::is_direct(index)
 }
 
