@@ -277,20 +277,31 @@ impl<H: Hardware> Machine<'_, '_, H> {
         for _ in 0..ATTEMPTS {
             let entry = self.hardware.entry(place.table, place.index);
             let stored = place.set(entry, change(place.of(entry)));
-            if Meaning::stays(entry, stored) {
-                if self.hardware.exchange(place.table, place.index, entry, stored) {
-                    return Ok(level);
-                }
-                continue;
-            }
-            let (was, becomes) = (self.meaning(entry, level), self.meaning(stored, level));
-            self.gain(becomes)?;
-            if self.hardware.exchange(place.table, place.index, entry, stored) {
-                self.lose(was);
+            let done = if Meaning::stays(entry, stored) {
+                self.hardware.exchange(place.table, place.index, entry, stored)
+            } else {
+                self.exchange(place, level, (entry, stored))?
+            };
+            if done {
                 return Ok(level);
             }
-            self.lose(becomes);
         }
         Err(Refused::Contended(address))
+    }
+
+    /// Sets an entry of a table of `level` from `old` to `new`, which does not mean the same; `false`
+    /// if it was not `old`.
+    #[inline(never)]
+    fn exchange(
+        &mut self,
+        place: Operand,
+        level: Level,
+        (old, new): (u64, u64),
+    ) -> Result<bool, Refused> {
+        let (was, becomes) = (self.meaning(old, level), self.meaning(new, level));
+        self.gain(becomes)?;
+        let stored = self.hardware.exchange(place.table, place.index, old, new);
+        self.lose(if stored { was } else { becomes });
+        Ok(stored)
     }
 }

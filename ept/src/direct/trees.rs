@@ -91,6 +91,7 @@ impl<H: HostMemory> Machine<'_, '_, H> {
 
 impl<H: Hardware> Machine<'_, '_, H> {
     /// Counts what an entry is about to make reachable; a tree that is new becomes fit for it.
+    #[inline(always)]
     pub(super) fn gain(&mut self, meaning: Meaning) -> Result<(), Refused> {
         match meaning {
             Meaning::Nothing => Ok(()),
