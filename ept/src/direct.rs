@@ -27,8 +27,8 @@ mod meaning;
 mod trees;
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
+pub use crate::shootdown::Generation;
 pub use trees::Machine;
 
 use meaning::Meaning;
@@ -86,32 +86,6 @@ impl fmt::Display for Refused {
             Self::Full => f.write_str("EPT12: too many roots in use"),
             Self::Exhausted(exhausted) => write!(f, "EPT12: {exhausted}"),
         }
-    }
-}
-
-/// Counts how often roots were released. A root that was loaded at one generation may be used for
-/// as long as that is the current one.
-///
-/// A processor looks, without a lock, after the point from which a flush by another cannot miss it
-/// any more, and before it enters the VM: releasing changes the generation before it flushes.
-#[derive(Debug, Default)]
-pub struct Generation(AtomicU64);
-
-impl Generation {
-    /// The first.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
-    /// The current one.
-    #[must_use]
-    pub fn current(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    fn end(&self) {
-        let _ = self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 

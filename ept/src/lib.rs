@@ -13,3 +13,4 @@ pub mod list;
 pub mod mtrr;
 pub mod reserve;
 pub mod shadow;
+pub mod shootdown;

@@ -7,9 +7,10 @@
 use core::arch::asm;
 use core::cell::{Cell, RefCell, UnsafeCell};
 use core::mem::{MaybeUninit, offset_of};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ept::addr::{Frame, PAGE, Span};
+use ept::shootdown::Call;
 use nested_vmx::exit::COUNTED_REASONS;
 use x86_64::structures::tss::TaskStateSegment;
 
@@ -40,19 +41,6 @@ impl Words {
             word.store(value, Ordering::Relaxed);
         }
     }
-}
-
-/// How others make a processor forget translations (`crate::shootdown`).
-#[derive(Debug)]
-pub(crate) struct Call {
-    /// It has to.
-    pub(crate) due: AtomicBool,
-    /// It cannot be called: it waits for SIPI.
-    pub(crate) asleep: AtomicBool,
-    /// NMIs sent for that.
-    pub(crate) sent: AtomicU32,
-    /// Those of them that have arrived: all, or all but one.
-    pub(crate) taken: AtomicU32,
 }
 
 /// One processor's block. Lives in zeroed frames of the reservation and is never freed.
