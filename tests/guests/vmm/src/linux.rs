@@ -5,6 +5,7 @@ use crate::kvm::Regs;
 use crate::memory::{Backing, Memory};
 use crate::meter::{Meter, Served, clock};
 use crate::mode::{self, Mode};
+use crate::mp;
 use crate::uart::{self, Uart};
 use crate::vm::{Exit, Vcpu, Vm};
 use control::PORT;
@@ -75,6 +76,7 @@ fn load(memory: &Memory, image: &[u8], initrd: &[u8], words: &str) -> Result<(),
         return Err("not a bzImage".to_owned());
     }
     memory.write(KERNEL, code);
+    memory.write(mp::PLACE, &mp::tables());
     let initrd_at = (MEMORY - initrd.len()) & !0xfff;
     memory.write(initrd_at, initrd);
     memory.write(COMMAND_LINE, words.as_bytes());

@@ -12,6 +12,7 @@ mod linux;
 mod memory;
 mod meter;
 mod mode;
+mod mp;
 mod port;
 mod tests;
 mod uart;

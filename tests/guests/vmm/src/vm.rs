@@ -85,10 +85,10 @@ impl Vm {
         let entries = [CpuidEntry::default(); 128];
         let mut cpuid = Box::new(Cpuid { head: Counted { count: 128, pad: 0 }, entries });
         let _ = self.system.fill(trades::<Counted>(0x05), &mut *cpuid)?;
-        // That it is a guest, KVM leaves to its user to say.
-        let hypervisor = 1 << 31;
+        // That it is a guest and has a timer in its local APIC, KVM leaves to its user to say.
+        let (hypervisor, deadline_timer) = (1 << 31, 1 << 24);
         for entry in cpuid.entries.iter_mut().filter(|entry| entry.function == 1) {
-            entry.ecx |= hypervisor;
+            entry.ecx |= hypervisor | deadline_timer;
         }
         Ok(cpuid)
     }
