@@ -291,7 +291,7 @@ impl World {
         self.unlock();
     }
 
-    /// The visor's look for NMIs before each entry (`deliver_nmi`). Returns what else has arrived.
+    /// The visor's look for NMIs before each entry (`on_late_nmi`). Returns what else has arrived.
     pub(super) fn look(&self, cpu: &Cpu) -> u32 {
         loop {
             let arrived = cpu.arrived.load(Ordering::Relaxed);
