@@ -41,7 +41,7 @@ pub trait Processor {
     fn call(&self) -> &Call;
     /// Sends it an NMI. A change of [`Call`] made before is seen by what handles the NMI.
     fn send_nmi(&self);
-    /// Whether an NMI has arrived, in VMX root mode, since the last time that this was asked.
+    /// Whether one more NMI has arrived, in VMX root mode, than this was asked for.
     fn take_nmi(&self) -> bool;
     /// Drops all translations, of any EPT.
     fn forget(&self);

@@ -61,7 +61,7 @@ resume:
     # An NMI that arrives from here to VMRESUME would wait for the next exit. So the NMI handler
     # winds an instruction pointer in this window back to its start, and the flag is seen.
 resume_window:
-    cmp byte ptr gs:[{nmi_arrived}], 0
+    cmp dword ptr gs:[{nmi_arrived}], 0
     jne 3f
     cmp byte ptr gs:[{launch}], 0
     jne 4f
@@ -95,7 +95,7 @@ nmi_entry:
     cmp byte ptr [rip + {stopping}], 0
     jne 2f
     push rax
-    mov byte ptr gs:[{nmi_arrived}], 1
+    inc dword ptr gs:[{nmi_arrived}]
     lea rax, [rip + resume_window_last]
     cmp [rsp + 8], rax
     ja 3f

@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use boot::cmdline::Quirk;
 use ept::addr::Frame;
+use ept::shootdown::Processor;
 use nested_vmx::check::is_canonical;
 use nested_vmx::control::{Pin, Primary};
 use nested_vmx::exit::{self, Event, Outcome, Reason};
@@ -152,8 +153,10 @@ fn conclude(cpu: &PerCpu, machine: &Machine, next: Next) {
 /// Called by `exit.s` before an entry when an NMI has arrived since the exit.
 pub(crate) extern "C" fn on_late_nmi(_: &mut Registers) {
     let cpu = PerCpu::current();
-    if cpu.nmi_arrived.swap(false, Ordering::Relaxed) && !is_call(cpu) {
-        cpu.nmi_owed.set(true);
+    while cpu.take_nmi() {
+        if !is_call(cpu) {
+            cpu.nmi_owed.set(true);
+        }
     }
     conclude(cpu, Machine::running(), Next::Stay);
 }
@@ -196,7 +199,7 @@ fn handle(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Registers) 
             let information = Current.read(EXIT_INTERRUPTION);
             assert!(exit::is_nmi(information), "exception {information:#x} exits");
             cpu::unblock_nmis();
-            cpu.nmi_arrived.store(true, Ordering::Relaxed);
+            let _ = cpu.nmi_arrived.fetch_add(1, Ordering::Relaxed);
             Next::Stay
         }
         Reason::NmiWindow => {
@@ -530,7 +533,7 @@ fn init(cpu: &PerCpu, registers: &mut Registers) -> Next {
     }
     set_nmi_window(false);
     cpu.nmi_owed.set(false);
-    if cpu.nmi_arrived.swap(false, Ordering::Relaxed) {
+    while cpu.take_nmi() {
         // INIT drops the host's NMI, but not a call.
         let _ = is_call(cpu);
     }

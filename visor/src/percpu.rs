@@ -7,7 +7,7 @@
 use core::arch::asm;
 use core::cell::{Cell, RefCell, UnsafeCell};
 use core::mem::{MaybeUninit, offset_of};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ept::addr::{Frame, PAGE, Span};
 use ept::shootdown::Call;
@@ -50,8 +50,8 @@ pub(crate) struct PerCpu {
     this: Cell<u64>,
     /// Physical address of this block.
     physical: Cell<u64>,
-    /// Set by the NMI handler, in assembly.
-    pub(crate) nmi_arrived: AtomicBool,
+    /// NMIs that have arrived and were not looked at yet: counted by the NMI handler, in assembly.
+    pub(crate) nmi_arrived: AtomicU32,
     /// Whether the VMCS that is current has not been launched: read in assembly.
     launch: AtomicBool,
     /// Whether the processor runs a VM of the host, or is about to: VMCS02 is current.

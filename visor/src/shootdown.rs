@@ -4,8 +4,9 @@
 //! A processor is called by an NMI, which makes it exit wherever it is, and answers on its way back:
 //! in the exit handler, or while it waits for a lock that the caller may hold.
 //!
-//! The call looks like an NMI of the host's, so it is counted. Should one of the host's arrive
-//! together with a call, the processor takes both for one, and the host's is lost.
+//! The call looks like an NMI of the host's, so both are counted. Should one of the host's arrive
+//! while the processor itself holds a call back, or the other way round, it takes both for one, and the
+//! host's is lost.
 
 use core::sync::atomic::Ordering;
 
@@ -33,7 +34,11 @@ impl Processor for PerCpu {
     }
 
     fn take_nmi(&self) -> bool {
-        self.nmi_arrived.swap(false, Ordering::Relaxed)
+        let arrived = self.nmi_arrived.load(Ordering::Relaxed) != 0;
+        if arrived {
+            let _ = self.nmi_arrived.fetch_sub(1, Ordering::Relaxed);
+        }
+        arrived
     }
 
     /// What this processor remembers goes, its EPT02 before it enters a VM again.

@@ -5,10 +5,10 @@
 //! that it is fit, or in the visor by what is known of the frame. The caller writes the cell after the
 //! call. The test fails unless each read is before that write, and ordered so, which loom checks.
 //!
-//! An NMI is a flag that anybody sets at any time. In VMX root mode the handler does just that; in a
-//! VM the NMI is an exit, which ends in the same look at the flag; and between the last look and the
+//! An NMI is an increment that anybody does at any time. In VMX root mode the handler does just that; in
+//! a VM the NMI is an exit, which ends in the same look at the count; and between the last look and the
 //! VM there is nothing (`exit.s` of the visor sees to that). So a processor of the model looks at the
-//! flag before each thing that it does in a VM.
+//! count before each thing that it does in a VM.
 
 use core::cell::{Cell, RefCell};
 use core::ptr;
@@ -124,7 +124,7 @@ pub(super) enum Board {
     Three,
 }
 
-/// The flag that the NMI handler sets.
+/// What the NMI handler adds.
 const NMI: u32 = 1;
 /// Somebody sends no more NMIs.
 pub(super) const FINISHED: u32 = 1 << 8;
@@ -136,8 +136,6 @@ pub(super) struct Cpu {
     wire: Option<AtomicU32>,
     /// [`NMI`], and [`FINISHED`] as often as somebody has.
     arrived: AtomicU32,
-    /// NMIs that found the flag set.
-    pub(super) merged: Count,
     /// [`CHANGES`] that the processor has seen.
     seen: Count,
     /// Whether the processor remembers the translation to the frame. Its own thread only.
@@ -156,13 +154,11 @@ pub(super) struct Cpu {
 impl Cpu {
     /// An NMI arrives.
     fn arrive(&self) {
-        if self.arrived.fetch_or(NMI, Ordering::Relaxed) & NMI != 0 {
-            let _ = self.merged.fetch_add(1, Ordering::Relaxed);
-        }
+        let _ = self.arrived.fetch_add(NMI, Ordering::Relaxed);
     }
 
     fn has_nmi(&self) -> bool {
-        self.arrived.load(Ordering::Relaxed) & NMI != 0
+        !self.arrived.load(Ordering::Relaxed).is_multiple_of(FINISHED)
     }
 
     fn new(flaw: Flaw, wire: Option<AtomicU32>) -> Self {
@@ -171,7 +167,6 @@ impl Cpu {
             wire,
             call: Call::default(),
             arrived: AtomicU32::new(0),
-            merged: Count::new(0),
             seen: Count::new(0),
             remembers: Private::new(false),
             loaded: Private::new(true),
@@ -196,7 +191,11 @@ impl Processor for Cpu {
     }
 
     fn take_nmi(&self) -> bool {
-        self.arrived.fetch_and(!NMI, Ordering::Relaxed) & NMI != 0
+        let arrived = self.has_nmi();
+        if arrived {
+            let _ = self.arrived.fetch_sub(NMI, Ordering::Relaxed);
+        }
+        arrived
     }
 
     fn forget(&self) {
@@ -295,7 +294,7 @@ impl World {
     pub(super) fn look(&self, cpu: &Cpu) -> u32 {
         loop {
             let arrived = cpu.arrived.load(Ordering::Relaxed);
-            if arrived & NMI == 0 {
+            if arrived.is_multiple_of(FINISHED) {
                 return arrived;
             }
             let _ = cpu.take_nmi();
