@@ -27,10 +27,10 @@ use crate::memory::Tables;
 use crate::percpu::PerCpu;
 
 /// Basic exit reasons of failed entries.
-const INVALID_GUEST_STATE: u32 = 33;
+pub(super) const INVALID_GUEST_STATE: u32 = 33;
 pub(super) const MSR_LOADING: u32 = 34;
 /// Exit qualification of the first.
-const BAD_PDPTES: u64 = 2;
+pub(super) const BAD_PDPTES: u64 = 2;
 /// A link pointer that no processor accepts: not aligned.
 const NO_LINK: u64 = 1;
 
@@ -114,12 +114,15 @@ fn go(
     place_virtual_apic(machine, slot, environment);
     let fields = slot.vcpu.fields();
     let paged = !wanted.secondary.contains(Secondary::EPT) && uses_pdptes(&wanted, fields);
-    if paged && cr::load_pdptes(&mut Current, &HostRam).is_err() {
-        slot.vcpu.renew();
-        return Err(Refused::State(BAD_PDPTES));
+    let is_doomed = paged && cr::load_pdptes(&mut Current, &HostRam).is_err();
+    if is_doomed {
+        // Those of the host's fields would be checked now.
+        for field in [f::GUEST_PDPTE0, f::GUEST_PDPTE1, f::GUEST_PDPTE2, f::GUEST_PDPTE3] {
+            Current.write(field, 0);
+        }
     }
     let has_list = fields.read(f::ENTRY_MSR_LOAD_COUNT) != 0;
-    if has_list {
+    if has_list || is_doomed {
         Current.write(f::ENTRY_MSR_LOAD, machine.bad_list.base());
         Current.write(f::ENTRY_MSR_LOAD_COUNT, 1);
     }
@@ -127,7 +130,11 @@ fn go(
         // Among other reasons to refuse the guest's state, this one has its place: the processor's.
         Current.write(VMCS_LINK_POINTER, NO_LINK);
     }
-    Ok(if has_list { Mode::Probing } else { Mode::Entering })
+    Ok(match (is_doomed, has_list) {
+        (true, _) => Mode::Doomed,
+        (false, true) => Mode::Probing,
+        (false, false) => Mode::Entering,
+    })
 }
 
 /// The processor has checked the VM's state and found nothing, so that now, and not earlier, the

@@ -14,7 +14,7 @@ use nested_vmx::merge::{HOST_VPID, ports_exit};
 use nested_vmx::vmcs12::{Launch, Vmcs12};
 use nested_vmx::{bitmap, cr, io as port};
 
-use super::enter::{self, MSR_LOADING, fail, takes_nmis};
+use super::enter::{self, BAD_PDPTES, INVALID_GUEST_STATE, MSR_LOADING, fail, takes_nmis};
 use super::slots::Slot;
 use super::{Mode, Nested, lists};
 use crate::cpu::{self, low, vmx, vmx::Current};
@@ -52,7 +52,8 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
     if raw & ENTRY_FAILURE != 0 {
         return entry_failed(cpu, machine, &mut nested, raw & 0xffff);
     }
-    assert!(nested.mode != Mode::Probing, "the processor loads what it should not");
+    let is_probe = matches!(nested.mode, Mode::Probing | Mode::Doomed);
+    assert!(!is_probe, "the processor loads what it should not");
     if nested.mode == Mode::Entering {
         nested.mode = Mode::Guest;
         cpu.launch(false);
@@ -79,18 +80,20 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
 /// The processor has refused what the entry was to load.
 fn entry_failed(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, reason: u32) -> Next {
     assert!(nested.mode.is_entering(), "VM entry failed in the middle of a VM's run");
-    let mut qualification = Current.read(EXIT_QUALIFICATION);
-    if nested.mode == Mode::Probing && reason == MSR_LOADING {
+    let mut failure = (reason, Current.read(EXIT_QUALIFICATION));
+    if nested.mode == Mode::Doomed && reason == MSR_LOADING {
+        failure = (INVALID_GUEST_STATE, BAD_PDPTES);
+    } else if nested.mode == Mode::Probing && reason == MSR_LOADING {
         match enter::load_list(cpu, machine, nested) {
             Ok(next) => return next,
-            Err(number) => qualification = number,
+            Err(number) => failure = (MSR_LOADING, number),
         }
     }
     vmx::select(&cpu.vmcs_region());
     nested.set_mode(cpu, Mode::Host);
     cpu.launch(false);
     nested.slots.current().vcpu.renew();
-    fail(nested, machine, (reason, qualification))
+    fail(nested, machine, failure)
 }
 
 fn cause(raw: u32) -> Cause {
@@ -313,7 +316,7 @@ pub(crate) enum NmiFate {
 pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine) -> NmiFate {
     const NMI: u32 = 1 << 31 | 2 << 8 | 2;
     let mut nested = Nested::of(cpu);
-    if nested.mode == Mode::Probing {
+    if matches!(nested.mode, Mode::Probing | Mode::Doomed) {
         return NmiFate::Later;
     }
     let fields = nested.slots.current().vcpu.fields();

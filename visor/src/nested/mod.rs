@@ -53,6 +53,9 @@ pub(crate) enum Mode {
     /// A VM of the host, with VMCS02, to have the processor check its state. The entry then fails on
     /// purpose, by a list of MSRs that cannot be loaded.
     Probing,
+    /// The same, and then the entry fails for the VM's page-directory-pointer-table entries, which a
+    /// processor checks last.
+    Doomed,
     /// A VM of the host, with VMCS02, for the first time since the host's VM-entry instruction.
     Entering,
     /// A VM of the host.
@@ -62,7 +65,7 @@ pub(crate) enum Mode {
 impl Mode {
     /// Whether the VM has not run yet since the host's VM-entry instruction.
     pub(crate) fn is_entering(self) -> bool {
-        matches!(self, Self::Probing | Self::Entering)
+        matches!(self, Self::Probing | Self::Doomed | Self::Entering)
     }
 }
 

@@ -8,10 +8,13 @@ use crate::field as f;
 use crate::guest::{self, FRAMES, IDT_32, OTHER_TASK, PD, PDPT_PAE, WINDOW_PHYSICAL};
 use crate::instruction::get;
 use crate::vm::Step::{
-    All, Do, Exits, Map, On, Reg, Set, Show, ShowField, ShowValue, ShowWord, Store,
+    All, Do, Exits, Map, Off, On, Reg, Set, Show, ShowField, ShowValue, ShowWord, Store,
 };
 use crate::vm::{self, GUEST_CR0, GUEST_CR4, Reg as R, Step, cases};
 use bare::cpu;
+
+/// The VM's physical addresses are the machine's.
+const NO_EPT: Step = All(&[Off(c::EPT), Off(c::UNRESTRICTED)]);
 
 /// What decides about the mode, after the exit.
 const MODE: Step = All(&[
@@ -162,6 +165,19 @@ PAGING:
         { ".code32", "mov eax, cr3", "mov cr3, eax", "vmcall" }
     "pae-load-reserved" [PAE, EVERY, Store(PDPT_PAE + 8, PD | 3), ShowField(f::GUEST_PDPTE1)]
         { ".code32", "mov eax, cr3", "mov cr3, eax", "vmcall" }
+    "pae-without-ept" [PAE, NO_EPT] { ".code32", "vmcall" }
+    "pae-without-ept-reserved" [PAE, NO_EPT, Store(PDPT_PAE + 8, PD | 3)]
+        { ".code32", "vmcall" }
+    // Among the VM's state these entries are checked last.
+    "pae-without-ept-reserved-and-flags"
+        [PAE, NO_EPT, Store(PDPT_PAE + 8, PD | 3), Set(f::GUEST_RFLAGS, 0)]
+        { ".code32", "vmcall" }
+    "pae-without-ept-reserved-and-list"
+        [
+            PAE, NO_EPT, Store(PDPT_PAE + 8, PD | 3), Set(f::ENTRY_MSR_LOAD_COUNT, 1),
+            Set(f::ENTRY_MSR_LOAD, guest::DATA),
+        ]
+        { ".code32", "vmcall" }
     "pae-entries-of-vmcs"
         [PAE, Set(f::GUEST_PDPTE1, PD | 1), Show(R::Rax), Store(guest::DATA, 0x55)]
         { ".code32", "mov eax, [0x40400000]", "vmcall" }
