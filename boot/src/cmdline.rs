@@ -62,6 +62,8 @@ pub struct Options {
     pub panic: OnPanic,
     /// What an emulator needs.
     pub quirk: Quirk,
+    /// Whether VMCS shadowing is used where the processor has it.
+    pub vmcs_shadowing: bool,
 }
 
 impl Default for Options {
@@ -72,6 +74,7 @@ impl Default for Options {
             serial: Serial::Port { port, baud },
             panic: OnPanic::Halt,
             quirk: Quirk::None,
+            vmcs_shadowing: true,
         }
     }
 }
@@ -112,6 +115,11 @@ pub const WORDS: &[Word] = &[
         values: "bochs-init",
         meaning: "Starts processors again that Bochs 2.7 cannot start; insecure on a real machine.",
     },
+    Word {
+        name: "vmcs-shadowing",
+        values: "on|off",
+        meaning: "Uses VMCS shadowing where the processor has it, or does without (default: on).",
+    },
 ];
 
 /// Does what the word `name=value` says; `None` if it says nothing.
@@ -126,6 +134,8 @@ fn apply(options: &mut Options, name: &str, value: &str) -> Option<()> {
         ("panic", "halt") => options.panic = OnPanic::Halt,
         ("panic", "reset") => options.panic = OnPanic::Reset,
         ("quirk", "bochs-init") => options.quirk = Quirk::BochsInit,
+        ("vmcs-shadowing", "on") => options.vmcs_shadowing = true,
+        ("vmcs-shadowing", "off") => options.vmcs_shadowing = false,
         _ => return None,
     }
     Some(())

@@ -203,7 +203,7 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
     let blob_entry = prepare_loader(found, plan);
     let tables = HostTables::build(&mut pool, &found.ram, [plan.reservation, plan.low], plan.width);
     let tables = tables.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
-    let bitmaps = Bitmaps::make(&mut pool).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
+    let bitmaps = Bitmaps::make(&mut pool, &options).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     let blocks = pool.take(u64::from(plan.processors) * percpu::SIZE);
     let blocks = blocks.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     let machine = Machine {
@@ -289,7 +289,7 @@ struct Bitmaps {
 const FS_BASE: u64 = 0xc000_0100;
 
 impl Bitmaps {
-    fn make(pool: &mut Pool) -> Option<Self> {
+    fn make(pool: &mut Pool, options: &Options) -> Option<Self> {
         let page = |frame: Frame| {
             let span = Span::sized(frame.base(), PAGE)?;
             // SAFETY: the frame was just taken and has no other user yet.
@@ -298,7 +298,8 @@ impl Bitmaps {
         let (io, msr) = ((pool.frame()?, pool.frame()?), pool.frame()?);
         io::fill_bitmap(page(io.0)?);
         msr::fill_bitmap(page(msr)?);
-        let decoys = if vmcs::capabilities().has_vmcs_shadowing() {
+        let has_decoys = options.vmcs_shadowing && vmcs::capabilities().has_vmcs_shadowing();
+        let decoys = if has_decoys {
             let (read, write) = (pool.frame()?, pool.frame()?);
             vmcs12::fill_bitmaps(page(read)?, page(write)?);
             Some((read, write))

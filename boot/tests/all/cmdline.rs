@@ -12,12 +12,17 @@ fn an_empty_line_gives_the_defaults() {
 
 #[test]
 fn every_word_does_what_it_says() {
-    let options =
-        parse(b"log=debug serial=0x2f8,9600   panic=reset quirk=bochs-init").expect("a good line");
-    let serial = Serial::Port { port: 0x2f8, baud: 9600 };
-    let expected =
-        Options { log: LogLevel::Debug, serial, panic: OnPanic::Reset, quirk: Quirk::BochsInit };
-    assert_eq!(options, expected);
+    let line = b"log=debug serial=0x2f8,9600   panic=reset quirk=bochs-init vmcs-shadowing=off";
+    let expected = Options {
+        log: LogLevel::Debug,
+        serial: Serial::Port { port: 0x2f8, baud: 9600 },
+        panic: OnPanic::Reset,
+        quirk: Quirk::BochsInit,
+        vmcs_shadowing: false,
+    };
+    assert_eq!(parse(line), Ok(expected));
+    let line = parse(b"vmcs-shadowing=on");
+    assert!(line.is_ok_and(|options| options.vmcs_shadowing));
 }
 
 #[test]

@@ -29,10 +29,13 @@ pub(super) fn tests() -> Vec<Test> {
         Test::new("nested/tables-in-place", 3, in_place),
         Test::new("nested/conformance", 45, |rig| {
             let groups = env::var("VISOR_CONFORMANCE").unwrap_or_default();
-            conforms(rig, &groups, |machine| machine.seconds = 300)
+            conforms(rig, (&groups, Stack::on_visor), |machine| machine.seconds = 300)
+        }),
+        Test::new("nested/conformance-without-shadowing", 50, |rig| {
+            conforms(rig, ("", Stack::without_shadowing), |machine| machine.seconds = 300)
         }),
         Test::new("nested/conformance-2-cpus", 6, |rig| {
-            conforms(rig, "smp", |machine| {
+            conforms(rig, ("smp", Stack::on_visor), |machine| {
                 machine.cpus = 2;
                 machine.seconds = 120;
             })
@@ -74,14 +77,18 @@ fn in_place(rig: &Rig<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The cases of `groups`, or all, come out alike. `differences.txt` in the folder says what does
-/// not and why.
-fn conforms(rig: &Rig<'_>, groups: &str, change: fn(&mut Machine)) -> Result<()> {
+/// The cases of `groups`, or all, come out alike on the bare machine and in `stack`. `differences.txt`
+/// in the folder says what does not and why.
+fn conforms(
+    rig: &Rig<'_>,
+    (groups, stack): (&str, fn(Host) -> Stack),
+    change: fn(&mut Machine),
+) -> Result<()> {
     let log = |label, stack: fn(Host) -> Stack| {
         rig.check(label, &boot(stack(Host::Vmx(groups.to_owned())), change))
     };
     let bare = log("bare", Stack::bare)?;
-    let visor = log("visor", Stack::on_visor)?;
+    let visor = log("visor", stack)?;
     let comparison = Comparison::of(&bare, &visor, RULES);
     let file = rig.dir.join("differences.txt");
     fs::write(&file, comparison.text()).context("cannot write differences.txt")?;

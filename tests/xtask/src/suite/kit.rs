@@ -76,6 +76,12 @@ impl Stack {
         Self { visor, host }
     }
 
+    /// `host` on the visor, which does without VMCS shadowing.
+    pub(crate) fn without_shadowing(host: Host) -> Self {
+        let visor = Some("vmcs-shadowing=off".to_owned());
+        Self { visor, host }
+    }
+
     /// `host` on the bare machine.
     pub(crate) const fn bare(host: Host) -> Self {
         Self { visor: None, host }

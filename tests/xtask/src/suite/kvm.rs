@@ -51,6 +51,8 @@ const LOADED: &str = "*init: kvm_intel ept=Y vpid=Y unrestricted_guest=Y eptad=Y
 pub(super) fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
     tests.extend(one_processor().tests(("nested/bare-kvm", 11), ("nested/kvm", 18)));
+    let plain = one_processor().boot(Stack::without_shadowing);
+    tests.push(plain.test("nested/kvm-without-shadowing", 25));
     let two = two_processors();
     tests.extend(two.tests(("nested/bare-kvm-2-cpus", 12), ("nested/kvm-2-cpus", 20)));
     let reboot = reboot();
