@@ -471,6 +471,11 @@ pub(crate) fn deliver_again() {
         v.write(ENTRY_ERROR_CODE, code);
         let length = v.read(EXIT_INSTRUCTION_LENGTH);
         v.write(ENTRY_INSTRUCTION_LENGTH, length);
+        if exit::is_nmi(event) {
+            // The NMI blocks others already; it could not be delivered again like that.
+            let interruptibility = v.read(GUEST_INTERRUPTIBILITY);
+            v.write(GUEST_INTERRUPTIBILITY, interruptibility & !(1 << 3));
+        }
     } else if v.read(EXIT_QUALIFICATION) & 1 << 12 != 0 {
         // The exit undoes an IRET that had ended the blocking of NMIs.
         let interruptibility = v.read(GUEST_INTERRUPTIBILITY);

@@ -40,7 +40,11 @@ fn on_panic(info: &PanicInfo<'_>) -> ! {
         cpu::stop();
     }
     let machine = Machine::get();
-    if machine.is_some() {
+    if let Some(machine) = machine {
+        // Those that an NMI does not reach look at this before their next entry.
+        machine.each().for_each(|cpu| {
+            let _ = cpu.nmi_arrived.fetch_add(1, Ordering::Relaxed);
+        });
         apic::stop_others();
     }
     let place = info.location();

@@ -218,8 +218,10 @@ pub(super) fn fail(
 /// The processor has refused VMCS02 without entering: the host's instruction fails in the same way.
 pub(crate) fn entry_refused(cpu: &PerCpu, machine: &Machine) -> Next {
     let mut nested = Nested::of(cpu);
-    assert!(nested.mode.is_entering(), "VM entry refused in the middle of a VM's run");
     let error = Current.read(INSTRUCTION_ERROR);
+    if !nested.mode.is_entering() {
+        return leave::refused_again(&mut nested, machine, error);
+    }
     nested.set_mode(cpu, Mode::Host);
     cpu.launch(false);
     let slot = nested.slots.current();

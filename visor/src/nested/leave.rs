@@ -242,6 +242,33 @@ fn fault(next: Next) -> Verdict {
     }
 }
 
+/// The processor has refused to go on with a VM. One control can become invalid in the middle of a
+/// VM's run: the TPR threshold, if somebody writes to the virtual-APIC page, which is the host's. The
+/// host is told what it would be if the VM had changed its TPR by MOV to CR8.
+///
+/// VMCS02 is current before, VMCS01 afterwards.
+pub(super) fn refused_again(nested: &mut Nested, machine: &Machine, error: u32) -> Next {
+    const CONTROL_FIELDS: u32 = 7;
+    const TPR_BELOW_THRESHOLD: u64 = 43;
+    let wanted = Wanted::of(nested.slots.current().vcpu.fields());
+    let by_threshold = error == CONTROL_FIELDS && wanted.primary.contains(Primary::TPR_SHADOW);
+    assert!(by_threshold, "VM entry refused in the middle of a VM's run: error {error}");
+    // An event that was to be delivered again is the host's to deliver.
+    let event = [f::ENTRY_INTERRUPTION, f::ENTRY_ERROR_CODE, f::ENTRY_INSTRUCTION_LENGTH]
+        .map(|field| u64::from(Current.read(field)));
+    let [vectoring, code, length] = event;
+    Current.write(ENTRY_INTERRUPTION, 0);
+    let told = [
+        (EXIT_REASON.encoding(), TPR_BELOW_THRESHOLD),
+        (EXIT_QUALIFICATION.encoding(), 0),
+        (EXIT_INTERRUPTION.encoding(), 0),
+        (IDT_VECTORING.encoding(), vectoring),
+        (f::IDT_VECTORING_CODE.encoding(), code),
+        (f::EXIT_INSTRUCTION_LENGTH.encoding(), length),
+    ];
+    reflect(nested, machine, Cause::Other, &told)
+}
+
 /// Gives the exit to the host. VMCS02 is current before, VMCS01 afterwards.
 fn reflect(nested: &mut Nested, machine: &Machine, cause: Cause, instead: &[(u32, u64)]) -> Next {
     let cpu = PerCpu::current();
@@ -251,7 +278,9 @@ fn reflect(nested: &mut Nested, machine: &Machine, cause: Cause, instead: &[(u32
     for (encoding, value) in instead {
         vcpu.tell(*encoding, *value);
     }
-    let inherited = Inherited::of(&Current, vcpu.fields());
+    let mut inherited = Inherited::of(&Current, vcpu.fields());
+    // The processor has not checked the state of a VM that it has not entered.
+    let is_checked = !nested.mode.is_entering();
     let fields = vcpu.fields();
     let list = (fields.read(f::EXIT_MSR_STORE), fields.read(f::EXIT_MSR_STORE_COUNT));
     let stored = lists::store(machine, list);
@@ -260,6 +289,9 @@ fn reflect(nested: &mut Nested, machine: &Machine, cause: Cause, instead: &[(u32
         slot.vcpu.push(&mut Current);
     }
     vmx::select(&cpu.vmcs_region());
+    if !is_checked {
+        inherited = Inherited::of(&Current, slot.vcpu.fields());
+    }
     nested.set_mode(cpu, Mode::Host);
     if stored.is_err() {
         return abort(nested, machine, Abort(1));

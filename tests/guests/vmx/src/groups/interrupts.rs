@@ -256,6 +256,15 @@ VIRTUAL:
     "threshold-at-entry" [SHADOW, Set(f::TPR_THRESHOLD, 1)] { "vmcall" }
     "threshold-at-entry-with-accesses" [SHADOW, ACCESSES, Set(f::TPR_THRESHOLD, 1)] { "vmcall" }
     "threshold-at-entry-equal" [SHADOW, TPR_50, Set(f::TPR_THRESHOLD, 5)] { "vmcall" }
+    "threshold-undercut-in-memory"
+        [
+            SHADOW, TPR_50, Set(f::TPR_THRESHOLD, 5), On(c::MSR_BITMAPS),
+            Do(|| {
+                ept::set(WINDOW_PHYSICAL, 1, vm::page(VIRTUAL_APIC) | ept::LEAF);
+                ept::flush();
+            }),
+        ]
+        { "mov byte ptr [0x800080], 0", "mov ecx, 0x8b", "rdmsr", "vmcall" }
     "cr8-exits-before-shadow" [SHADOW, On(c::CR8_LOAD_EXITING)]
         { "mov eax, 7", "mov cr8, rax", "vmcall" }
     "x2apic-tpr" [SHADOW, TPR_50, On(c::X2APIC), On(c::MSR_BITMAPS), Show(R::Rax)]

@@ -24,6 +24,7 @@ const fn rule(
 const SUBSET: &str = "the capability MSRs tell what the visor lets the host use";
 const HIDDEN: &str = "the visor does not offer this control";
 const NO_APIC: &str = "virtualization of the APIC is hidden, but for the TPR";
+const UNDERCUT: &str = "the visor answers an exit here, and each entry checks the TPR threshold";
 const NO_VMFUNC: &str = "EPTP switching would go past the visor's tables";
 const NO_SHADOW: &str = "VMCS shadowing is the visor's own: the host's VMs see no VMX";
 const NO_VE: &str = "virtualization exceptions would be written into the host's memory unseen";
@@ -52,6 +53,7 @@ pub(super) const RULES: &[Rule] = &[
         "unsupported",
         NO_APIC,
     ),
+    rule(&["interrupt.threshold-undercut-in-memory"], "exit 18 *", "exit 43 *", UNDERCUT),
     rule(&["entry.vmfunc*"], "*", "unsupported", NO_VMFUNC),
     rule(&["entry.shadowing-*"], "*", "unsupported", NO_SHADOW),
     rule(&["entry.ve-*"], "*", "unsupported", NO_VE),
