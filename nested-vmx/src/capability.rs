@@ -124,10 +124,12 @@ impl RawCapabilities {
     }
 
     /// Whether VMREAD and VMWRITE of the host can reach a shadow VMCS, in which the visor can write what
-    /// the host only reads.
+    /// the host only reads, and which has all fields that the host may write there.
     #[must_use]
     pub fn has_vmcs_shadowing(&self) -> bool {
         optional(self.secondary, Secondary::VMCS_SHADOWING.bits()) != 0
+            && optional(self.primary, Primary::TPR_SHADOW.bits()) != 0
+            && optional(self.pin, Pin::PREEMPTION_TIMER.bits()) != 0
             && self.misc & MISC_WRITE_ANY_FIELD != 0
     }
 

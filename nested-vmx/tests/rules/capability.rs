@@ -158,6 +158,9 @@ fn shadow_vmcss_are_used_only_where_the_visor_can_write_what_their_host_reads() 
     assert!(ABLE.has_vmcs_shadowing());
     assert!(!RawCapabilities { secondary: !(1 << 46), ..ABLE }.has_vmcs_shadowing());
     assert!(!RawCapabilities { misc: !(1 << 29), ..ABLE }.has_vmcs_shadowing());
+    // TPR threshold and preemption timer are fields only with their controls.
+    assert!(!RawCapabilities { primary: !(1 << 53), ..ABLE }.has_vmcs_shadowing());
+    assert!(!RawCapabilities { pin: !(1 << 38), ..ABLE }.has_vmcs_shadowing());
 }
 
 #[test]
