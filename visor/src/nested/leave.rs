@@ -3,11 +3,11 @@
 use ept::addr::Frame;
 use ept::shadow::{Access, Outcome};
 use nested_vmx::check::Wanted;
-use nested_vmx::control::{Primary, Secondary};
+use nested_vmx::control::{ExitControls, Primary, Secondary};
 use nested_vmx::exit::{self};
 use nested_vmx::field::{
     self as f, CR4_MASK, CR4_SHADOW, ENTRY_INTERRUPTION, EXIT_INTERRUPTION, EXIT_QUALIFICATION,
-    EXIT_REASON, GUEST_PHYSICAL_ADDRESS, IDT_VECTORING, Vmcs,
+    EXIT_REASON, GUEST_EFER, GUEST_PAT, GUEST_PHYSICAL_ADDRESS, IDT_VECTORING, Vmcs,
 };
 use nested_vmx::leave::{Abort, Cause, Inherited, load_host};
 use nested_vmx::merge::{HOST_VPID, ports_exit};
@@ -278,9 +278,7 @@ fn reflect(nested: &mut Nested, machine: &Machine, cause: Cause, instead: &[(u32
     for (encoding, value) in instead {
         vcpu.tell(*encoding, *value);
     }
-    let mut inherited = Inherited::of(&Current, vcpu.fields());
-    // The processor has not checked the state of a VM that it has not entered.
-    let is_checked = !nested.mode.is_entering();
+    let inherited = Inherited::of(&Current, vcpu.fields());
     let fields = vcpu.fields();
     let list = (fields.read(f::EXIT_MSR_STORE), fields.read(f::EXIT_MSR_STORE_COUNT));
     let stored = lists::store(machine, list);
@@ -289,9 +287,6 @@ fn reflect(nested: &mut Nested, machine: &Machine, cause: Cause, instead: &[(u32
         slot.vcpu.push(&mut Current);
     }
     vmx::select(&cpu.vmcs_region());
-    if !is_checked {
-        inherited = Inherited::of(&Current, slot.vcpu.fields());
-    }
     nested.set_mode(cpu, Mode::Host);
     if stored.is_err() {
         return abort(nested, machine, Abort(1));
@@ -355,9 +350,15 @@ pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine) -> NmiFate {
     if !takes_nmis(fields) || Current.read(ENTRY_INTERRUPTION) & 1 << 31 != 0 {
         return NmiFate::Event;
     }
-    if nested.mode == Mode::Entering {
+    let is_entering = nested.mode == Mode::Entering;
+    let slot = nested.slots.current();
+    let exit = Wanted::of(slot.vcpu.fields()).exit;
+    vmx::select(&cpu.vmcs_region());
+    let (efer, pat) = (Current.read(GUEST_EFER), Current.read(GUEST_PAT));
+    vmx::select(&slot.guest);
+    if is_entering {
         // As if the entry had completed, and the NMI had come at once.
-        nested.slots.current().vcpu.fields_mut().set_launched(Launch::Launched);
+        slot.vcpu.fields_mut().set_launched(Launch::Launched);
     }
     cpu.launch(false);
     let told = [
@@ -366,5 +367,13 @@ pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine) -> NmiFate {
         (EXIT_INTERRUPTION.encoding(), NMI.into()),
         (IDT_VECTORING.encoding(), 0),
     ];
-    NmiFate::Exit(reflect(&mut nested, machine, Cause::Nmi, &told))
+    let next = reflect(&mut nested, machine, Cause::Nmi, &told);
+    // What the host would inherit of a VM that it has not entered, the processor has not checked.
+    if is_entering && !exit.contains(ExitControls::LOAD_EFER) {
+        Current.write(GUEST_EFER, efer);
+    }
+    if is_entering && !exit.contains(ExitControls::LOAD_PAT) {
+        Current.write(GUEST_PAT, pat);
+    }
+    NmiFate::Exit(next)
 }
