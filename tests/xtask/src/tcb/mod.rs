@@ -17,12 +17,12 @@ use crate::{paths, tool};
 const BUDGETS: [(&[&str], usize); 8] = [
     (&["ept"], 2_300),
     (&["emulate"], 700),
-    (&["nested-vmx"], 3_600),
+    (&["nested-vmx"], 3_500),
     (&["seal"], 350),
     (&["iommu"], 1_200),
     (&["disk"], 1_800),
     (&["attest"], 1_100),
-    (&["visor", "boot"], 5_800),
+    (&["visor", "boot"], 5_900),
 ];
 
 /// The budget of all of them together.
