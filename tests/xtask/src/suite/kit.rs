@@ -12,12 +12,12 @@ use crate::machine::{Image, Machine, Payload};
 use crate::{packages, paths};
 
 /// What every Linux host is told, bare or not: a serial console, nothing that waits, nothing that
-/// differs between runs. `idle=halt`, because Bochs loses wake-ups from MWAIT; `acpi_mask_gpe`,
-/// because SeaBIOS describes a PCI hotplug controller that Bochs does not have: its registers read
-/// as all ones, which once in a while makes Linux remove every device.
+/// differs between runs. `idle=halt`, because Bochs loses wake-ups from MWAIT;
+/// `acpiphp.disable`, because SeaBIOS describes a PCI hotplug controller that Bochs does not have: its
+/// registers read as all ones, which at any ACPI event makes Linux remove every device.
 const LINUX: &str = "console=ttyS0,115200 quiet panic=-1 mitigations=off tsc=reliable \
                      random.trust_cpu=on no_timer_check nokaslr idle=halt libata.force=disable \
-                     acpi_mask_gpe=0x01";
+                     acpiphp.disable=1";
 
 /// What every Xen is told; see Xen's `docs/misc/xen-command-line.pandoc`.
 const XEN: &str = "com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all noreboot vga=none \
@@ -26,7 +26,7 @@ const XEN: &str = "com1=115200,8n1 console=com1 loglvl=all guest_loglvl=all nore
 
 /// What Linux is told as dom0. The TSC runs at the emulated rate of instructions.
 const DOM0: &str = "console=hvc0 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init \
-                    swiotlb=1024 tsc_early_khz=20000 libata.force=disable acpi_mask_gpe=0x01";
+                    swiotlb=1024 tsc_early_khz=20000 libata.force=disable acpiphp.disable=1";
 
 /// A host, with what its command line has beyond the usual.
 #[derive(Clone, Debug)]
