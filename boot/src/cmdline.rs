@@ -64,6 +64,8 @@ pub struct Options {
     pub quirk: Quirk,
     /// Whether VMCS shadowing is used where the processor has it.
     pub vmcs_shadowing: bool,
+    /// Whether tickets are taken in clear, from whoever may use the control port.
+    pub dev_tickets: bool,
 }
 
 impl Default for Options {
@@ -75,6 +77,7 @@ impl Default for Options {
             panic: OnPanic::Halt,
             quirk: Quirk::None,
             vmcs_shadowing: true,
+            dev_tickets: false,
         }
     }
 }
@@ -120,6 +123,11 @@ pub const WORDS: &[Word] = &[
         values: "on|off",
         meaning: "Uses VMCS shadowing where the processor has it, or does without (default: on).",
     },
+    Word {
+        name: "dev-tickets",
+        values: "on|off",
+        meaning: "Takes tickets for protected VMs in clear, for development (default: off).",
+    },
 ];
 
 /// Does what the word `name=value` says; `None` if it says nothing.
@@ -136,6 +144,8 @@ fn apply(options: &mut Options, name: &str, value: &str) -> Option<()> {
         ("quirk", "bochs-init") => options.quirk = Quirk::BochsInit,
         ("vmcs-shadowing", "on") => options.vmcs_shadowing = true,
         ("vmcs-shadowing", "off") => options.vmcs_shadowing = false,
+        ("dev-tickets", "" | "on") => options.dev_tickets = true,
+        ("dev-tickets", "off") => options.dev_tickets = false,
         _ => return None,
     }
     Some(())

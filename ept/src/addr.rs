@@ -1,4 +1,4 @@
-//! Host-physical addresses, frames and ranges.
+//! Host-physical addresses, frames and ranges, and the frames of a VM.
 //!
 //! Every number that names physical memory is one of these types, so that a guest's number can
 //! never be used as the machine's by accident.
@@ -36,6 +36,41 @@ impl Frame {
     #[must_use]
     pub const fn base(self) -> u64 {
         self.0
+    }
+}
+
+/// One past the highest guest-physical address that four levels of tables translate.
+pub const GUEST_END: u64 = 1 << 48;
+
+/// A page frame of a VM: 4 KiB of guest-physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct GuestFrame(u64);
+
+impl GuestFrame {
+    /// The frame that begins at guest-physical byte address `base`, if that is aligned and below
+    /// [`GUEST_END`].
+    #[must_use]
+    pub const fn at(base: u64) -> Option<Self> {
+        if base.is_multiple_of(PAGE) && base < GUEST_END { Some(Self(base)) } else { None }
+    }
+
+    /// The frame that holds guest-physical byte address `address`; bits above 47 are dropped.
+    #[must_use]
+    pub const fn containing(address: u64) -> Self {
+        Self(address & (GUEST_END - 1) & !(PAGE - 1))
+    }
+
+    /// Guest-physical byte address of the first byte.
+    #[must_use]
+    pub const fn base(self) -> u64 {
+        self.0
+    }
+
+    /// How many frames come before it: below 2^36.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0 / PAGE
     }
 }
 
@@ -198,5 +233,16 @@ mod tests {
         assert_eq!(Frame::at(last).map(Frame::base), Some(last));
         assert_eq!(Frame::containing(u64::MAX).base(), last);
         assert_eq!(Frame::containing(PAGE + 5).base(), PAGE);
+    }
+
+    #[test]
+    fn a_frame_of_a_vm_is_aligned_and_within_48_bits() {
+        assert_eq!(GuestFrame::at(PAGE + 1), None);
+        assert_eq!(GuestFrame::at(GUEST_END), None);
+        let last = GUEST_END - PAGE;
+        assert_eq!(GuestFrame::at(last).map(GuestFrame::base), Some(last));
+        assert_eq!(GuestFrame::containing(u64::MAX).base(), last);
+        assert_eq!(GuestFrame::containing(u64::MAX).number(), (1 << 36) - 1);
+        assert_eq!(GuestFrame::containing(5 * PAGE + 5).number(), 5);
     }
 }

@@ -1,43 +1,69 @@
 //! Direct mode: the processor runs a VM with the tables that the host built for it, an EPT12, as
-//! they stand. (SDM vol. 3, "EPT Translation Mechanism", 29.3.2.)
+//! they stand; and the same watch over the tables of protected VMs, which it does not use. (SDM
+//! vol. 3, "EPT Translation Mechanism", 29.3.2.)
 //!
 //! Every table that hangs from a loaded root is read-only to the host, and what its entries lead to
 //! is counted in the frame table: leaves per frame or block, links per table. The host's stores to
 //! tables trap and come to [`Machine::write`], which lets nothing in that leads to the visor's
-//! memory, to denied memory, or to a table as if it were a page.
+//! memory, to denied memory, to private memory of a protected VM, or to a table as if it were a
+//! page.
 //!
 //! What always holds, at every single store and for whatever processors still remember:
 //!
-//! 1. No translation from a loaded root ends in a frame of the visor's or in denied memory.
+//! 1. No translation from a loaded root ends in a frame of the visor's, in denied memory, or in
+//!    private memory.
 //! 2. None ends in a table that a processor may walk, and neither can the host write to one.
 //! 3. The host's memory has what the host stored, but for accessed and dirty flags.
 //! 4. What no loaded root leads to is plain memory of the host's again, with nothing counted.
+//!
+//! # Guarded tables
+//!
+//! The tables that the host builds for a protected VM are *guarded*: processors never walk them.
+//! They have an EPT02 of the visor's, into which the visor copies what it finds in the host's
+//! tables and agrees with. So a page can be taken out of the VM's reach with the host's tables as
+//! they are, and what these say harms nobody. The other tables are *counted*. A root is loaded as
+//! one of the two, and all that hangs from it is the same; no table is both.
+//!
+//! Of what is above, 3 and 4 hold for guarded tables too, and they are read-only: a store is known
+//! before it happens ([`Machine::before_write`]), when the visor still can take out of EPT02 what it
+//! takes back. Links are counted, so that all that can be reached from a root is RAM, is one level,
+//! and stays a table. Leaves are *not*: they may name anything. Whoever follows one asks
+//! [`Machine::take`] or [`Machine::share`] for the page.
+//!
+//! Once a guarded root is released, stores to its tables go unseen. The generation has ended then,
+//! and every processor has left its VM; before one enters again, what EPT02 has from these tables
+//! must be forgotten.
+//!
+//! # Obligations
 //!
 //! A table is read after everybody who could write to it has been stopped: `link`, flush, read. It
 //! is given back after everybody has forgotten it: store, `unlink`, flush, `give_back`. `Moving` and
 //! `Moved` are the obligation to flush and its receipt. Both go level by level, so that even
 //! the largest tree takes four flushes, and memory for a list of tables is never needed: the list
-//! runs through the frame table.
+//! runs through the frame table. In the same way a page becomes private: it is closed, flushed, and
+//! only then the VM's.
 //!
 //! Only changes *to other frames* are the visor's concern here. When the host takes a leaf away or
 //! takes rights away, processors remember the old one until the host's own INVEPT, as without a
-//! visor; should the frame become a table before, the flush for that comes first.
+//! visor; should the frame become a table or private before, the flush for that comes first.
 
 mod meaning;
+mod pages;
 mod trees;
 
 use core::fmt;
 
 pub use crate::shootdown::Generation;
+pub use meaning::Meaning;
+pub use pages::Store;
 pub use trees::Machine;
 
-use meaning::Meaning;
 use trees::Moving;
 
 use crate::addr::{Frame, PAGE, Span};
 use crate::entry::Level;
 use crate::ept01::{Exhausted, TableMem, Tlb};
-use crate::frames::{Refusal, State};
+use crate::frames::{Guard, Refusal, State};
 use crate::list::List;
 
 /// Tables in the host's memory. Processors and devices may write to it meanwhile.
@@ -107,15 +133,15 @@ impl<'g, const N: usize> Direct<'g, N> {
         Self { roots: List::new(Frame::containing(0)), generation }
     }
 
-    /// Whether `root` is loaded.
+    /// Whether `root` is loaded, under either guard.
     #[must_use]
     pub fn is_loaded<H>(&self, machine: &Machine<'_, '_, H>, root: Frame) -> bool {
         // Nothing else is a table of this level.
         matches!(machine.frames.state(root), Some(State::Table { level: Level::Pml4, .. }))
     }
 
-    /// Makes the tables at `root` fit for the processor, and says for which generation. When there
-    /// is no room for one more, a root that is not `in_use` is released.
+    /// Makes the tables at `root` fit for whom `guard` says, and tells for which generation. When
+    /// there is no room for one more, a root that is not `in_use` is released.
     ///
     /// # Errors
     /// [`Refused`] says why the tables are not fit; they are ordinary memory again.
@@ -123,15 +149,18 @@ impl<'g, const N: usize> Direct<'g, N> {
         &mut self,
         machine: &mut Machine<'_, '_, H>,
         root: Frame,
+        guard: Guard,
         in_use: impl Fn(Frame) -> bool,
     ) -> Result<u64, Refused> {
-        if !self.is_loaded(machine, root) {
+        let guarded = guard == Guard::Guarded;
+        if !self.is_loaded(machine, root) || machine.is_guarded(root) != guarded {
             if self.roots.len() == N {
                 let idle = self.roots.iter().find(|root| !in_use(**root));
                 let idle = *idle.ok_or(Refused::Full)?;
                 self.release(machine, idle);
             }
-            machine.gain(Meaning::Table(root, Level::Pml4))?;
+            // Refuses one that is loaded under the other guard.
+            machine.gain(Meaning::Table(root, Level::Pml4), guard)?;
             // There was room, or has been made.
             let _ = self.roots.push(root);
         }
@@ -167,7 +196,11 @@ impl<'g, const N: usize> Direct<'g, N> {
             }
             // Not any more.
             Some(
-                State::Visor | State::Plain { .. } | State::Fresh { .. } | State::Leaving { .. },
+                State::Visor
+                | State::Plain { .. }
+                | State::Fresh { .. }
+                | State::Leaving { .. }
+                | State::Private { .. },
             )
             | None => false,
         });
@@ -245,7 +278,7 @@ impl<H: Hardware> Machine<'_, '_, H> {
         mut change: impl FnMut(u64) -> u64,
     ) -> Result<Level, Refused> {
         let place = Operand::at(address, bytes)?;
-        let Some(State::Table { level, .. }) = self.frames.state(place.table) else {
+        let Some(State::Table { level, guard, .. }) = self.frames.state(place.table) else {
             return Err(Refused::NoTable(place.table));
         };
         for _ in 0..ATTEMPTS {
@@ -254,7 +287,7 @@ impl<H: Hardware> Machine<'_, '_, H> {
             let done = if Meaning::stays(entry, stored) {
                 self.hardware.exchange(place.table, place.index, entry, stored)
             } else {
-                self.exchange(place, level, (entry, stored))?
+                self.exchange(place, (level, guard), (entry, stored))?
             };
             if done {
                 return Ok(level);
@@ -263,19 +296,19 @@ impl<H: Hardware> Machine<'_, '_, H> {
         Err(Refused::Contended(address))
     }
 
-    /// Sets an entry of a table of `level` from `old` to `new`, which does not mean the same; `false`
-    /// if it was not `old`.
+    /// Sets an entry of a table of this level and guard from `old` to `new`, which does not mean the
+    /// same; `false` if it was not `old`.
     #[inline(never)]
     fn exchange(
         &mut self,
         place: Operand,
-        level: Level,
+        (level, guard): (Level, Guard),
         (old, new): (u64, u64),
     ) -> Result<bool, Refused> {
         let (was, becomes) = (self.meaning(old, level), self.meaning(new, level));
-        self.gain(becomes)?;
+        self.gain(becomes, guard)?;
         let stored = self.hardware.exchange(place.table, place.index, old, new);
-        self.lose(if stored { was } else { becomes });
+        self.lose(if stored { was } else { becomes }, guard);
         Ok(stored)
     }
 }

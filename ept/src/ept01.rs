@@ -80,7 +80,7 @@ impl Rules<'_> {
     /// What the host may do with a frame that is `state`; `None`: not RAM.
     const fn rights(state: Option<State>) -> Option<Rights> {
         match state {
-            Some(State::Visor) => None,
+            Some(State::Visor | State::Private { .. }) => None,
             Some(State::Fresh { .. } | State::Table { .. }) => Some(Rights::Read),
             Some(State::Plain { .. } | State::Leaving { .. }) | None => Some(Rights::All),
         }
@@ -119,8 +119,8 @@ impl Rules<'_> {
 }
 
 /// The obligation to flush: until then processors may use translations that the tables no longer
-/// have.
-#[derive(Debug)]
+/// have. The default is none.
+#[derive(Debug, Default)]
 #[must_use = "the old translations stay in use until they are flushed"]
 pub struct Stale {
     revised: Span,

@@ -5,7 +5,7 @@ mod state;
 
 use core::fmt;
 
-pub use state::{Event, Owner, State};
+pub use state::{Event, Guard, Owner, State, Vm};
 
 use crate::addr::{Frame, HUGE, LARGE, PAGE, Span};
 use crate::entry::Level;
@@ -38,7 +38,7 @@ pub enum Refusal {
     State(Frame, State),
     /// A large leaf of a table maps this frame.
     Mapped(Frame),
-    /// This block has frames that are the visor's or tables.
+    /// This block has frames that are the visor's, tables, or private.
     Closed(Span),
     /// The count of leaves that map this block has come to its end.
     Count(Span),
@@ -59,8 +59,11 @@ impl fmt::Display for Refusal {
             Self::State(frame, State::Leaving { .. }) => {
                 write!(f, "{:#x} was a table until now", frame.base())
             }
+            Self::State(frame, State::Private { vm, .. }) => {
+                write!(f, "{:#x} is private to VM {}", frame.base(), vm.number())
+            }
             Self::Mapped(frame) => write!(f, "{:#x} lies in a large page", frame.base()),
-            Self::Closed(span) => write!(f, "{span} has frames of the visor's or tables"),
+            Self::Closed(span) => write!(f, "{span} has frames of the visor's, of VMs, or tables"),
             Self::Count(span) => write!(f, "{span} is mapped too often, or was not"),
         }
     }
@@ -213,7 +216,7 @@ impl<'a> FrameTable<'a> {
     /// table's.
     ///
     /// # Errors
-    /// [`Refusal`] when a frame in it is the visor's or a table; nothing has changed then.
+    /// [`Refusal`] when a frame in it is [`State::closed`]; nothing has changed then.
     pub fn map(&mut self, block: Span, level: Level) -> Result<(), Refusal> {
         match level {
             Level::Pml4 => return Err(Refusal::Count(block)),

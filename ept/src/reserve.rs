@@ -32,6 +32,8 @@ pub struct Size {
     pub ept: u64,
     /// The visor's own page tables.
     pub paging: u64,
+    /// Protected VMs: their tables, and what is known of each of their pages.
+    pub protected: u64,
     /// Bitmaps and other single pages.
     pub spare: u64,
 }
@@ -39,12 +41,17 @@ pub struct Size {
 /// For bitmaps, low pages saved while processors start, and the like.
 const SPARE: u64 = 64 * PAGE;
 
+/// Bytes of RAM for each that protected VMs have. So half of all RAM can be private memory, each
+/// page with an entry of 8 bytes in a table and a record of 32. The frame table and EPT01 take
+/// 1/256 of RAM, and the whole reservation has to stay below 1% and 16 MiB.
+const PER_PROTECTED: u64 = 192;
+
 impl Size {
     /// The whole reservation: the sum, in whole 2 MiB.
     #[must_use]
     pub const fn total(&self) -> u64 {
-        let sum =
-            self.image + self.processors + self.frame_table + self.ept + self.paging + self.spare;
+        let host = self.frame_table + self.ept + self.paging;
+        let sum = self.image + self.processors + host + self.protected + self.spare;
         sum.next_multiple_of(LARGE)
     }
 }
@@ -59,6 +66,7 @@ pub fn size(need: &Need<'_>) -> Size {
         frame_table: pages(FrameTable::entries(need.ram) * 8),
         ept: ept01::tables_needed(ept01::end(need.width), need.ram) * PAGE,
         paging: own_tables(need) * PAGE,
+        protected: pages(need.ram.iter().map(|ram| ram.len()).sum::<u64>() / PER_PROTECTED),
         spare: SPARE,
     }
 }

@@ -9,17 +9,23 @@ pub const BITMAP_BYTES: usize = 4096;
 
 /// First of the four byte ports of the visor's control register.
 pub const CONTROL_PORT: u16 = 0xce0;
+/// First of those of the value that it selects.
+pub const DATA_PORT: u16 = 0xce4;
 /// PCI configuration address, a dword (PCI Local Bus 3.0, 3.2.2.3.2).
 pub const PCI_ADDRESS: u16 = 0xcf8;
 /// First of the four byte ports of PCI configuration data.
 pub const PCI_DATA: u16 = 0xcfc;
 
 /// Ports that exit, all below 0x8000. 0xcf9 alone, the reset register, does not.
-const EXITING: [u16; 9] = [
+const EXITING: [u16; 13] = [
     CONTROL_PORT,
     CONTROL_PORT + 1,
     CONTROL_PORT + 2,
     CONTROL_PORT + 3,
+    DATA_PORT,
+    DATA_PORT + 1,
+    DATA_PORT + 2,
+    DATA_PORT + 3,
     PCI_ADDRESS,
     PCI_DATA,
     PCI_DATA + 1,
@@ -113,6 +119,7 @@ impl Access {
     pub const fn target(self) -> Target {
         match (self.port, self.size) {
             (CONTROL_PORT, Size::Dword) => Target::Control,
+            (DATA_PORT, Size::Dword) => Target::Data,
             (PCI_ADDRESS, Size::Dword) => Target::PciAddress,
             (PCI_DATA..=0xcff, _) => Target::PciData,
             // The processor splits such an access, and the bytes at the data ports are a
@@ -126,8 +133,10 @@ impl Access {
 /// What a port access means to the visor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The visor's control register.
+    /// The visor's control register: which value is meant.
     Control,
+    /// That value.
+    Data,
     /// The PCI configuration address.
     PciAddress,
     /// PCI configuration data at the address written last.

@@ -235,7 +235,7 @@ pub fn kept(v12: &Vmcs12, wanted: &Wanted, v02: &mut impl Vmcs) {
 }
 
 /// IA32_EFER of a VM whose entry does not load it (SDM vol. 3, 28.3.2.1).
-fn derived_efer(wanted: &Wanted, host: u64, cr0: u64) -> u64 {
+pub(crate) fn derived_efer(wanted: &Wanted, host: u64, cr0: u64) -> u64 {
     const LMA: u64 = 1 << 10;
     const PG: u64 = 1 << 31;
     if wanted.entry.contains(EntryControls::IA32E_GUEST) {

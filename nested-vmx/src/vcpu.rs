@@ -398,6 +398,12 @@ impl<'a> Vcpu<'a> {
         self.unseen = (Set::ALL, Set::ALL);
     }
 
+    /// Forgets what has changed but for checks that are due: VMCS02 is made of another VMCS12.
+    pub(crate) const fn settle(&mut self) {
+        let due = self.changes.cold.intersection(Cold::UNCHECKED);
+        self.changes = Changes { cold: due, ..Changes::NONE };
+    }
+
     /// Whether the next [`Vcpu::merge`] looks at the host's registers.
     #[must_use]
     pub const fn inherits(&self) -> bool {

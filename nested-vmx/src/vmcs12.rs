@@ -303,6 +303,19 @@ impl Vmcs12 {
         };
     }
 
+    /// What the region says of the protected VM's vCPU that it stands for; 0 if it does for none.
+    #[must_use]
+    pub fn token(&self) -> u64 {
+        let [_, _, token, ..] = self.words;
+        token
+    }
+
+    /// Sets it.
+    pub const fn set_token(&mut self, token: u64) {
+        let [_, _, place, ..] = &mut self.words;
+        *place = token;
+    }
+
     /// Whether the link pointer names no VMCS.
     #[must_use]
     pub fn is_unlinked(&self) -> bool {

@@ -74,7 +74,8 @@ impl Sealed {
     }
 
     /// What is worth remembering of the page while it is in clear.
-    pub(crate) fn resident(&self) -> Resident {
+    #[must_use]
+    pub fn resident(&self) -> Resident {
         Resident { stamp: self.stamp, check: check(&self.tag) }
     }
 }

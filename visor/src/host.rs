@@ -19,6 +19,7 @@ use nested_vmx::field::{
 use nested_vmx::state;
 use nested_vmx::{cpuid, cr, msr};
 
+use crate::cpu::register::Register;
 use crate::cpu::vmx::Current;
 use crate::cpu::{self, high, low};
 use crate::events::{self, Event as Audit};
@@ -122,7 +123,7 @@ pub(crate) extern "C" fn on_exit(registers: &mut Registers) {
     } else {
         handle(cpu, machine, raw, registers)
     };
-    conclude(cpu, machine, next);
+    conclude(cpu, machine, next, registers);
     cpu.count_ticks(cpu::tsc().wrapping_sub(began));
 }
 
@@ -137,13 +138,13 @@ fn go_on(cpu: &PerCpu, next: Next) {
 }
 
 #[inline(always)]
-fn conclude(cpu: &PerCpu, machine: &Machine, next: Next) {
+fn conclude(cpu: &PerCpu, machine: &Machine, next: Next, registers: &mut Registers) {
     match next {
         Next::Stay => {}
         Next::Step | Next::Raise(_) | Next::Shutdown => go_on(cpu, next),
     }
     if cpu.nmi_owed.get() {
-        deliver_nmi(cpu, machine);
+        deliver_nmi(cpu, machine, registers);
     }
     if cpu.in_guest.get() {
         nested::before_entry(cpu, machine);
@@ -151,25 +152,25 @@ fn conclude(cpu: &PerCpu, machine: &Machine, next: Next) {
 }
 
 /// Called by `exit.s` before an entry when an NMI has arrived since the exit.
-pub(crate) extern "C" fn on_late_nmi(_: &mut Registers) {
+pub(crate) extern "C" fn on_late_nmi(registers: &mut Registers) {
     let cpu = PerCpu::current();
     while cpu.take_nmi() {
         if !is_call(cpu) {
             cpu.nmi_owed.set(true);
         }
     }
-    conclude(cpu, Machine::running(), Next::Stay);
+    conclude(cpu, Machine::running(), Next::Stay, registers);
 }
 
 /// Called by `exit.s` when the processor has refused to enter: only the host's own fault if it is its
 /// VM.
-pub(crate) extern "C" fn on_refused(_: &mut Registers) {
+pub(crate) extern "C" fn on_refused(registers: &mut Registers) {
     let (cpu, machine) = (PerCpu::current(), Machine::running());
     if !cpu.in_guest.get() {
         stop::entry_failed();
     }
-    let next = nested::entry_refused(cpu, machine);
-    conclude(cpu, machine, next);
+    let next = nested::entry_refused(cpu, machine, registers);
+    conclude(cpu, machine, next, registers);
 }
 
 fn handle(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Registers) -> Next {
@@ -180,7 +181,7 @@ fn handle(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Registers) 
     }
     match reason {
         Reason::Cpuid => answer_cpuid(registers),
-        Reason::Io => io::handle(cpu, registers),
+        Reason::Io => io::handle(cpu, machine, registers),
         Reason::ReadMsr => read_msr(registers),
         Reason::WriteMsr => write_msr(cpu, registers),
         Reason::ControlRegister => control_register(cpu, registers),
@@ -287,9 +288,9 @@ pub(crate) fn is_call(cpu: &PerCpu) -> bool {
 /// Delivers the host's NMI at the coming entry, or as soon as the host can take it.
 #[cold]
 #[inline(never)]
-fn deliver_nmi(cpu: &PerCpu, machine: &Machine) {
+fn deliver_nmi(cpu: &PerCpu, machine: &Machine, registers: &mut Registers) {
     if cpu.in_guest.get() {
-        match nested::reflect_nmi(cpu, machine) {
+        match nested::reflect_nmi(cpu, machine, registers) {
             NmiFate::Exit(next) => {
                 cpu.nmi_owed.set(false);
                 if let Next::Shutdown = next {
@@ -460,6 +461,14 @@ fn xsetbv(registers: &Registers) -> Next {
     Next::Step
 }
 
+/// What a debug exception leaves in DR6: bits 3:0 are replaced, others added.
+pub(crate) fn add_debug_causes(bits: u64) {
+    const CAUSES: u64 = 0xf;
+    let status = Register::Dr6.read() & !CAUSES | bits;
+    // SAFETY: the visor does not use debug registers.
+    unsafe { Register::Dr6.write(status) }
+}
+
 /// Delivers at the coming entry the event whose delivery the exit cut short (SDM vol. 3, 29.2.4).
 pub(crate) fn deliver_again() {
     let v = &mut Current;
@@ -497,7 +506,10 @@ pub(crate) fn repeat_or_refuse(cpu: &PerCpu, address: u64) -> Next {
     if machine.tables.reaches(address, Current.read(EXIT_QUALIFICATION)) {
         // Another processor was changing the tables.
     } else if machine.tables.is_table(frame) {
-        machine.tables.demote(frame);
+        // If it is not done, the host's access exits again.
+        let _ = machine.tables.demote(frame);
+    } else if machine.tables.give_back(frame) {
+        // A protected VM's: what the host sees of it is sealed now.
     } else {
         return refuse_access(cpu, address);
     }

@@ -1,6 +1,7 @@
 //! Exits for port accesses: PCI configuration and the control port.
 #![expect(unsafe_code, reason = "port accesses done on the host's behalf")]
 
+use membrane::Progress;
 use nested_vmx::field::{EXIT_QUALIFICATION, Vmcs};
 use nested_vmx::io::{Access, ConfigWrite, Direction, PCI_ADDRESS, Size, Target, config_write};
 use spin::Mutex;
@@ -9,8 +10,10 @@ use crate::cpu::vmx::Current;
 use crate::cpu::{self, low};
 use crate::events::{self, Event};
 use crate::host::{GP0, Next, Registers};
+use crate::machine::Machine;
 use crate::percpu::PerCpu;
 use crate::status;
+use crate::submit;
 
 /// What the host wrote to the configuration-address register last. The register itself is written
 /// together with each data access, under this lock, so that no processor can change it between
@@ -18,7 +21,7 @@ use crate::status;
 static CONFIG_ADDRESS: Mutex<u32> = Mutex::new(0);
 
 /// Does one port access of the host.
-pub(crate) fn handle(cpu: &PerCpu, registers: &mut Registers) -> Next {
+pub(crate) fn handle(cpu: &PerCpu, machine: &Machine, registers: &mut Registers) -> Next {
     let Some(access) = Access::decode(Current.read(EXIT_QUALIFICATION)) else {
         // INS and OUTS: no driver uses them on these ports.
         return GP0;
@@ -30,6 +33,13 @@ pub(crate) fn handle(cpu: &PerCpu, registers: &mut Registers) -> Next {
                 cpu.control.set(out);
                 0
             }
+            Direction::In => status::answer(cpu),
+        },
+        Target::Data => match access.direction {
+            Direction::Out => match submit::write(machine, cpu.control.get(), out) {
+                Progress::Done => 0,
+                Progress::Again => return Next::Stay,
+            },
             Direction::In => status::answer(cpu),
         },
         Target::PciAddress => {

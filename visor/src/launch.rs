@@ -13,7 +13,7 @@ use ept::addr::{Frame, PAGE, Span};
 use ept::list::List;
 use nested_vmx::advertise::Advertised;
 use nested_vmx::capability::Controls;
-use nested_vmx::{io, msr, state, vmcs12};
+use nested_vmx::{guard, io, msr, state, vmcs12};
 use spin::{Mutex, MutexGuard};
 
 use crate::cpu::vmx::Current;
@@ -26,7 +26,7 @@ use crate::nested::Nested;
 use crate::paging::{self, Image};
 use crate::percpu::{self, PerCpu};
 use crate::tables::HostTables;
-use crate::{segments, serial, shootdown, smp, vmcs};
+use crate::{guest_state, segments, serial, shootdown, smp, vectors, vmcs};
 
 /// The blob that loads the host's kernel, deprivileged.
 static LOADER: &[u8] = include_bytes!(env!("VISOR_LOADER"));
@@ -81,6 +81,7 @@ pub(crate) extern "C" fn start(magic: u32, address: u32) -> ! {
     let options = read_boot_information(found, mbi::Entry { magic, address }, image);
     or_refuse(vmcs::enable());
     let controls = or_refuse(vmcs::capabilities().host_controls());
+    or_refuse(vectors::check());
     if !paging::map_more() {
         refuse(Refusal::NoHugePages);
     }
@@ -222,6 +223,9 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
         always_exits: nested_vmx::bitmap::always(memory::page_bytes(bitmaps.msr)),
         in_vmx: AtomicU32::new(0),
         tables,
+        guarded_bitmap: bitmaps.guarded,
+        nowhere: ept::entry::pointer(bitmaps.nowhere),
+        dev_tickets: options.dev_tickets,
         quirk: options.quirk,
         on_panic: options.panic,
     }
@@ -283,6 +287,10 @@ struct Bitmaps {
     msr: Frame,
     decoys: Option<(Frame, Frame)>,
     bad_list: Frame,
+    /// MSR bitmaps for protected VMs.
+    guarded: Frame,
+    /// An empty page table.
+    nowhere: Frame,
 }
 
 /// IA32_FS_BASE: VM entries do not load it from a list (SDM vol. 3, 28.4).
@@ -308,7 +316,9 @@ impl Bitmaps {
         };
         let bad_list = pool.frame()?;
         memory::write_entry(bad_list, 0, FS_BASE);
-        Some(Self { io, msr, decoys, bad_list })
+        let (guarded, nowhere) = (pool.frame()?, pool.frame()?);
+        guard::msr::fill_bitmap(page(guarded)?);
+        Some(Self { io, msr, decoys, bad_list, guarded, nowhere })
     }
 }
 
@@ -321,11 +331,13 @@ fn join(machine: &'static Machine, index: u32) -> &'static PerCpu {
     segments::load(cpu);
     if index > 0 {
         or_refuse(vmcs::enable());
+        or_refuse(vectors::check());
         // The policy was decided for the bootstrap processor's capabilities.
         assert!(vmcs::capabilities() == machine.capabilities, "processors differ in VMX");
     }
     let host_pat = vmcs::pat();
     or_refuse(vmcs::enter_root(cpu, machine));
+    guest_state::join();
     cpu.running.set(true);
     vmcs::prepare(cpu, machine, host_pat);
     let nested = Nested::new(cpu, machine).unwrap_or_else(|| refuse(Refusal::PoolEmpty));

@@ -41,6 +41,12 @@ pub(crate) struct Machine {
     pub(crate) msr_bitmap: Frame,
     /// What of them goes for VMs as well.
     pub(crate) always_exits: Always,
+    /// MSR bitmaps of protected VMs.
+    pub(crate) guarded_bitmap: Frame,
+    /// An EPT pointer that leads to no memory at all.
+    pub(crate) nowhere: u64,
+    /// Whether tickets are taken in clear.
+    pub(crate) dev_tickets: bool,
     /// Processors on which the host is in VMX operation.
     pub(crate) in_vmx: AtomicU32,
     /// Frame table and EPT01.

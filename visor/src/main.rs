@@ -5,6 +5,7 @@
 mod apic;
 mod cpu;
 mod events;
+mod guest_state;
 mod host;
 mod host_memory;
 mod io;
@@ -14,6 +15,7 @@ mod memory;
 mod nested;
 mod paging;
 mod percpu;
+mod random;
 mod reset;
 mod segments;
 mod serial;
@@ -21,8 +23,10 @@ mod shootdown;
 mod smp;
 mod status;
 mod stop;
+mod submit;
 mod table;
 mod tables;
+mod vectors;
 mod vmcs;
 
 use core::arch::global_asm;

@@ -122,6 +122,16 @@ pub(crate) fn page_bytes(frame: Frame) -> &'static [u8; 4096] {
     unsafe { &*start }
 }
 
+/// The bytes of `frame`.
+///
+/// # Safety
+/// The frame is RAM that nobody but the visor reaches, and no other reference to it lives.
+pub(crate) unsafe fn page_mut<'a>(frame: Frame) -> &'a mut [u8; 4096] {
+    let start = with_exposed_provenance_mut::<[u8; 4096]>(size(linear(frame.base())));
+    // SAFETY: all RAM is mapped; the caller vouches for the rest.
+    unsafe { &mut *start }
+}
+
 /// Tables in frames that their owner was given before.
 #[derive(Debug)]
 pub(crate) struct Tables;

@@ -12,12 +12,14 @@ use crate::machine::Machine;
 use crate::memory::POOL;
 use crate::percpu::PerCpu;
 use crate::shootdown;
+use crate::submit;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"VISR");
 /// Major and minor version of this interface.
-const VERSION: u32 = 1 << 16;
+const VERSION: u32 = ticket::port::VERSION;
 const UNKNOWN: u32 = u32::MAX;
 const COUNTERS: u32 = 0x100;
+const COUNTERS_END: u32 = 0x200;
 const MIB: u64 = LARGE / 2;
 
 /// The value that `cpu` selected.
@@ -43,7 +45,7 @@ pub(crate) fn answer(cpu: &PerCpu) -> u32 {
             machine.each().fold(0, |sum, cpu| sum.wrapping_add(cpu.ticks.load(Ordering::Relaxed))),
         ),
         0x81 => cpu.latched.get(),
-        index if index >= COUNTERS => {
+        index if (COUNTERS..COUNTERS_END).contains(&index) => {
             let (reason, is_high) = ((index - COUNTERS) / 2, index & 1 != 0);
             let reason = size(reason.into());
             if reason >= COUNTED_REASONS {
@@ -57,6 +59,6 @@ pub(crate) fn answer(cpu: &PerCpu) -> u32 {
                 wide(machine.each().map(of).sum())
             }
         }
-        _ => UNKNOWN,
+        index => submit::read(machine, index).unwrap_or(UNKNOWN),
     }
 }

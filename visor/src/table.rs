@@ -6,6 +6,7 @@ use emulate::access::LONGEST;
 use emulate::decode::{self, Mode};
 use emulate::store::Store;
 use ept::addr::PAGE;
+use membrane::Progress;
 use nested_vmx::field::{
     EXIT_QUALIFICATION, GUEST_CR3, GUEST_CR4, GUEST_RFLAGS, GUEST_RIP, IDT_VECTORING, Segment, Vmcs,
 };
@@ -46,7 +47,9 @@ pub(crate) fn store(machine: &Machine, address: u64, registers: &mut Registers) 
         });
     let (bytes, mut outcome) = (u8::try_from(bytes).ok().filter(|_| supported)?, None);
     let change = |old| outcome.insert(store.apply(old, registers)).new;
-    machine.tables.store(address, bytes, change)?;
+    if machine.tables.store(address, bytes, change)? == Progress::Again {
+        return Some(Next::Stay);
+    }
     host::step_by(store.finish(outcome?, registers));
     Some(Next::Stay)
 }

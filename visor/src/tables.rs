@@ -2,16 +2,19 @@
 #![expect(unsafe_code, reason = "storage of the frame table")]
 
 use core::fmt;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use ept::addr::{Frame, LARGE, PAGE, Span};
-use ept::direct::{self, Direct, Generation};
+use ept::direct::{self, Direct, Generation, Store};
 use ept::entry::Level;
 use ept::entry::Rights;
 use ept::ept01::{self, Ept01, Rules, TableMem, Tlb};
-use ept::frames::{Event, FrameTable, State as FrameState};
+use ept::frames::{Event, FrameTable, Guard, Owner, State as FrameState, Vm};
 use ept::mtrr::{self, Mtrrs};
 use ept::shadow::Permission;
+use membrane::vm::{Cause, Fault, Filled, Life};
+use membrane::vms::Vms;
+use membrane::{Pages, Progress};
 use spin::Mutex;
 
 use crate::cpu::{read_msr, size, vmx};
@@ -20,6 +23,28 @@ use crate::machine::Machine;
 use crate::memory::{self, POOL, Pool};
 use crate::percpu::PerCpu;
 use crate::shootdown;
+use crate::vectors;
+
+/// Cause of a stop: the host's tables cannot be watched.
+const TABLES: u16 = 0xd;
+
+/// Protected VMs that were launched so far.
+static RUNNING: AtomicU32 = AtomicU32::new(0);
+/// Tickets that wait for their VM.
+static WAITING: AtomicU32 = AtomicU32::new(0);
+
+/// Roots of VMs without a ticket.
+static UNPROTECTED: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a ticket waits for its VM.
+pub(crate) fn tickets_wait() -> bool {
+    WAITING.load(Ordering::Relaxed) != 0
+}
+
+/// Whether there was a protected VM since the visor runs.
+pub(crate) fn any_protected() -> bool {
+    RUNNING.load(Ordering::Relaxed) != 0
+}
 
 /// What the host can reach, and why.
 pub(crate) struct HostTables {
@@ -28,8 +53,6 @@ pub(crate) struct HostTables {
     width: u8,
     entry_width: u8,
     ram: &'static [Span],
-    /// What of it is the visor's, from the start and for good.
-    claimed: [Span; 2],
 }
 
 struct State {
@@ -60,9 +83,13 @@ impl fmt::Debug for HostTables {
 }
 
 /// The pool for tables, the host's memory, and every processor's cached translations.
-struct AllProcessors<'p>(&'p mut Pool);
+pub(crate) struct AllProcessors<'p>(&'p mut Pool);
 
-type Vms<'a, 'p> = direct::Machine<'a, 'static, AllProcessors<'p>>;
+/// What VMs' tables are checked against.
+pub(crate) type Trees<'a, 'p> = direct::Machine<'a, 'static, AllProcessors<'p>>;
+
+/// The protected VMs. Only touched while the lock of [`HostTables`] is held.
+static PROTECTED: Mutex<Vms> = Mutex::new(Vms::new());
 
 impl TableMem for AllProcessors<'_> {
     fn allocate(&mut self) -> Option<Frame> {
@@ -86,6 +113,18 @@ impl direct::HostMemory for AllProcessors<'_> {
     fn exchange(&mut self, table: Frame, index: usize, old: u64, new: u64) -> bool {
         let offset = u64::try_from(index & 511).unwrap_or(0) * 8;
         memory::compare_exchange(table.base() + offset, old, new) == old
+    }
+}
+
+impl membrane::Pages for AllProcessors<'_> {
+    fn with_page<T>(&mut self, frame: Frame, work: impl FnOnce(&mut [u8; 4096]) -> T) -> T {
+        // SAFETY: `membrane` only names frames that it has taken from the host, which nobody else
+        // reaches, under the lock of `HostTables`, and keeps no reference.
+        work(unsafe { memory::page_mut(frame) })
+    }
+
+    fn cpu(&self) -> u32 {
+        PerCpu::current().index.get()
     }
 }
 
@@ -122,7 +161,7 @@ impl HostTables {
         let direct = Direct::new(&GENERATION);
         let state = State { frames, registers, mtrrs, ept, direct };
         let entry_width = crate::vmcs::entry_width();
-        Some(Self { state: Mutex::new(state), pointer, width, entry_width, ram, claimed })
+        Some(Self { state: Mutex::new(state), pointer, width, entry_width, ram })
     }
 
     /// The EPT pointer for the VMCS.
@@ -179,7 +218,7 @@ impl HostTables {
     /// Does something with the tables of VMs.
     fn with_vms<T>(
         &self,
-        work: impl FnOnce(&mut Direct<'static, ROOTS>, &mut Vms<'_, '_>) -> T,
+        work: impl FnOnce(&mut Direct<'static, ROOTS>, &mut Trees<'_, '_>) -> T,
     ) -> T {
         let mut guard = shootdown::lock(&self.state);
         let state = &mut *guard;
@@ -197,14 +236,123 @@ impl HostTables {
         work(&mut state.direct, &mut vms)
     }
 
+    /// Does something with the protected VMs, which may seal and hash.
+    pub(crate) fn with_protected<T>(
+        &self,
+        work: impl FnOnce(&mut Vms, &mut Trees<'_, '_>) -> T,
+    ) -> T {
+        vectors::with(|| self.with_vms(|_, trees| work(&mut PROTECTED.lock(), trees)))
+    }
+
+    /// The VM that takes the oldest ticket that waits, with the first state that it asks for, and a
+    /// number that no VM had before. `None` if `root` is not a new VM's, or no ticket waits.
+    pub(crate) fn launch(&self, root: Frame) -> Option<(Vm, u64, ticket::State)> {
+        if self.with_vms(|direct, trees| direct.is_loaded(trees, root)) {
+            return None;
+        }
+        self.with_protected(|vms, trees| {
+            let number = vms.launch(trees.hardware.cpu())?;
+            let vm = vms.vm(number)?;
+            let _ = RUNNING.fetch_add(1, Ordering::Relaxed);
+            let waiting = u32::try_from(vms.waiting()).unwrap_or(u32::MAX);
+            WAITING.store(waiting, Ordering::Relaxed);
+            Some((number, vm.launch(), vm.state()))
+        })
+    }
+
+    /// The EPT pointer of the VM with this number and launch, if it may run.
+    pub(crate) fn ept_of(&self, number: Vm, launch: u64) -> Option<u64> {
+        let _lock = shootdown::lock(&self.state);
+        let vms = PROTECTED.lock();
+        let vm = vms.vm(number).filter(|vm| vm.launch() == launch && vm.life() == Life::Running)?;
+        Some(vm.pointer())
+    }
+
+    /// One more vCPU.
+    pub(crate) fn vcpu_added(&self, number: Vm) {
+        self.with_protected(|vms, trees| vms.vcpu_added(number, trees.hardware.cpu()));
+    }
+
+    /// Stops a VM for good.
+    pub(crate) fn stop_vm(&self, number: Vm, cause: Cause) {
+        log::warn!("protected VM {} is stopped: {cause}", number.number());
+        self.with_protected(|vms, trees| vms.stop(number, cause, trees.hardware.cpu()));
+    }
+
+    /// Lets a VM have the page that it has touched, by what the host's tables at `eptp` say.
+    pub(crate) fn fill(&self, (number, launch): (Vm, u64), eptp: u64, fault: Fault) -> Filled {
+        loop {
+            let filled = self.with_protected(|vms, trees| {
+                match vms.vm(number).filter(|vm| vm.launch() == launch) {
+                    Some(_) => vms.fill(trees, number, eptp, fault),
+                    None => Filled::Stopped(Cause::Destroyed),
+                }
+            });
+            match filled {
+                Filled::Unloaded if self.guard(number, eptp) => {}
+                Filled::Unloaded => {
+                    self.stop_vm(number, Cause::Processor(TABLES));
+                    return filled;
+                }
+                Filled::Device(at) => {
+                    self.stop_vm(number, Cause::Device(at));
+                    return filled;
+                }
+                Filled::Mapped | Filled::Absent(_) | Filled::Denied { .. } | Filled::Stopped(_) => {
+                    return filled;
+                }
+            }
+        }
+    }
+
+    /// Has the host's stores to a protected VM's tables come to the visor from now on; `false` if they
+    /// cannot be used so.
+    fn guard(&self, number: Vm, eptp: u64) -> bool {
+        let root = Frame::containing(eptp);
+        let is_loaded = self.with_vms(|direct, trees| {
+            if direct.is_loaded(trees, root) && !trees.is_guarded(root) {
+                direct.release(trees, root);
+            }
+            let loaded = direct.load(trees, root, Guard::Guarded, is_in_use);
+            loaded.inspect_err(|why| log::warn!("a protected VM's tables: {why}")).is_ok()
+        });
+        if is_loaded {
+            // What the host has stored before nobody has seen.
+            self.with_protected(|vms, trees| vms.unwatched(trees, number));
+        }
+        is_loaded
+    }
+
+    /// Counts again how many tickets wait.
+    pub(crate) fn count_tickets(&self) {
+        let waiting = self.with_protected(|vms, _| vms.waiting());
+        WAITING.store(u32::try_from(waiting).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// How many roots were entered without a ticket.
+    pub(crate) fn unprotected(&self) -> u32 {
+        UNPROTECTED.load(Ordering::Relaxed)
+    }
+
+    /// Gives back `frame` to the host that was stopped at it, sealed, if it is a protected VM's.
+    pub(crate) fn give_back(&self, frame: Frame) -> bool {
+        let state = shootdown::lock(&self.state).frames.state(frame);
+        matches!(state, Some(FrameState::Private { .. }))
+            && self.with_protected(|vms, trees| vms.touched(trees, frame))
+    }
+
     /// The generation for which the tables at `root` can be used as they stand; `None` if they
     /// cannot.
     pub(crate) fn load_root(&self, root: Frame) -> Option<u64> {
-        let in_use = |root: Frame| {
-            let uses = |cpu: &PerCpu| cpu.root.load(Ordering::SeqCst) == root.base();
-            Machine::running().each().any(uses)
-        };
-        let loaded = self.with_vms(|direct, vms| direct.load(vms, root, in_use));
+        let loaded = self.with_vms(|direct, vms| {
+            let is_new = !direct.is_loaded(vms, root);
+            let loaded = direct.load(vms, root, Guard::Counted, is_in_use)?;
+            Ok::<_, direct::Refused>((loaded, is_new))
+        });
+        if let Ok((_, true)) = loaded {
+            let _ = UNPROTECTED.fetch_add(1, Ordering::Relaxed);
+        }
+        let loaded = loaded.map(|(generation, _)| generation);
         loaded.inspect_err(|why| log::debug!("a VM runs on shadow tables: {why}")).ok()
     }
 
@@ -218,9 +366,18 @@ impl HostTables {
         self.with_vms(|direct, vms| direct.release_all(vms));
     }
 
-    /// Gives up every root that leads to `table`, which then is ordinary memory.
-    pub(crate) fn demote(&self, table: Frame) {
-        self.with_vms(|direct, vms| direct.demote(vms, table));
+    /// Gives up every root that leads to `table`, which then is ordinary memory. `Again`: not yet, as
+    /// nothing of a protected VM's may be in clear while nobody sees what the host does with its
+    /// tables.
+    pub(crate) fn demote(&self, table: Frame) -> Progress {
+        self.with_vms(|direct, trees| {
+            let sealed = !trees.is_guarded(table)
+                || vectors::with(|| PROTECTED.lock().seal_all(trees)) == Progress::Done;
+            if sealed {
+                direct.demote(trees, table);
+            }
+            if sealed { Progress::Done } else { Progress::Again }
+        })
     }
 
     /// How many frames are tables of VMs, in use as they stand. Looks at every frame.
@@ -229,7 +386,7 @@ impl HostTables {
         let frames = self.ram.iter().flat_map(|span| (span.start()..span.end()).step_by(4096));
         let tables = frames.filter(|base| {
             let found = state.frames.state(Frame::containing(*base));
-            !matches!(found, Some(FrameState::Visor | FrameState::Plain { .. }) | None)
+            matches!(found, Some(FrameState::Fresh { .. } | FrameState::Table { .. }))
         });
         u32::try_from(tables.count()).unwrap_or(u32::MAX)
     }
@@ -241,20 +398,30 @@ impl HostTables {
     }
 
     /// Performs the host's store to a VM's table. `None` if it cannot be performed as long as the
-    /// table is in use.
+    /// table is in use; `Again` if the instruction must be executed again for that: much of a
+    /// protected VM's memory is to be sealed first.
     pub(crate) fn store(
         &self,
         address: u64,
         bytes: u8,
-        change: impl FnMut(u64) -> u64,
-    ) -> Option<()> {
+        mut change: impl FnMut(u64) -> u64,
+    ) -> Option<Progress> {
         self.with_vms(|direct, vms| {
+            if vms.is_guarded(Frame::containing(address)) {
+                let store = vms.before_write(address, bytes, &mut change).ok()??;
+                let Store { table, index, new, .. } = store;
+                let mut protected = PROTECTED.lock();
+                let release = || protected.release_before(vms, table, index, new);
+                if vectors::with(release) == Progress::Again {
+                    return Some(Progress::Again);
+                }
+            }
             let level = vms.write(address, bytes, change);
             let level = level.inspect_err(|why| log::debug!("a store was not to be: {why}"));
             if level.ok()? == Level::Pml4 {
                 direct.release_empty(vms, address);
             }
-            Some(())
+            Some(Progress::Done)
         })
     }
 
@@ -283,9 +450,16 @@ impl HostTables {
 
     /// The 8 bytes at `address`, if the host may read them.
     pub(crate) fn read_host(&self, address: u64) -> Option<u64> {
-        // Without the lock: what is the host's to read never changes.
-        let is_in = |spans: &[Span]| spans.iter().any(|span| span.contains(address));
-        let is_hosts = is_in(self.ram) && !is_in(&self.claimed) && address.is_multiple_of(8);
+        // Nobody else may get the frame between the question and the read.
+        let state = shootdown::lock(&self.state);
+        let owner = state.frames.owner(Frame::containing(address));
+        let is_hosts = owner == Some(Owner::Host) && address.is_multiple_of(8);
         is_hosts.then(|| memory::read_u64(address))
     }
+}
+
+/// Whether a processor runs a VM with the tables at `root`.
+fn is_in_use(root: Frame) -> bool {
+    let uses = |cpu: &PerCpu| cpu.root.load(Ordering::SeqCst) == root.base();
+    Machine::running().each().any(uses)
 }

@@ -5,6 +5,7 @@ use core::fmt;
 
 use nested_vmx::capability::RawCapabilities;
 use nested_vmx::control::Primary;
+use nested_vmx::cpuid::Answer;
 use nested_vmx::cr::{CR0_NE, CR4_OWNED};
 use nested_vmx::field::{
     self as f, CR3_TARGET_COUNT, ENTRY_MSR_LOAD_COUNT, EXCEPTION_BITMAP, EXIT_MSR_LOAD_COUNT,
@@ -110,16 +111,18 @@ fn set_control_registers(capabilities: &RawCapabilities) {
         | Cr4Flags::OSXMMEXCPT_ENABLE
         | Cr4Flags::PAGE_GLOBAL;
     let features = cpuid(1, 0).ecx;
-    let structured = if cpuid(0, 0).eax >= 7 { cpuid(7, 0).ebx } else { 0 };
+    let structured = if cpuid(0, 0).eax >= 7 { cpuid(7, 0) } else { Answer::default() };
     for (present, flag) in [
         (features & 1 << 26 != 0, Cr4Flags::OSXSAVE),
-        (structured & 1 << 7 != 0, Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION),
-        (structured & 1 << 20 != 0, Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION),
+        (structured.ebx & 1 << 7 != 0, Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION),
+        (structured.ebx & 1 << 20 != 0, Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION),
+        // For RDPKRU and WRPKRU, to hide a VM's.
+        (structured.ecx & 1 << 3 != 0, Cr4Flags::PROTECTION_KEY_USER),
     ] {
         wanted.set(flag, present);
     }
     let (must, may) = capabilities.cr4_fixed;
-    // SAFETY: the visor has no user pages, so SMEP and SMAP refuse it nothing; the other bits are
+    // SAFETY: the visor has no user pages, so SMEP, SMAP and PKE refuse it nothing; the other bits are
     // those it has been running with.
     unsafe { Cr4::write_raw((wanted.bits() | must) & may) };
     // SAFETY: the power-up value, with which the visor's tables were made.

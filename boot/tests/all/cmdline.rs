@@ -12,17 +12,19 @@ fn an_empty_line_gives_the_defaults() {
 
 #[test]
 fn every_word_does_what_it_says() {
-    let line = b"log=debug serial=0x2f8,9600   panic=reset quirk=bochs-init vmcs-shadowing=off";
+    let line = b"log=debug serial=0x2f8,9600   panic=reset quirk=bochs-init vmcs-shadowing=off \
+                 dev-tickets";
     let expected = Options {
         log: LogLevel::Debug,
         serial: Serial::Port { port: 0x2f8, baud: 9600 },
         panic: OnPanic::Reset,
         quirk: Quirk::BochsInit,
         vmcs_shadowing: false,
+        dev_tickets: true,
     };
     assert_eq!(parse(line), Ok(expected));
     let line = parse(b"vmcs-shadowing=on");
-    assert!(line.is_ok_and(|options| options.vmcs_shadowing));
+    assert!(line.is_ok_and(|options| options.vmcs_shadowing && !options.dev_tickets));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::entry::Level;
 /// What an entry makes reachable, at most: whatever a processor might make of bits that are
 /// reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub enum Meaning {
     /// Nothing.
     Nothing,
     /// The block that begins with this frame, by a leaf of this level.

@@ -4,7 +4,7 @@ use super::{Hardware, HostMemory, Meaning, Refused};
 use crate::addr::{Frame, PAGE, Span};
 use crate::entry::{ENTRIES, Level};
 use crate::ept01::{Ept01, Flushed, Rules, Stale, Tlb};
-use crate::frames::{Event, FrameTable, State};
+use crate::frames::{Event, FrameTable, Guard, State};
 use crate::mtrr::Mtrrs;
 
 /// Everything that the host's tables are checked against and that follows from them.
@@ -55,8 +55,15 @@ impl Moving {
 
 impl<H> Machine<'_, '_, H> {
     /// What an entry of a table of `level` that holds `raw` makes reachable.
-    pub(super) fn meaning(&self, raw: u64, level: Level) -> Meaning {
+    #[must_use]
+    pub fn meaning(&self, raw: u64, level: Level) -> Meaning {
         Meaning::of(raw, level, self.width)
+    }
+
+    /// Whether `frame` is a table of a protected VM's, in use.
+    #[must_use]
+    pub fn is_guarded(&self, frame: Frame) -> bool {
+        matches!(self.frames.state(frame), Some(State::Table { guard: Guard::Guarded, .. }))
     }
 }
 
@@ -90,21 +97,22 @@ impl<H: HostMemory> Machine<'_, '_, H> {
 }
 
 impl<H: Hardware> Machine<'_, '_, H> {
-    /// Counts what an entry is about to make reachable; a tree that is new becomes fit for it.
+    /// Counts what an entry of a table under this `guard` is about to make reachable; a tree that is
+    /// new becomes fit for it.
     #[inline(always)]
-    pub(super) fn gain(&mut self, meaning: Meaning) -> Result<(), Refused> {
+    pub(super) fn gain(&mut self, meaning: Meaning, guard: Guard) -> Result<(), Refused> {
         match meaning {
             Meaning::Nothing => Ok(()),
-            Meaning::Leaf(first, level) => self.map(first, level),
-            Meaning::Table(table, level) => self.grow(table, level),
+            Meaning::Leaf(first, level) => self.map(first, level, guard),
+            Meaning::Table(table, level) => self.grow(table, level, guard),
         }
     }
 
-    /// Takes back what an entry made reachable that does so no more.
-    pub(super) fn lose(&mut self, meaning: Meaning) {
+    /// Takes back what an entry of such a table made reachable that does so no more.
+    pub(super) fn lose(&mut self, meaning: Meaning, guard: Guard) {
         match meaning {
             Meaning::Nothing => {}
-            Meaning::Leaf(first, level) => self.unmap(first, level),
+            Meaning::Leaf(first, level) => self.unmap(first, level, guard),
             Meaning::Table(table, _) => {
                 let mut leaving = Moving::new(self.ept);
                 self.unlink(table, &mut leaving);
@@ -113,27 +121,40 @@ impl<H: Hardware> Machine<'_, '_, H> {
         }
     }
 
-    /// Counts a leaf of `level` that maps the block from `first`.
-    fn map(&mut self, first: Frame, level: Level) -> Result<(), Refused> {
+    /// Counts a leaf of `level` that maps the block from `first`, if processors use it.
+    fn map(&mut self, first: Frame, level: Level, guard: Guard) -> Result<(), Refused> {
+        match guard {
+            Guard::Counted => {
+                let block = self.permitted(first, level)?;
+                self.frames.map(block, level).map_err(Refused::Frame)
+            }
+            Guard::Guarded => Ok(()),
+        }
+    }
+
+    /// The block of a leaf of `level` from `first`, if EPT01 can name it and none of it is denied.
+    pub(super) fn permitted(&self, first: Frame, level: Level) -> Result<Span, Refused> {
         let block = Span::sized(first.base(), level.bytes()).unwrap_or_default();
         let mut denied = self.denied.iter().map(|span| span.grow_to(PAGE));
         if !self.ept.all().covers(block) || denied.any(|denied| denied.overlaps(block)) {
             return Err(Refused::Denied(block));
         }
-        self.frames.map(block, level).map_err(Refused::Frame)
+        Ok(block)
     }
 
     /// Takes back a [`Machine::map`].
-    fn unmap(&mut self, first: Frame, level: Level) {
-        let block = Span::sized(first.base(), level.bytes()).unwrap_or_default();
-        // What was counted can be taken back.
-        let _ = self.frames.unmap(block, level);
+    fn unmap(&mut self, first: Frame, level: Level, guard: Guard) {
+        if guard == Guard::Counted {
+            let block = Span::sized(first.base(), level.bytes()).unwrap_or_default();
+            // What was counted can be taken back.
+            let _ = self.frames.unmap(block, level);
+        }
     }
 
     /// Counts a link to `table`, and if it is new, all that hangs from it.
-    fn grow(&mut self, table: Frame, level: Level) -> Result<(), Refused> {
+    fn grow(&mut self, table: Frame, level: Level, guard: Guard) -> Result<(), Refused> {
         let mut fresh = Moving::new(self.ept);
-        self.link(table, level, &mut fresh)?;
+        self.link((table, level, guard), &mut fresh)?;
         let mut leaving = Moving::new(self.ept);
         let read = self.read(fresh, &mut leaving);
         if read.is_err() {
@@ -144,22 +165,26 @@ impl<H: Hardware> Machine<'_, '_, H> {
     }
 
     /// Counts a link to `table`, which joins `fresh` if it is new.
-    fn link(&mut self, table: Frame, level: Level, fresh: &mut Moving) -> Result<(), Refused> {
-        let event = Event::Link(level, fresh.first);
+    fn link(
+        &mut self,
+        (table, level, guard): (Frame, Level, Guard),
+        fresh: &mut Moving,
+    ) -> Result<(), Refused> {
+        let event = Event::Link(level, guard, fresh.first);
         let state = self.frames.change(table, event).map_err(Refused::Frame)?;
         if matches!(state, State::Fresh { links: 1, .. }) {
             fresh.first = Some(table);
-            self.revise(table, fresh);
+            self.revise(table, &mut fresh.stale);
         }
         Ok(())
     }
 
-    /// Takes back what was counted for an entry. Tables that nothing leads to any more join
-    /// `leaving`.
-    fn discount(&mut self, meaning: Meaning, leaving: &mut Moving) {
+    /// Takes back what was counted for an entry of a table under this `guard`. Tables that nothing
+    /// leads to any more join `leaving`.
+    fn discount(&mut self, meaning: Meaning, guard: Guard, leaving: &mut Moving) {
         match meaning {
             Meaning::Nothing => {}
-            Meaning::Leaf(first, level) => self.unmap(first, level),
+            Meaning::Leaf(first, level) => self.unmap(first, level, guard),
             Meaning::Table(table, _) => self.unlink(table, leaving),
         }
     }
@@ -173,11 +198,11 @@ impl<H: Hardware> Machine<'_, '_, H> {
             return;
         }
         leaving.first = Some(table);
-        self.revise(table, leaving);
-        if let Some(State::Table { level, .. }) = before {
+        self.revise(table, &mut leaving.stale);
+        if let Some(State::Table { level, guard, .. }) = before {
             for index in indexes() {
                 let raw = self.hardware.entry(table, index);
-                self.discount(self.meaning(raw, level), leaving);
+                self.discount(self.meaning(raw, level), guard, leaving);
             }
         }
     }
@@ -209,20 +234,20 @@ impl<H: Hardware> Machine<'_, '_, H> {
         fresh: &mut Moving,
         leaving: &mut Moving,
     ) -> Result<(), Refused> {
-        let Some(State::Fresh { level, .. }) = self.frames.state(table) else {
+        let Some(State::Fresh { level, guard, .. }) = self.frames.state(table) else {
             return Err(Refused::NoTable(table));
         };
         for index in indexes() {
             let raw = self.hardware.entry(table, index);
             let counted = match self.meaning(raw, level) {
                 Meaning::Nothing => continue,
-                Meaning::Leaf(first, level) => self.map(first, level),
-                Meaning::Table(table, level) => self.link(table, level, fresh),
+                Meaning::Leaf(first, level) => self.map(first, level, guard),
+                Meaning::Table(table, level) => self.link((table, level, guard), fresh),
             };
             if let Err(refused) = counted {
                 for index in indexes().take(index) {
                     let raw = self.hardware.entry(table, index);
-                    self.discount(self.meaning(raw, level), leaving);
+                    self.discount(self.meaning(raw, level), guard, leaving);
                 }
                 return Err(refused);
             }
@@ -250,22 +275,24 @@ impl<H: Hardware> Machine<'_, '_, H> {
     fn after(&self, table: Frame) -> Option<Frame> {
         match self.frames.state(table)? {
             State::Fresh { next, .. } | State::Leaving { next } => next,
-            State::Visor | State::Plain { .. } | State::Table { .. } => None,
+            State::Visor | State::Plain { .. } | State::Table { .. } | State::Private { .. } => {
+                None
+            }
         }
     }
 
-    /// Takes from the host what it may not do with `table` any more.
-    fn revise(&mut self, table: Frame, moving: &mut Moving) {
+    /// Takes from the host what it may not do with `frame` any more.
+    pub(super) fn revise(&mut self, frame: Frame, stale: &mut Stale) {
         let Self { frames, mtrrs, denied, ept, hardware, .. } = self;
         let rules = Rules { frames, mtrrs, denied };
-        moving.stale.add(ept.revise(*hardware, &rules, page(table)));
+        stale.add(ept.revise(*hardware, &rules, page(frame)));
     }
 
-    /// Gives the host what it may do with `table`, and what lay in one large page with it.
-    fn complete(&mut self, table: Frame, flushed: &Flushed) -> Result<(), Refused> {
+    /// Gives the host what it may do with `frame`, and what lay in one large page with it.
+    pub(super) fn complete(&mut self, frame: Frame, flushed: &Flushed) -> Result<(), Refused> {
         let Self { frames, mtrrs, denied, ept, hardware, .. } = self;
         let rules = Rules { frames, mtrrs, denied };
-        let completed = ept.complete_part(*hardware, &rules, flushed, page(table));
+        let completed = ept.complete_part(*hardware, &rules, flushed, page(frame));
         completed.map_err(Refused::Exhausted)
     }
 }

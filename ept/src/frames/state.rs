@@ -1,7 +1,37 @@
 //! What a frame of RAM is, and the ownership policy: how it may become something else.
 
-use crate::addr::{Frame, PAGE};
+use crate::addr::{Frame, GuestFrame, PAGE};
 use crate::entry::Level;
+
+/// The number of a protected VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vm(u8);
+
+impl Vm {
+    /// How many there can be at once.
+    pub const MAX: u8 = 64;
+
+    /// The VM with this number, which is below [`Vm::MAX`].
+    #[must_use]
+    pub const fn new(number: u8) -> Option<Self> {
+        if number < Self::MAX { Some(Self(number)) } else { None }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// Who walks a table of the host's; see [`crate::direct`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// Processors, for an unprotected VM: what its leaves map is counted.
+    Counted,
+    /// The visor alone, for a protected VM: its leaves say only what the host would like.
+    Guarded,
+}
 
 /// Who may use a frame of RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,13 +40,15 @@ pub enum Owner {
     Visor,
     /// The host and its devices.
     Host,
+    /// This protected VM; neither the host nor another VM can reach it.
+    Vm(Vm),
 }
 
 /// What a frame of RAM is.
 ///
-/// A table is one of an EPT12, which the processor walks as the host left it; see
-/// [`crate::direct`]. Tables in motion form lists through their entries here, since their number
-/// has no bound but the RAM: `next` is the one after.
+/// A table is one of an EPT12, which stays as the host left it; see [`crate::direct`]. Tables in
+/// motion form lists through their entries here, since their number has no bound but the RAM:
+/// `next` is the one after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// The visor's own.
@@ -30,15 +62,20 @@ pub enum State {
     Fresh {
         /// Its only level.
         level: Level,
+        /// Who walks it.
+        guard: Guard,
         /// Entries that lead to it; one more for a root.
         links: u16,
         /// The list.
         next: Option<Frame>,
     },
-    /// A table, read-only to the host, and what its entries lead to is counted.
+    /// A table, read-only to the host, and what its entries lead to is counted: links, and leaves
+    /// where processors walk it.
     Table {
         /// Its only level.
         level: Level,
+        /// Who walks it.
+        guard: Guard,
         /// Entries that lead to it; one more for a root.
         links: u16,
     },
@@ -46,6 +83,13 @@ pub enum State {
     Leaving {
         /// The list.
         next: Option<Frame>,
+    },
+    /// Private memory of a protected VM.
+    Private {
+        /// The VM.
+        vm: Vm,
+        /// Where it has the frame, and nowhere else.
+        page: GuestFrame,
     },
 }
 
@@ -58,14 +102,18 @@ pub enum Event {
     Map,
     /// Such a leaf maps it no more.
     Unmap,
-    /// An entry leads to it as a table of this level. If it was none, it joins the list.
-    Link(Level, Option<Frame>),
+    /// An entry leads to it as such a table of this level. If it was none, it joins the list.
+    Link(Level, Guard, Option<Frame>),
     /// What its entries lead to is counted.
     Count,
     /// Such an entry leads to it no more. If that was the last, it joins the list.
     Unlink(Option<Frame>),
     /// Every processor has forgotten that it was a table.
     Forget,
+    /// It becomes private memory of this VM, which has it as this page.
+    Take(Vm, GuestFrame),
+    /// It is the VM's no more, and holds nothing that the host must not see.
+    Release,
 }
 
 /// Most entries that may lead to one table. Hosts have one or two.
@@ -73,7 +121,8 @@ const LINKS: u16 = (1 << 15) - 1;
 
 impl State {
     /// The whole ownership policy: the state after `event`, or `None` if frames in this state do
-    /// not take part in it. No frame is both mapped and a table, or a table of two levels.
+    /// not take part in it. No frame is two of these: mapped, private, a table, or a table of
+    /// another level or guard.
     #[must_use]
     #[inline(always)]
     pub fn after(self, event: Event) -> Option<Self> {
@@ -85,36 +134,42 @@ impl State {
             (Self::Plain { maps }, Event::Unmap) => {
                 Some(Self::Plain { maps: maps.checked_sub(1)? })
             }
-            (Self::Plain { maps: 0 }, Event::Link(level, next)) => {
-                Some(Self::Fresh { level, links: 1, next })
+            (Self::Plain { maps: 0 }, Event::Link(level, guard, next)) => {
+                Some(Self::Fresh { level, guard, links: 1, next })
             }
-            (Self::Fresh { level, links, next }, Event::Link(wanted, _))
-                if level == wanted && links < LINKS =>
+            (Self::Fresh { level, guard, links, next }, Event::Link(wanted, by, _))
+                if (level, guard) == (wanted, by) && links < LINKS =>
             {
-                Some(Self::Fresh { level, links: links + 1, next })
+                Some(Self::Fresh { level, guard, links: links + 1, next })
             }
-            (Self::Table { level, links }, Event::Link(wanted, _))
-                if level == wanted && links < LINKS =>
+            (Self::Table { level, guard, links }, Event::Link(wanted, by, _))
+                if (level, guard) == (wanted, by) && links < LINKS =>
             {
-                Some(Self::Table { level, links: links + 1 })
+                Some(Self::Table { level, guard, links: links + 1 })
             }
-            (Self::Fresh { level, links, .. }, Event::Count) => Some(Self::Table { level, links }),
+            (Self::Fresh { level, guard, links, .. }, Event::Count) => {
+                Some(Self::Table { level, guard, links })
+            }
             (Self::Fresh { links: 1, .. } | Self::Table { links: 1, .. }, Event::Unlink(next)) => {
                 Some(Self::Leaving { next })
             }
-            (Self::Fresh { level, links, next }, Event::Unlink(_)) => {
-                Some(Self::Fresh { level, links: links.checked_sub(1)?, next })
+            (Self::Fresh { level, guard, links, next }, Event::Unlink(_)) => {
+                Some(Self::Fresh { level, guard, links: links.checked_sub(1)?, next })
             }
-            (Self::Table { level, links }, Event::Unlink(_)) => {
-                Some(Self::Table { level, links: links.checked_sub(1)? })
+            (Self::Table { level, guard, links }, Event::Unlink(_)) => {
+                Some(Self::Table { level, guard, links: links.checked_sub(1)? })
             }
-            (Self::Leaving { .. }, Event::Forget) => Some(Self::Plain { maps: 0 }),
+            (Self::Plain { maps: 0 }, Event::Take(vm, page)) => Some(Self::Private { vm, page }),
+            (Self::Leaving { .. }, Event::Forget) | (Self::Private { .. }, Event::Release) => {
+                Some(Self::Plain { maps: 0 })
+            }
             (
                 Self::Visor
                 | Self::Plain { .. }
                 | Self::Fresh { .. }
                 | Self::Table { .. }
-                | Self::Leaving { .. },
+                | Self::Leaving { .. }
+                | Self::Private { .. },
                 _,
             ) => None,
         }
@@ -128,6 +183,7 @@ impl State {
             Self::Plain { .. } | Self::Fresh { .. } | Self::Table { .. } | Self::Leaving { .. } => {
                 Owner::Host
             }
+            Self::Private { vm, .. } => Owner::Vm(vm),
         }
     }
 
@@ -135,22 +191,28 @@ impl State {
     #[must_use]
     pub const fn closed(self) -> bool {
         match self {
-            Self::Visor | Self::Fresh { .. } | Self::Table { .. } => true,
+            Self::Visor | Self::Fresh { .. } | Self::Table { .. } | Self::Private { .. } => true,
             Self::Plain { .. } | Self::Leaving { .. } => false,
         }
     }
 
-    /// The entry of a frame in this state: the kind in bits 7:0, its count from bit 8, its list
-    /// from bit 23. Never 0: memory that was only cleared says nothing about frames.
+    /// The entry of a frame in this state: the kind in bits 7:0; its count from bit 8, its list
+    /// from bit 23; or its VM in bits 15:8, and its page in bits 51:16. Never 0: memory that was
+    /// only cleared says nothing about frames.
     pub(super) fn encode(self) -> u64 {
         let list = |next: Option<Frame>| next.map_or(0, |frame| frame.base() / PAGE + 1) << LIST;
         match self {
             Self::Visor => 1,
             Self::Plain { maps } => PLAIN | maps << COUNT,
             Self::Leaving { next } => LEAVING | list(next),
-            Self::Table { level, links } => TABLE | number(level) | u64::from(links) << COUNT,
-            Self::Fresh { level, links, next } => {
-                FRESH | number(level) | u64::from(links) << COUNT | list(next)
+            Self::Table { level, guard, links } => {
+                TABLE | kind(level, guard) | u64::from(links) << COUNT
+            }
+            Self::Fresh { level, guard, links, next } => {
+                FRESH | kind(level, guard) | u64::from(links) << COUNT | list(next)
+            }
+            Self::Private { vm, page } => {
+                PRIVATE | u64::from(vm.0) << COUNT | page.number() << PAGE_NUMBER
             }
         }
     }
@@ -162,16 +224,22 @@ impl State {
         if kind == PLAIN {
             return Self::Plain { maps: entry >> COUNT };
         }
+        if kind == PRIVATE {
+            return private(entry).unwrap_or(Self::Visor);
+        }
         let links = u16::try_from(entry >> COUNT & u64::from(LINKS)).unwrap_or(0);
+        let guard = if kind & GUARDED == 0 { Guard::Counted } else { Guard::Guarded };
         let level = match kind & 0b11 {
             0 => Level::Pml4,
             1 => Level::Pdpt,
             2 => Level::Pd,
             _ => Level::Pt,
         };
-        match kind & !0b11 {
-            TABLE if list == 0 => Self::Table { level, links },
-            FRESH => frame(list).map_or(Self::Visor, |next| Self::Fresh { level, links, next }),
+        match kind & !(GUARDED | 0b11) {
+            TABLE if list == 0 => Self::Table { level, guard, links },
+            FRESH => {
+                frame(list).map_or(Self::Visor, |next| Self::Fresh { level, guard, links, next })
+            }
             LEAVING if kind == LEAVING && links == 0 => {
                 frame(list).map_or(Self::Visor, |next| Self::Leaving { next })
             }
@@ -185,11 +253,20 @@ fn frame(list: u64) -> Option<Option<Frame>> {
     list.checked_sub(1).map_or(Some(None), |number| Frame::at(number * PAGE).map(Some))
 }
 
-/// Kinds; the two low bits of those of tables are the level.
+/// The private memory that `entry` names.
+fn private(entry: u64) -> Option<State> {
+    let [_, vm, ..] = entry.to_le_bytes();
+    let page = GuestFrame::at((entry >> PAGE_NUMBER) * PAGE)?;
+    Some(State::Private { vm: Vm::new(vm)?, page })
+}
+
+/// Kinds; the two low bits of those of tables are the level, and bit 4 the guard.
 const PLAIN: u64 = 2;
+const PRIVATE: u64 = 3;
 const LEAVING: u64 = 4;
 const TABLE: u64 = 8;
 const FRESH: u64 = 12;
+const GUARDED: u64 = 16;
 /// Where the count begins.
 const COUNT: u32 = 8;
 /// Where the list begins: the number of the next frame and one, 0 at the end.
@@ -197,24 +274,44 @@ const LIST: u32 = 23;
 /// Most leaves that an entry can count.
 const MAPS: u64 = (1 << (64 - COUNT)) - 1;
 
-const fn number(level: Level) -> u64 {
-    match level {
+/// Where the number of a VM's page begins.
+const PAGE_NUMBER: u32 = 16;
+
+const fn kind(level: Level, guard: Guard) -> u64 {
+    let level = match level {
         Level::Pml4 => 0,
         Level::Pdpt => 1,
         Level::Pd => 2,
         Level::Pt => 3,
+    };
+    match guard {
+        Guard::Counted => level,
+        Guard::Guarded => level | GUARDED,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::PHYSICAL_END;
+    use crate::addr::{GUEST_END, PHYSICAL_END};
     use proptest::prelude::*;
     use std::vec;
 
     fn level() -> impl Strategy<Value = Level> {
         proptest::sample::select(vec![Level::Pml4, Level::Pdpt, Level::Pd, Level::Pt])
+    }
+
+    fn guard() -> impl Strategy<Value = Guard> {
+        proptest::sample::select(vec![Guard::Counted, Guard::Guarded])
+    }
+
+    fn vm() -> impl Strategy<Value = Vm> {
+        (0..Vm::MAX).prop_map(Vm)
+    }
+
+    fn page() -> impl Strategy<Value = GuestFrame> {
+        let address = prop_oneof![0..GUEST_END, Just(0), Just(GUEST_END - 1)];
+        address.prop_map(GuestFrame::containing)
     }
 
     fn next() -> impl Strategy<Value = Option<Frame>> {
@@ -228,13 +325,16 @@ mod tests {
         prop_oneof![
             Just(State::Visor),
             maps.prop_map(|maps| State::Plain { maps }),
-            (level(), links.clone(), next()).prop_map(|(level, links, next)| State::Fresh {
-                level,
-                links,
-                next
+            (level(), guard(), links.clone(), next()).prop_map(|(level, guard, links, next)| {
+                State::Fresh { level, guard, links, next }
             }),
-            (level(), links).prop_map(|(level, links)| State::Table { level, links }),
+            (level(), guard(), links).prop_map(|(level, guard, links)| State::Table {
+                level,
+                guard,
+                links
+            }),
             next().prop_map(|next| State::Leaving { next }),
+            (vm(), page()).prop_map(|(vm, page)| State::Private { vm, page }),
         ]
     }
 
@@ -243,10 +343,13 @@ mod tests {
             Just(Event::Claim),
             Just(Event::Map),
             Just(Event::Unmap),
-            (level(), next()).prop_map(|(level, next)| Event::Link(level, next)),
+            (level(), guard(), next())
+                .prop_map(|(level, guard, next)| Event::Link(level, guard, next)),
             Just(Event::Count),
             next().prop_map(Event::Unlink),
             Just(Event::Forget),
+            (vm(), page()).prop_map(|(vm, page)| Event::Take(vm, page)),
+            Just(Event::Release),
         ]
     }
 
@@ -255,7 +358,17 @@ mod tests {
         match state {
             State::Plain { maps } => (maps, 0),
             State::Fresh { links, .. } | State::Table { links, .. } => (0, links),
-            State::Visor | State::Leaving { .. } => (0, 0),
+            State::Visor | State::Leaving { .. } | State::Private { .. } => (0, 0),
+        }
+    }
+
+    /// The guard of a table.
+    fn guard_of(state: State) -> Option<Guard> {
+        match state {
+            State::Fresh { guard, .. } | State::Table { guard, .. } => Some(guard),
+            State::Visor | State::Plain { .. } | State::Leaving { .. } | State::Private { .. } => {
+                None
+            }
         }
     }
 
@@ -266,8 +379,10 @@ mod tests {
         }
 
         #[test]
-        fn an_entry_that_names_no_state_is_the_visors(entry in any::<u64>(), low in 0..16_u64) {
-            for entry in [entry, entry & !0xff | low, low] {
+        fn an_entry_that_names_no_state_is_the_visors(entry in any::<u64>(), low in 0..64_u64) {
+            // Also one that has a VM and a page, and perhaps one bit more.
+            let private = entry & 0x0007_ffff_ffff_3f00 | 1 << (entry % 64) | low;
+            for entry in [entry, entry & !0xff | low, low, private] {
                 let state = State::decode(entry);
                 prop_assert!(state == State::Visor || state.encode() == entry);
             }
@@ -287,7 +402,9 @@ mod tests {
                 Event::Unmap => (maps - 1, 0),
                 Event::Link(..) => (0, links + 1),
                 Event::Unlink(_) => (0, links - 1),
-                Event::Claim | Event::Count | Event::Forget => (0, links),
+                Event::Claim | Event::Count | Event::Forget | Event::Take(..) | Event::Release => {
+                    (0, links)
+                }
             };
             prop_assert_eq!(counts(after), expected);
             prop_assert_eq!(after == State::Visor, event == Event::Claim);
@@ -295,20 +412,58 @@ mod tests {
             prop_assert!(!after.closed() || maps == 0);
             prop_assert!(State::decode(after.encode()) == after);
         }
+
+        #[test]
+        fn a_frame_of_a_vm_is_its_until_it_is_released(
+            vm in vm(), page in page(), event in event(), state in state(),
+        ) {
+            let private = State::Private { vm, page };
+            prop_assert_eq!(private.owner(), Owner::Vm(vm));
+            let plain = State::Plain { maps: 0 };
+            let after = (event == Event::Release).then_some(plain);
+            prop_assert_eq!(private.after(event), after);
+            // Only what is the host's alone becomes a VM's.
+            let taken = state.after(Event::Take(vm, page));
+            prop_assert_eq!(taken, (state == plain).then_some(private));
+        }
+
+        #[test]
+        fn a_table_keeps_its_guard_and_takes_links_of_no_other(
+            state in state(), event in event(),
+        ) {
+            let Some(guard) = guard_of(state) else { return Ok(()) };
+            let Some(after) = state.after(event) else { return Ok(()) };
+            prop_assert!(guard_of(after).is_none_or(|after| after == guard));
+            if let Event::Link(_, wanted, _) = event {
+                prop_assert_eq!(wanted, guard);
+            }
+        }
+    }
+
+    #[test]
+    fn there_are_64_protected_vms_at_most() {
+        assert_eq!(Vm::new(63).map(Vm::number), Some(63));
+        assert_eq!(Vm::new(64), None);
+        let page = GuestFrame::containing(0);
+        let last = State::Private { vm: Vm(63), page }.encode();
+        assert_eq!(State::decode(last + (1 << COUNT)), State::Visor);
     }
 
     #[test]
     fn a_table_has_one_level_and_is_neither_mapped_nor_claimed() {
-        let table = State::Table { level: Level::Pd, links: 1 };
-        let fresh = State::Fresh { level: Level::Pd, links: 1, next: None };
+        let guard = Guard::Counted;
+        let link = |level, guard| Event::Link(level, guard, None);
+        let table = State::Table { level: Level::Pd, guard, links: 1 };
+        let fresh = State::Fresh { level: Level::Pd, guard, links: 1, next: None };
         for state in [table, fresh] {
-            for event in [Event::Claim, Event::Map, Event::Unmap, Event::Link(Level::Pt, None)] {
+            let links = [link(Level::Pt, guard), link(Level::Pd, Guard::Guarded)];
+            for event in [Event::Claim, Event::Map, Event::Unmap].into_iter().chain(links) {
                 assert_eq!(state.after(event), None, "{event:?}");
             }
-            assert!(state.after(Event::Link(Level::Pd, None)).is_some());
+            assert!(state.after(link(Level::Pd, guard)).is_some());
         }
         let mapped = State::Plain { maps: 1 };
-        assert_eq!(mapped.after(Event::Link(Level::Pd, None)), None);
+        assert_eq!(mapped.after(link(Level::Pd, guard)), None);
         assert_eq!(mapped.after(Event::Claim), None);
     }
 }

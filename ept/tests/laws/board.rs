@@ -63,6 +63,18 @@ pub(crate) fn ram() -> [Span; 4] {
     ram.map(span)
 }
 
+/// Pages that the host may give to protected VMs besides, and some that it may not.
+pub(crate) const PRIVATE: [u64; 8] = [
+    8 * PAGE,
+    4 * MIB + 8 * PAGE,
+    GIB + 2 * MIB,
+    GIB + 3 * MIB - PAGE,
+    2 * MIB + 64 * KIB - PAGE,
+    6 * MIB - PAGE,
+    6 * MIB,
+    2 * GIB,
+];
+
 /// What the processor makes of an entry, written from the manual: where it leads, and whether to a
 /// page of `1 << shift` bytes. Reserved bits count as ignored, but for those of addresses.
 pub(crate) fn walk(raw: u64, shift: u32) -> Option<(u64, bool)> {
@@ -91,6 +103,10 @@ pub(crate) struct Board<'w> {
     reachable: BTreeSet<(u64, u64)>,
     /// Roots that processors run VMs with, loaded at a generation.
     pub(crate) running: BTreeMap<u64, u64>,
+    /// The same for protected VMs: these tables only the visor walks.
+    pub(crate) guarded: BTreeMap<u64, u64>,
+    /// Pages that protected VMs have.
+    pub(crate) private: BTreeSet<u64>,
     pub(crate) generation: &'w Generation,
     /// Decides what happens between any two steps of the visor's.
     pub(crate) luck: u64,
@@ -113,6 +129,8 @@ impl<'w> Board<'w> {
             walkable: BTreeSet::new(),
             reachable: BTreeSet::new(),
             running: BTreeMap::new(),
+            guarded: BTreeMap::new(),
+            private: BTreeSet::new(),
             generation,
             luck,
             races: 0,
@@ -196,8 +214,15 @@ impl<'w> Board<'w> {
 
     /// What the processors have found is right.
     fn check(&self) {
+        self.check_guarded();
+        for page in &self.private {
+            let open = self.tables.hardware_walk(*page).is_some() || self.tables.is_stale(*page);
+            assert!(!open, "the host can reach the private page {page:#x}");
+        }
         for (start, len) in &self.reachable {
             let page = Span::sized(*start, *len).unwrap();
+            let private = self.private.iter().find(|private| page.contains(**private));
+            assert_eq!(private, None, "{page} is private");
             assert!(!page.overlaps(span(VISOR)), "{page} has memory of the visor's");
             assert!(!page.overlaps(span(DENIED)), "{page} has denied memory");
             let table = self.walkable.iter().find(|(table, _)| page.contains(*table));
@@ -206,10 +231,35 @@ impl<'w> Board<'w> {
         for (table, shift) in &self.walkable {
             assert!(ram().iter().any(|ram| ram.contains(*table)), "{table:#x} is not RAM");
             assert!(!span(VISOR).contains(*table), "{table:#x} is the visor's");
-            let may_write = self.may_write_now(*table) || self.stale.contains(table);
-            assert!(!may_write, "the host can write to the table at {table:#x}");
+            self.check_table(*table);
             let other = self.walkable.range((*table, 0)..(*table, *shift)).next();
             assert_eq!(other, None, "{table:#x} is a table of two levels");
+        }
+    }
+
+    /// The host's stores to a table come to the visor.
+    fn check_table(&self, table: u64) {
+        let may_write = self.may_write_now(table) || self.stale.contains(&table);
+        assert!(!may_write, "the host can write to the table at {table:#x}");
+        assert!(!self.private.contains(&table), "the table at {table:#x} is private");
+    }
+
+    /// That holds for the tables of protected VMs too, and no processor walks them.
+    fn check_guarded(&self) {
+        let mut seen = BTreeMap::new();
+        let mut todo: Vec<_> = self.guarded.keys().map(|root| (*root, 39)).collect();
+        while let Some((table, shift)) = todo.pop() {
+            let other = seen.insert(table, shift);
+            assert!(other.is_none_or(|other| other == shift), "{table:#x} has two levels");
+            if other.is_some() {
+                continue;
+            }
+            self.check_table(table);
+            let walked = self.walkable.range((table, 0)..=(table, 39)).next();
+            assert_eq!(walked, None, "processors walk the guarded table at {table:#x}");
+            let links = USED.map(|index| walk(self.cell((table, index)), shift));
+            let links = links.into_iter().flatten().filter(|(_, leaf)| !leaf);
+            todo.extend(links.map(|(table, _)| (table, shift - 9)));
         }
     }
 }
@@ -245,7 +295,9 @@ impl HostMemory for Board<'_> {
 
     fn exchange(&mut self, table: Frame, index: usize, old: u64, new: u64) -> bool {
         let at = (table.base(), index);
-        if self.cell(at) & 7 != 0 && (self.flag_next != 0 || self.chance(8)) {
+        // Processors set flags only where they walk.
+        let walked = self.walkable.range((at.0, 0)..=(at.0, 39)).next().is_some();
+        if walked && self.cell(at) & 7 != 0 && (self.flag_next != 0 || self.chance(8)) {
             let flags = std::mem::take(&mut self.flag_next) | self.luck >> 8 & FLAGS;
             self.races += usize::from(self.cell(at) & flags != flags);
             *self.cells.entry(at).or_default() |= flags;
@@ -271,6 +323,7 @@ impl Tlb for Board<'_> {
         // Every processor has left its VM, and looks before it enters again.
         let now = self.generation.current();
         self.running.retain(|_, loaded| *loaded == now);
+        self.guarded.retain(|_, loaded| *loaded == now);
         self.observe();
     }
 }
@@ -306,4 +359,28 @@ pub(crate) fn value(number: u64, level: usize) -> u64 {
 /// The level for which the host has `page`.
 pub(crate) fn level_of(page: u64) -> usize {
     TABLES.iter().position(|tables| tables.contains(&page)).unwrap()
+}
+
+/// The bytes of an entry that an instruction stores to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) offset: u64,
+    pub(crate) bytes: u8,
+}
+
+impl Part {
+    pub(crate) const WHOLE: Self = Self { offset: 0, bytes: 8 };
+
+    pub(crate) fn mask(self) -> u64 {
+        if self.bytes == 8 { u64::MAX } else { (1 << (8 * self.bytes)) - 1 }
+    }
+
+    pub(crate) fn of(self, entry: u64) -> u64 {
+        entry >> (8 * self.offset) & self.mask()
+    }
+
+    pub(crate) fn set(self, entry: u64, value: u64) -> u64 {
+        let shift = 8 * self.offset;
+        entry & !(self.mask() << shift) | (value & self.mask()) << shift
+    }
 }

@@ -3,26 +3,26 @@
 use ept::addr::Frame;
 use ept::direct::{Generation, Refused};
 use ept::entry::Level;
-use ept::frames::{Event, FrameTable, Refusal, State};
+use ept::frames::{Event, FrameTable, Guard, Refusal, State};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::board::{Board, TABLES, VISOR, ram};
-use crate::hostile::{Part, World, play};
+use crate::board::{Board, Part, TABLES, VISOR, ram};
+use crate::hostile::{World, play};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// A root, and one table of each level below.
-const TREE: [u64; 4] = [ROOT, PDPT, PD, PT];
-const ROOT: u64 = TABLES[0][0];
-const PDPT: u64 = TABLES[1][1];
-const PD: u64 = TABLES[2][2];
-const PT: u64 = TABLES[3][2];
+pub(crate) const TREE: [u64; 4] = [ROOT, PDPT, PD, PT];
+pub(crate) const ROOT: u64 = TABLES[0][0];
+pub(crate) const PDPT: u64 = TABLES[1][1];
+pub(crate) const PD: u64 = TABLES[2][2];
+pub(crate) const PT: u64 = TABLES[3][2];
 /// A page of data.
-const PAGE: u64 = 4 * MIB + 0x8000;
+pub(crate) const PAGE: u64 = 4 * MIB + 0x8000;
 
 /// Lets `test` use a world without races.
-fn with_world(test: impl FnOnce(&mut World<'_>)) {
+pub(crate) fn with_world(test: impl FnOnce(&mut World<'_>)) {
     let ram = ram();
     let mut storage = vec![0; usize::try_from(FrameTable::entries(&ram)).unwrap()];
     let frames = FrameTable::new(&ram, &mut storage).unwrap();
@@ -33,7 +33,7 @@ fn with_world(test: impl FnOnce(&mut World<'_>)) {
 }
 
 /// The same with the tables of [`TREE`], of which the last maps [`PAGE`], loaded.
-fn with_tree(test: impl FnOnce(&mut World<'_>)) {
+pub(crate) fn with_tree(test: impl FnOnce(&mut World<'_>)) {
     with_world(|world| {
         build(world);
         let _ = world.load(ROOT).unwrap();
@@ -41,25 +41,35 @@ fn with_tree(test: impl FnOnce(&mut World<'_>)) {
     });
 }
 
-fn build(world: &mut World<'_>) {
+impl World<'_> {
+    pub(crate) fn load(&mut self, root: u64) -> Result<u64, Refused> {
+        self.load_for(root, Guard::Counted)
+    }
+}
+
+pub(crate) fn build(world: &mut World<'_>) {
     for pair in TREE.windows(2) {
         world.board.store((pair[0], 0), pair[1] | 7);
     }
     world.board.store((PT, 0), PAGE | 0x37);
 }
 
-fn maps(world: &World<'_>, page: u64) -> Option<u64> {
+pub(crate) fn maps(world: &World<'_>, page: u64) -> Option<u64> {
     match world.state(page)? {
         State::Plain { maps } => Some(maps),
-        State::Visor | State::Fresh { .. } | State::Table { .. } | State::Leaving { .. } => None,
+        State::Visor
+        | State::Fresh { .. }
+        | State::Table { .. }
+        | State::Leaving { .. }
+        | State::Private { .. } => None,
     }
 }
 
 fn is_table(world: &World<'_>, page: u64, level: Level, links: u16) -> bool {
-    world.state(page) == Some(State::Table { level, links })
+    world.state(page) == Some(State::Table { level, guard: Guard::Counted, links })
 }
 
-fn set(world: &mut World<'_>, at: (u64, usize), value: u64) -> Result<(), Refused> {
+pub(crate) fn set(world: &mut World<'_>, at: (u64, usize), value: u64) -> Result<(), Refused> {
     let index = u64::try_from(at.1).unwrap();
     let _ = world.write(at.0 + 8 * index, 8, |_| value)?;
     assert_eq!(world.board.cell(at), value);

@@ -1,9 +1,9 @@
 //! EPT01 under a processor that may walk it between any two stores.
 
-use ept::addr::{Frame, HUGE, LARGE, PAGE, Span};
+use ept::addr::{Frame, GuestFrame, HUGE, LARGE, PAGE, Span};
 use ept::entry::{Leaf, Level, Rights};
 use ept::ept01::{Ept01, Exhausted, Rules, tables_needed};
-use ept::frames::{Event, FrameTable, Owner, State};
+use ept::frames::{Event, FrameTable, Guard, Owner, State, Vm};
 use ept::mtrr::{MemoryType, Mtrrs, Types};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -31,9 +31,10 @@ fn probes(span: Span) -> [u64; 4] {
 fn expected(rules: &Rules<'_>, address: u64) -> Option<(u64, MemoryType)> {
     let page = Span::sized(address & !0xfff, PAGE).unwrap();
     let Types::One(kind) = rules.mtrrs.type_of(page) else { panic!("a page has one type") };
-    let visor = rules.frames.owner(Frame::containing(address)) == Some(Owner::Visor);
+    let owner = rules.frames.owner(Frame::containing(address));
+    let withheld = matches!(owner, Some(Owner::Visor | Owner::Vm(_)));
     let denied = rules.denied.iter().any(|denied| denied.grow_to(PAGE).overlaps(page));
-    (address < END && !visor && !denied).then_some((page.start(), kind))
+    (address < END && !withheld && !denied).then_some((page.start(), kind))
 }
 
 /// Checks the page at `address` both as the crate and as the processor see it.
@@ -189,7 +190,10 @@ impl<'r> World<'r> {
                 let Some(link) = part(ram, *place, *len) else {
                     return Ok(());
                 };
-                if self.frames.apply(link, Event::Link(Level::Pt, None)).is_err() {
+                let private = Event::Take(Vm::new(3).unwrap(), GuestFrame::containing(*len));
+                let table = Event::Link(Level::Pt, Guard::Guarded, None);
+                let event = if place % 3 == 0 { private } else { table };
+                if self.frames.apply(link, event).is_err() {
                     return Ok(());
                 }
                 self.linked.push(link);
@@ -201,7 +205,8 @@ impl<'r> World<'r> {
                 }
                 let which = usize::try_from(*which).unwrap() % self.linked.len();
                 let link = self.linked.swap_remove(which);
-                self.frames.apply(link, Event::Unlink(None)).unwrap();
+                let unlinked = self.frames.apply(link, Event::Unlink(None));
+                unlinked.or_else(|_| self.frames.apply(link, Event::Release)).unwrap();
                 link
             }
         };
@@ -380,7 +385,7 @@ fn rights_are_given_back_only_after_the_flush() {
     let mut world = World::new(frames, &Registers::plain(6), &DENIED);
     let tables = [span(GIB, GIB + PAGE), span(GIB + 9 * PAGE, GIB + 10 * PAGE)];
     for table in tables {
-        world.frames.apply(table, Event::Link(Level::Pt, None)).unwrap();
+        world.frames.apply(table, Event::Link(Level::Pt, Guard::Counted, None)).unwrap();
         world.revise(table, None).unwrap();
     }
     let rights = |world: &World<'_>, address| {
@@ -404,11 +409,11 @@ fn following_one_frame_touches_only_the_tables_on_its_path() {
     let frames = FrameTable::new(&ram, &mut storage).unwrap();
     let mut world = World::new(frames, &Registers::plain(6), &DENIED);
     let first = span(GIB, GIB + PAGE);
-    world.frames.apply(first, Event::Link(Level::Pt, None)).unwrap();
+    world.frames.apply(first, Event::Link(Level::Pt, Guard::Counted, None)).unwrap();
     world.revise(first, None).unwrap();
     let (stores, reads) = (world.mem.stores, world.mem.reads.get());
     let second = span(GIB + PAGE, GIB + 2 * PAGE);
-    world.frames.apply(second, Event::Link(Level::Pt, None)).unwrap();
+    world.frames.apply(second, Event::Link(Level::Pt, Guard::Counted, None)).unwrap();
     world.revise(second, None).unwrap();
     assert_eq!(world.mem.stores, stores + 1);
     // Four on each way down, twice.
@@ -476,7 +481,11 @@ fn the_computed_bound_suffices_for_a_table_in_every_large_page_of_ram() {
     frames.apply(visor, Event::Claim).unwrap();
     let mut world = World::new(frames, &registers, &DENIED);
     for block in (0..7 * GIB).step_by(2 << 20) {
-        if world.frames.change(Frame::containing(block), Event::Link(Level::Pt, None)).is_ok() {
+        if world
+            .frames
+            .change(Frame::containing(block), Event::Link(Level::Pt, Guard::Counted, None))
+            .is_ok()
+        {
             world.revise(span(block, block + PAGE), None).unwrap();
         }
     }

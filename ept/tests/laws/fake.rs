@@ -79,6 +79,11 @@ impl Fake {
         None
     }
 
+    /// Whether a processor may still use what `address` translated to.
+    pub(crate) fn is_stale(&self, address: u64) -> bool {
+        self.stale.values().any(|stale| stale.contains(address))
+    }
+
     /// What entry `index` of table number `table` translates.
     pub(crate) fn block_of(&self, table: usize, index: usize) -> Option<Span> {
         let (shift, base) = self.places.get(&table)?;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use ept::addr::{Frame, PAGE, Span};
+use ept::addr::{Frame, GuestFrame, PAGE, Span};
 use ept::entry::Level;
-use ept::frames::{Event, FrameTable, Owner, Refusal, State, TableError};
+use ept::frames::{Event, FrameTable, Guard, Owner, Refusal, State, TableError, Vm};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -96,6 +96,8 @@ enum Step {
     Unmap(Level),
     Link,
     Unlink,
+    Take,
+    Release,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -106,6 +108,8 @@ fn step() -> impl Strategy<Value = Step> {
         5 => level.prop_map(Step::Unmap),
         5 => Just(Step::Link),
         5 => Just(Step::Unlink),
+        5 => Just(Step::Take),
+        5 => Just(Step::Release),
     ]
 }
 
@@ -115,7 +119,7 @@ const PLACES: [u64; 8] = [0, 2 * MIB - PAGE, 2 * MIB, 3 * MIB, 4 * MIB, 5 * MIB,
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
     #[test]
-    fn no_frame_is_mapped_by_leaves_of_any_size_and_a_table_or_claimed(
+    fn no_frame_is_mapped_by_leaves_of_any_size_and_a_table_private_or_claimed(
         steps in vec((step(), proptest::sample::select(PLACES.to_vec())), 1..80),
     ) {
         // Two pieces share a block of 2 MiB, and all but one a block of 1 GiB.
@@ -125,6 +129,8 @@ proptest! {
         let mut storage = storage(&ram);
         let mut table = FrameTable::new(&ram, &mut storage).unwrap();
         let (mut leaves, mut tables, mut visor) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let mut private = BTreeSet::new();
+        let vm = Vm::new(5).unwrap();
         for (step, page) in steps {
             let frame = Frame::at(page).unwrap();
             let block = |level: Level| Span::sized(page - page % level.bytes(), level.bytes()).unwrap();
@@ -132,15 +138,16 @@ proptest! {
             match step {
                 Step::Claim => {
                     let free = in_ram(page) && !mapped(&leaves) && !tables.contains(&page)
-                        && !visor.contains(&page);
+                        && !visor.contains(&page) && !private.contains(&page);
                     prop_assert_eq!(table.change(frame, Event::Claim).is_ok(), free);
                     if free {
                         let _ = visor.insert(page);
                     }
                 }
                 Step::Link => {
-                    let free = in_ram(page) && !mapped(&leaves) && !visor.contains(&page);
-                    let event = Event::Link(Level::Pt, None);
+                    let free = in_ram(page) && !mapped(&leaves) && !visor.contains(&page)
+                        && !private.contains(&page);
+                    let event = Event::Link(Level::Pt, Guard::Counted, None);
                     prop_assert_eq!(table.change(frame, event).is_ok(), free);
                     if free {
                         tables.push(page);
@@ -155,9 +162,22 @@ proptest! {
                     }
                     let _ = at.map(|at| tables.remove(at));
                 }
+                Step::Take => {
+                    let free = in_ram(page) && !mapped(&leaves) && !tables.contains(&page)
+                        && !visor.contains(&page) && !private.contains(&page);
+                    let event = Event::Take(vm, GuestFrame::containing(page));
+                    prop_assert_eq!(table.change(frame, event).is_ok(), free);
+                    if free {
+                        let _ = private.insert(page);
+                    }
+                }
+                Step::Release => {
+                    let released = table.change(frame, Event::Release).is_ok();
+                    prop_assert_eq!(released, private.remove(&page));
+                }
                 Step::Map(level) => {
                     let block = block(level);
-                    let free = !tables.iter().chain(&visor).any(|page| block.contains(*page));
+                    let free = !tables.iter().chain(&visor).chain(&private).any(|page| block.contains(*page));
                     prop_assert_eq!(table.map(block, level).is_ok(), free, "{} {:?}", block, level);
                     if free {
                         leaves.push(block);
@@ -175,9 +195,11 @@ proptest! {
             }
             for level in [Level::Pt, Level::Pd, Level::Pdpt] {
                 let block = block(level);
-                let open = !tables.iter().chain(&visor).any(|page| block.contains(*page));
+                let open = !tables.iter().chain(&visor).chain(&private).any(|page| block.contains(*page));
                 prop_assert_eq!(table.open(block, level), open);
             }
+            let owner = if private.contains(&page) { Some(Owner::Vm(vm)) } else { None };
+            prop_assert!(owner.is_none() || table.owner(frame) == owner);
         }
     }
 }

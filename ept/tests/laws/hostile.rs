@@ -4,16 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use ept::addr::{Frame, PAGE, Span};
-use ept::direct::{Direct, Generation, Machine, Refused};
+use ept::addr::{Frame, GuestFrame, PAGE, Span};
+use ept::direct::{Direct, Generation, Machine, Refused, Store};
 use ept::entry::Level;
 use ept::ept01::{Ept01, Rules};
-use ept::frames::{Event, FrameTable, State};
+use ept::frames::{Event, FrameTable, Guard, State, Vm};
 use ept::mtrr::Mtrrs;
 
 use crate::board::{
-    BAD, Board, DENIED, END, FLAGS, GOOD, TABLES, USED, VISOR, WIDTH, level_of, page, pick, ram,
-    span, value, walk,
+    BAD, Board, DENIED, END, FLAGS, GOOD, PRIVATE, Part, TABLES, USED, VISOR, WIDTH, level_of,
+    page, pick, ram, span, value, walk,
 };
 
 /// What a store did to its operand, in a table of this level.
@@ -33,6 +33,8 @@ pub(crate) struct World<'w> {
     ept: Ept01,
     pub(crate) direct: Direct<'w, 3>,
     pub(crate) board: Board<'w>,
+    /// Pages of the host's that protected VMs share with it.
+    shared: Vec<u64>,
     /// EPT01 as it was: its tables, and the level of the leaf for each page of interest.
     before: (usize, Vec<Option<Level>>),
 }
@@ -48,7 +50,8 @@ impl<'w> World<'w> {
         let ept = Ept01::build(&mut board, &rules, END).unwrap();
         board.tables.live = true;
         let direct = Direct::new(board.generation);
-        let mut world = Self { frames, mtrrs, denied, ept, direct, board, before: (0, Vec::new()) };
+        let (shared, before) = (Vec::new(), (0, Vec::new()));
+        let mut world = Self { frames, mtrrs, denied, ept, direct, board, shared, before };
         world.before = world.shape();
         world
     }
@@ -70,12 +73,19 @@ impl<'w> World<'w> {
         self.frames.state(Frame::containing(page))
     }
 
-    pub(crate) fn load(&mut self, root: u64) -> Result<u64, Refused> {
-        let running: Vec<u64> = self.board.running.keys().copied().collect();
+    pub(crate) fn load_for(&mut self, root: u64, guard: Guard) -> Result<u64, Refused> {
+        let running = self.board.running.keys().chain(self.board.guarded.keys());
+        let running: Vec<u64> = running.copied().collect();
         let (mut machine, direct) = self.parts();
-        let root = Frame::containing(root);
-        let loaded = direct.load(&mut machine, root, |root| running.contains(&root.base()))?;
-        let _ = self.board.running.insert(root.base(), loaded);
+        let frame = Frame::containing(root);
+        let in_use = |root: Frame| running.contains(&root.base());
+        let loaded = direct.load(&mut machine, frame, guard, in_use)?;
+        assert_eq!(machine.is_guarded(frame), guard == Guard::Guarded);
+        let roots = match guard {
+            Guard::Counted => &mut self.board.running,
+            Guard::Guarded => &mut self.board.guarded,
+        };
+        let _ = roots.insert(root, loaded);
         self.board.observe();
         Ok(loaded)
     }
@@ -83,7 +93,8 @@ impl<'w> World<'w> {
     pub(crate) fn release(&mut self, root: u64) {
         let (mut machine, direct) = self.parts();
         direct.release(&mut machine, Frame::containing(root));
-        assert!(!self.board.running.contains_key(&root), "a VM runs on");
+        let runs = |roots: &BTreeMap<u64, u64>| roots.contains_key(&root);
+        assert!(!runs(&self.board.running) && !runs(&self.board.guarded), "a VM runs on");
     }
 
     pub(crate) fn release_empty(&mut self, address: u64) {
@@ -114,6 +125,7 @@ impl<'w> World<'w> {
     /// The host stores to entry `at` by an instruction that computes `change`, of `bytes` bytes at
     /// an offset. What the visor refuses to do for it, it does itself after a demotion.
     pub(crate) fn host_store(&mut self, at: (u64, usize), part: Part, change: impl Fn(u64) -> u64) {
+        self.touch(at.0);
         if self.board.may_write_now(at.0) {
             let entry = self.board.cell(at);
             return self.board.store(at, part.set(entry, change(part.of(entry))));
@@ -121,13 +133,19 @@ impl<'w> World<'w> {
         let stored = self.board.stored(at);
         let before = (self.board.races, self.board.flushes, self.board.cell(at));
         let expected = part.set(before.2, change(part.of(before.2)));
-        let Some(State::Table { level, .. }) = self.state(at.0) else { panic!("{at:x?} traps") };
+        let Some(State::Table { level, guard, .. }) = self.state(at.0) else {
+            panic!("{at:x?} traps")
+        };
         let shift = level.bytes().ilog2();
         let same = walk(before.2, shift) == walk(expected, shift);
         let pages_only = [before.2, expected].iter().all(|e| walk(*e, shift).is_none_or(|w| w.1));
-        let fits = same || self.fits(Some((expected, shift)));
-        let index = u64::try_from(at.1).unwrap();
-        let result = self.write(at.0 + 8 * index + part.offset, part.bytes, &change);
+        let fits = same || self.fits(Some((expected, shift, guard)));
+        let address = at.0 + 8 * u64::try_from(at.1).unwrap() + part.offset;
+        let (table, index) = (Frame::containing(at.0), at.1);
+        let store = Store { table, level, index, old: before.2, new: expected };
+        let announced = self.parts().0.before_write(address, part.bytes, &change);
+        check_announced(announced.unwrap(), store, guard);
+        let result = self.write(address, part.bytes, &change);
         let undisturbed = self.board.races == before.0;
         if undisturbed {
             assert_eq!(result.is_ok(), fits, "{before:x?} {expected:#x}: {result:x?}");
@@ -153,40 +171,56 @@ impl<'w> World<'w> {
         }
     }
 
+    /// The host is stopped at a page that it may not have.
+    fn touch(&mut self, page: u64) {
+        if self.board.private.contains(&page) {
+            self.give(&[page]);
+        }
+    }
+
     /// Whether `root` leads to `page`.
     fn leads_to(&self, root: u64, page: u64) -> bool {
-        let mut tables = BTreeMap::new();
-        let _ = self.collect((root, 39), &mut tables, &mut Vec::new());
-        tables.contains_key(&page)
+        let mut hanging = Hanging::default();
+        // Who walks it does not matter.
+        let _ = self.collect((root, 39, Guard::Guarded), &mut hanging);
+        hanging.tables.contains_key(&page)
     }
 
-    /// Collects all that hangs from `table`; `false` if a table has two levels.
-    fn collect(
-        &self,
-        (table, shift): (u64, u32),
-        tables: &mut BTreeMap<u64, u32>,
-        leaves: &mut Vec<Span>,
-    ) -> bool {
-        if let Some(other) = tables.insert(table, shift) {
-            return other == shift;
+    /// Collects all that hangs from `table`; `false` if a table has two levels or guards.
+    fn collect(&self, (table, shift, guard): (u64, u32, Guard), hanging: &mut Hanging) -> bool {
+        if let Some(other) = hanging.tables.insert(table, (shift, guard)) {
+            return other == (shift, guard);
         }
-        USED.iter()
-            .all(|index| self.follow(self.board.cell((table, *index)), shift, tables, leaves))
+        let mut entries = USED.iter().map(|index| self.board.cell((table, *index)));
+        entries.all(|raw| self.follow((raw, shift, guard), hanging))
     }
 
-    fn follow(
-        &self,
-        raw: u64,
-        shift: u32,
-        tables: &mut BTreeMap<u64, u32>,
-        leaves: &mut Vec<Span>,
-    ) -> bool {
+    /// The same for an entry.
+    fn follow(&self, (raw, shift, guard): (u64, u32, Guard), hanging: &mut Hanging) -> bool {
         match walk(raw, shift) {
-            Some((page, true)) => leaves.push(Span::sized(page, 1 << shift).unwrap()),
-            Some((table, false)) => return self.collect((table, shift - 9), tables, leaves),
-            None => {}
+            Some((page, true)) if guard == Guard::Counted => {
+                hanging.leaves.push(Span::sized(page, 1 << shift).unwrap());
+            }
+            Some((table, false)) => return self.collect((table, shift - 9, guard), hanging),
+            Some((_, true)) | None => {}
         }
         true
+    }
+
+    /// All that hangs from loaded roots and from one more entry, and is shared; and whether each
+    /// table has one level and guard.
+    fn survey(&mut self, entry: Option<(u64, u32, Guard)>) -> (Hanging, bool) {
+        let page = |page: &u64| Span::sized(*page, PAGE).unwrap();
+        let leaves = self.shared.iter().map(page).collect();
+        let mut hanging = Hanging { leaves, ..Hanging::default() };
+        let mut entries: Vec<_> = entry.into_iter().collect();
+        for root in self.loaded() {
+            let guarded = self.parts().0.is_guarded(Frame::containing(root));
+            let guard = if guarded { Guard::Guarded } else { Guard::Counted };
+            entries.push((root | 7, 48, guard));
+        }
+        let levels = entries.into_iter().all(|entry| self.follow(entry, &mut hanging));
+        (hanging, levels)
     }
 
     pub(crate) fn loaded(&mut self) -> Vec<u64> {
@@ -196,24 +230,19 @@ impl<'w> World<'w> {
         pages
     }
 
-    /// Whether all loaded roots, and what hangs from one more entry, are fit for the processor.
-    fn fits(&mut self, entry: Option<(u64, u32)>) -> bool {
-        let (mut tables, mut leaves) = (BTreeMap::new(), Vec::new());
-        let roots = self.loaded().into_iter().map(|root| (root | 7, 48));
-        let roots: Vec<_> = roots.chain(entry).collect();
-        let levels =
-            roots.iter().all(|(raw, shift)| self.follow(*raw, *shift, &mut tables, &mut leaves));
+    /// Whether all loaded roots, and what hangs from one more entry, are fit for who walks them.
+    fn fits(&mut self, entry: Option<(u64, u32, Guard)>) -> bool {
+        let (Hanging { tables, leaves }, levels) = self.survey(entry);
         let all = span((0, END));
+        let private = &self.board.private;
         let fine = |page: &Span| {
             let bad = [span(VISOR), span(DENIED).grow_to(PAGE)];
             all.covers(*page)
                 && !bad.iter().any(|bad| bad.overlaps(*page))
-                && !tables.keys().any(|table| page.contains(*table))
+                && !tables.keys().chain(private).any(|closed| page.contains(*closed))
         };
-        let ram = |table: &u64| {
-            ram().iter().any(|ram| ram.contains(*table)) && !span(VISOR).contains(*table)
-        };
-        levels && leaves.iter().all(fine) && tables.keys().all(ram)
+        let hosts = |table: &u64| is_hosts_ram(*table) && !private.contains(table);
+        levels && leaves.iter().all(fine) && tables.keys().all(hosts)
     }
 
     /// One step of the host's.
@@ -221,16 +250,20 @@ impl<'w> World<'w> {
         let (kind, number) = (number % 16, number >> 4);
         let page = page(number);
         match kind {
-            0..=9 => self.step_store((page, pick(&USED, number >> 4)), number >> 6),
-            10..=12 => self.step_load(pick(&TABLES[0], number)),
+            0..=7 => self.step_store((page, pick(&USED, number >> 4)), number >> 6),
+            8 => self.step_private(page, number >> 4),
+            9 => self.step_private(pick(&PRIVATE, number >> 2), number),
+            10..=12 => self.step_load(pick(&TABLES[0], number), number),
             13 => self.release(pick(&TABLES[0], number)),
             14 if number % 4 == 0 => self.step_demote(page),
             14 => {
                 let _ = self.board.running.pop_first();
+                let _ = self.board.guarded.pop_first();
             }
-            _ if number % 4 == 0 => self.step_load(page),
-            _ => self.step_load(pick(&TABLES[0], number)),
+            _ if number % 4 == 0 => self.step_load(page, number),
+            _ => self.step_load(pick(&TABLES[0], number), number),
         }
+        self.check_private();
         for (at, value) in &self.board.cells {
             let stored = self.board.stored(*at);
             assert_eq!((value ^ stored) & !FLAGS, 0, "the host stored {stored:#x} at {at:x?}");
@@ -255,16 +288,19 @@ impl<'w> World<'w> {
         }
     }
 
-    fn step_load(&mut self, root: u64) {
+    fn step_load(&mut self, root: u64, number: u64) {
+        let guard = pick(&[Guard::Counted, Guard::Guarded], number >> 6);
+        let was_guarded = self.parts().0.is_guarded(Frame::containing(root));
+        let same = was_guarded == (guard == Guard::Guarded);
         let loaded = self.loaded();
-        let fits = self.fits(Some((root | 7, 48)));
+        let fits = self.fits(Some((root | 7, 48, guard)));
         let before = (self.board.races, self.board.flushes);
-        let result = self.load(root);
+        let result = self.load_for(root, guard);
         let flushes = self.board.flushes - before.1;
         if result.is_err() {
             self.clear(&pick(&TABLES, self.board.luck));
         }
-        if loaded.contains(&root) {
+        if loaded.contains(&root) && same {
             assert!(result.is_ok() && flushes == 0, "it was loaded: {result:?}");
         } else if loaded.len() < 3 && self.board.races == before.0 {
             assert_eq!(result.is_ok(), fits, "{root:#x}: {result:x?}");
@@ -286,15 +322,89 @@ impl<'w> World<'w> {
         let mut kept = self.loaded();
         kept.retain(|root| !was_table || !self.leads_to(*root, table));
         self.demote(table);
-        assert_eq!(self.state(table).map(State::closed), Some(false));
+        let closed = self.board.private.contains(&table);
+        assert_eq!(self.state(table).map(State::closed), Some(closed));
         assert_eq!(self.loaded(), kept);
+    }
+
+    /// A protected VM takes, shares, or gives up a page.
+    fn step_private(&mut self, page: u64, number: u64) {
+        match number % 4 {
+            0 | 1 => self.step_take(page, number >> 2),
+            2 if number & 4 == 0 => self.give(&[page]),
+            2 => self.give(&self.board.private.iter().copied().collect::<Vec<_>>()),
+            _ => self.step_share(page),
+        }
+    }
+
+    fn step_take(&mut self, page: u64, number: u64) {
+        let (Hanging { tables, leaves }, _) = self.survey(None);
+        let free = is_hosts_ram(page)
+            && !tables.contains_key(&page)
+            && !self.board.private.contains(&page)
+            && !leaves.iter().any(|leaf| leaf.contains(page));
+        let flushes = self.board.flushes;
+        let [vm, ..] = (number % u64::from(Vm::MAX)).to_le_bytes();
+        let (vm, as_page) = (Vm::new(vm).unwrap(), GuestFrame::containing(number << 6));
+        let result = self.parts().0.take(Frame::containing(page), vm, as_page);
+        assert_eq!(result.is_ok(), free, "{page:#x}: {result:x?}");
+        assert_eq!(self.board.flushes - flushes, usize::from(free));
+        if free {
+            assert_eq!(self.state(page), Some(State::Private { vm, page: as_page }));
+            let _ = self.board.private.insert(page);
+        }
+        self.board.observe();
+    }
+
+    /// Gives `pages` back to the host. Those that no VM has are refused.
+    fn give(&mut self, pages: &[u64]) {
+        let before = (self.board.flushes, self.board.private.len());
+        self.board.private.retain(|page| !pages.contains(page));
+        let frames: Vec<_> = pages.iter().map(|page| Frame::containing(*page)).collect();
+        let result = self.parts().0.release(&frames);
+        let given = before.1 - self.board.private.len();
+        assert_eq!(result.is_ok(), given == pages.len(), "{pages:x?}: {result:?}");
+        assert!(self.board.flushes - before.0 <= 1);
+        let reach = |page: &u64| self.ept.walk(&self.board, *page).is_some();
+        assert!(result.is_err() || pages.iter().all(reach), "{pages:x?} are not the host's again");
+        self.board.observe();
+    }
+
+    /// A protected VM maps a page of the host's, or does so no more.
+    fn step_share(&mut self, page: u64) {
+        let frame = Frame::containing(page);
+        if let Some(at) = self.shared.iter().position(|shared| *shared == page) {
+            let _ = self.shared.swap_remove(at);
+            return self.parts().0.unshare(frame).unwrap();
+        }
+        let shared = self.parts().0.share(frame);
+        let plain = matches!(self.state(page), Some(State::Plain { .. }));
+        assert_eq!(shared.is_ok(), plain, "{page:#x}: {shared:?}");
+        if plain {
+            self.shared.push(page);
+        }
+    }
+
+    /// No private page is a table, or mapped by a table that processors walk.
+    fn check_private(&mut self) {
+        let (Hanging { tables, leaves }, _) = self.survey(None);
+        for page in self.board.private.clone() {
+            assert!(matches!(self.state(page), Some(State::Private { .. })), "{page:#x}");
+            assert!(!tables.contains_key(&page), "{page:#x} is private and a table");
+            let mapped = leaves.iter().any(|leaf| leaf.contains(page));
+            assert!(!mapped, "{page:#x} is private and mapped");
+        }
     }
 
     /// Releases everything: the machine is as it was.
     pub(crate) fn finish(mut self) {
         let (mut machine, direct) = self.parts();
         direct.release_all(&mut machine);
-        assert!(self.board.running.is_empty());
+        assert!(self.board.running.is_empty() && self.board.guarded.is_empty());
+        self.give(&self.board.private.iter().copied().collect::<Vec<_>>());
+        for page in std::mem::take(&mut self.shared) {
+            self.parts().0.unshare(Frame::containing(page)).unwrap();
+        }
         assert_eq!(self.shape(), self.before, "EPT01");
         for page in ram().iter().flat_map(|ram| (ram.start()..ram.end()).step_by(4096)) {
             let visor = span(VISOR).contains(page);
@@ -307,28 +417,21 @@ impl<'w> World<'w> {
     }
 }
 
-/// The bytes of an entry that an instruction stores to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Part {
-    pub(crate) offset: u64,
-    pub(crate) bytes: u8,
+/// What hangs from roots: tables with log2 of the bytes of an entry and who walks them, and what
+/// leaves map that processors use.
+#[derive(Debug, Default)]
+struct Hanging {
+    tables: BTreeMap<u64, (u32, Guard)>,
+    leaves: Vec<Span>,
 }
 
-impl Part {
-    pub(crate) const WHOLE: Self = Self { offset: 0, bytes: 8 };
+/// The visor knows of a store before it happens if it is to a guarded table.
+fn check_announced(announced: Option<Store>, store: Store, guard: Guard) {
+    assert_eq!(announced, (guard == Guard::Guarded).then_some(store));
+}
 
-    fn mask(self) -> u64 {
-        if self.bytes == 8 { u64::MAX } else { (1 << (8 * self.bytes)) - 1 }
-    }
-
-    fn of(self, entry: u64) -> u64 {
-        entry >> (8 * self.offset) & self.mask()
-    }
-
-    fn set(self, entry: u64, value: u64) -> u64 {
-        let shift = 8 * self.offset;
-        entry & !(self.mask() << shift) | (value & self.mask()) << shift
-    }
+fn is_hosts_ram(page: u64) -> bool {
+    ram().iter().any(|ram| ram.contains(page)) && !span(VISOR).contains(page)
 }
 
 /// Lets the host play, with `luck` for what happens at the same time.

@@ -13,6 +13,7 @@ mod direct;
 mod ept01;
 mod fake;
 mod frames;
+mod guarded;
 mod hostile;
 mod machine;
 mod mtrr;

@@ -49,7 +49,11 @@ fn every_purpose_has_its_share_and_the_total_is_whole_large_pages() {
     assert!(size.ept > 8192 * PAGE);
     // Page directories of 16 GiB and the first 4, at least.
     assert!(size.paging >= 20 * PAGE);
-    let sum = size.image + size.processors + size.frame_table + size.ept + size.paging + size.spare;
+    // An entry and a record for every second page.
+    let private = ram.iter().map(|ram| ram.len() / PAGE).sum::<u64>() / 2;
+    assert!(size.protected >= private * 40 && size.protected.is_multiple_of(PAGE));
+    let host = size.frame_table + size.ept + size.paging;
+    let sum = size.image + size.processors + host + size.protected + size.spare;
     assert!(
         size.total() >= sum && size.total() - sum < LARGE && size.total().is_multiple_of(LARGE)
     );

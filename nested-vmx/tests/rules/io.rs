@@ -1,8 +1,8 @@
 //! Which port accesses exit, and what they mean.
 
 use nested_vmx::io::{
-    Access, BITMAP_BYTES, CONTROL_PORT, ConfigWrite, Direction, PCI_ADDRESS, PCI_DATA, Size,
-    Target, config_write, fill_bitmap,
+    Access, BITMAP_BYTES, CONTROL_PORT, ConfigWrite, DATA_PORT, Direction, PCI_ADDRESS, PCI_DATA,
+    Size, Target, config_write, fill_bitmap,
 };
 use proptest::prelude::*;
 
@@ -10,7 +10,7 @@ const SIZES: [(Size, u16); 3] = [(Size::Byte, 1), (Size::Word, 2), (Size::Dword,
 
 #[test]
 fn ports_are_where_the_standards_put_them() {
-    assert_eq!([CONTROL_PORT, PCI_ADDRESS, PCI_DATA], [0xce0, 0xcf8, 0xcfc]);
+    assert_eq!([CONTROL_PORT, DATA_PORT, PCI_ADDRESS, PCI_DATA], [0xce0, 0xce4, 0xcf8, 0xcfc]);
 }
 
 #[test]
@@ -19,7 +19,7 @@ fn exactly_the_ports_with_a_rule_exit() {
     fill_bitmap(bitmap.as_mut_slice().try_into().unwrap());
     for port in 0..0x8000_u16 {
         let exits = bitmap[usize::from(port) / 8] & 1 << (port % 8) != 0;
-        let kept = matches!(port, 0xce0..=0xce3 | 0xcf8 | 0xcfc..=0xcff);
+        let kept = matches!(port, 0xce0..=0xce7 | 0xcf8 | 0xcfc..=0xcff);
         assert_eq!(exits, kept, "{port:#x}");
     }
 }
@@ -64,6 +64,8 @@ fn by_bytes(port: u16, size: Size, bytes: u16) -> Target {
         Target::PciAddress
     } else if (port, size) == (0xce0, Size::Dword) {
         Target::Control
+    } else if (port, size) == (0xce4, Size::Dword) {
+        Target::Data
     } else {
         Target::Machine
     }

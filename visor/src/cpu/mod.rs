@@ -7,6 +7,7 @@
     reason = "privileged instructions have no safe equivalent; each is wrapped once, here"
 )]
 
+pub(crate) mod register;
 pub(crate) mod vmx;
 
 use core::arch::asm;
@@ -131,6 +132,27 @@ pub(crate) unsafe fn write_xcr0(value: u64) {
         asm!("xsetbv", in("ecx") 0, in("eax") low(value), in("edx") high(value),
              options(nostack, preserves_flags));
     }
+}
+
+/// XCR0, where there is XSAVE.
+pub(crate) fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: XGETBV changes nothing; CR4.OSXSAVE is set wherever there is XSAVE.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high,
+             options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// A random number, if the processor has one ready.
+pub(crate) fn random() -> Option<u64> {
+    let (value, carry): (u64, u8);
+    // SAFETY: RDRAND changes no memory; the processor has it, which was checked at boot.
+    unsafe {
+        asm!("rdrand {}", "setc {}", out(reg) value, out(reg_byte) carry, options(nomem, nostack));
+    }
+    (carry != 0).then_some(value)
 }
 
 /// Sets CR0.CD and CR0.NW, which the host shares with the visor, as in `bits`.

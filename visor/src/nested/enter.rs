@@ -18,13 +18,14 @@ use nested_vmx::vcpu::Refusal;
 use nested_vmx::vmcs12::{Launch, REVISION, Vmcs12};
 
 use super::slots::{Slot, TablesInUse};
-use super::{Mode, Nested, context, instruction, leave, lists};
+use super::{Mode, Nested, context, instruction, leave, lists, protected};
 use crate::cpu::{self, vmx, vmx::Current};
-use crate::host::{HostRam, Next};
+use crate::host::{HostRam, Next, Registers};
 use crate::host_memory;
 use crate::machine::Machine;
 use crate::memory::Tables;
 use crate::percpu::PerCpu;
+use crate::tables;
 
 /// Basic exit reasons of failed entries.
 pub(super) const INVALID_GUEST_STATE: u32 = 33;
@@ -39,7 +40,12 @@ const PATIENCE: u32 = 4096;
 
 /// Does VMLAUNCH or VMRESUME, which asks the VMCS to be in this launch state. VMCS01 is current;
 /// afterwards VMCS02 is, or the instruction has failed.
-pub(super) fn enter(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, asks: Launch) -> Next {
+pub(super) fn enter(
+    cpu: &PerCpu,
+    machine: &Machine,
+    nested: &mut Nested,
+    (asks, registers): (Launch, &mut Registers),
+) -> Next {
     let Some(region) = nested.operation.current() else {
         return instruction::conclude(nested, machine, Answer::FailInvalid);
     };
@@ -55,7 +61,16 @@ pub(super) fn enter(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, asks: 
     let admitted = enterable(launched, asks, interruptibility)
         .map_err(|error| Refused::Instruction(error.into()))
         .and_then(|()| if slot.vcpu.is_unchecked() { check(cpu, machine, slot) } else { Ok(()) })
-        .and_then(|()| go((cpu, machine), slot, region, (&nested.environment, &host)));
+        .and_then(|()| {
+            if asks == Launch::Clear && slot.protected.is_none() && tables::tickets_wait() {
+                vmx::select(&cpu.vmcs_region());
+                protected::launch(machine, slot, (&host, registers))?;
+            }
+            if slot.protected.is_some() {
+                return Ok(protected::enter(machine, slot, &nested.environment, registers)?);
+            }
+            go((cpu, machine), slot, region, (&nested.environment, &host))
+        });
     match admitted {
         Ok(mode) => {
             nested.set_mode(cpu, mode);
@@ -69,6 +84,7 @@ pub(super) fn enter(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, asks: 
                 Refused::State(qualification) => {
                     fail(nested, machine, (INVALID_GUEST_STATE, qualification))
                 }
+                Refused::ShutDown => protected::refuse(nested, machine, registers),
             }
         }
     }
@@ -87,6 +103,14 @@ enum Refused {
     Instruction(Answer),
     /// The entry fails for the VM's state, with this exit qualification.
     State(u64),
+    /// The VM is a protected one that was stopped.
+    ShutDown,
+}
+
+impl From<protected::ShutDown> for Refused {
+    fn from(protected::ShutDown: protected::ShutDown) -> Self {
+        Self::ShutDown
+    }
 }
 
 impl From<Refusal> for Refused {
@@ -176,7 +200,11 @@ fn link_is_valid(machine: &Machine, current: Frame, fields: &Vmcs12) -> bool {
 /// write at any time anyway. Due again whenever this processor was called, as the page may be a page
 /// table by now.
 #[inline(always)]
-fn place_virtual_apic(machine: &Machine, slot: &mut Slot, environment: &Environment<'_>) {
+pub(super) fn place_virtual_apic(
+    machine: &Machine,
+    slot: &mut Slot,
+    environment: &Environment<'_>,
+) {
     let fields = slot.vcpu.fields();
     if Wanted::of(fields).primary.contains(Primary::TPR_SHADOW) {
         let page = Frame::containing(fields.read(f::VIRTUAL_APIC));
@@ -216,15 +244,16 @@ pub(super) fn fail(
 }
 
 /// The processor has refused VMCS02 without entering: the host's instruction fails in the same way.
-pub(crate) fn entry_refused(cpu: &PerCpu, machine: &Machine) -> Next {
+pub(crate) fn entry_refused(cpu: &PerCpu, machine: &Machine, registers: &mut Registers) -> Next {
     let mut nested = Nested::of(cpu);
     let error = Current.read(INSTRUCTION_ERROR);
     if !nested.mode.is_entering() {
-        return leave::refused_again(&mut nested, machine, error);
+        return leave::refused_again(&mut nested, machine, (error, registers));
     }
     nested.set_mode(cpu, Mode::Host);
     cpu.launch(false);
     let slot = nested.slots.current();
+    protected::take_back(slot, registers);
     slot.vcpu.renew();
     vmx::select(&cpu.vmcs_region());
     instruction::conclude(&mut nested, machine, Answer::Fail(error))
@@ -241,6 +270,9 @@ impl Nested {
             self.answer_call(cpu, machine);
         }
         let slot = self.slots.current();
+        if let Some(vcpu) = &mut slot.protected {
+            return protected::pointer(machine, vcpu);
+        }
         let fields = slot.vcpu.fields();
         if !Wanted::of(fields).secondary.contains(Secondary::EPT) {
             return machine.tables.pointer();
@@ -260,7 +292,11 @@ impl Nested {
     fn answer_call(&mut self, cpu: &PerCpu, machine: &Machine) {
         cpu.shadow_is_stale.set(false);
         self.shadow.reset(&mut Tables).flush(vmx::invept_all);
-        place_virtual_apic(machine, self.slots.current(), &self.environment);
+        let slot = self.slots.current();
+        place_virtual_apic(machine, slot, &self.environment);
+        if let Some(vcpu) = &mut slot.protected {
+            vcpu.pointer = None;
+        }
     }
 
     /// Tries to use the tables at `pointer` as they stand, and shadows them otherwise.
@@ -290,7 +326,9 @@ impl Nested {
     pub(super) fn drop_translations(&mut self, scope: Scope) {
         self.shadow.reset(&mut Tables).flush(vmx::invept_all);
         match scope {
-            Scope::Root(pointer) => vmx::invept(pointer),
+            // A protected VM does not run with the tables that the host names.
+            Scope::Root(pointer) if !tables::any_protected() => vmx::invept(pointer),
+            Scope::Root(_) => vmx::invept_all(),
             Scope::AllRoots | Scope::AllTags | Scope::Tag(..) => vmx::invept_all(),
         }
     }

@@ -68,7 +68,7 @@ pub(crate) fn execute(
         return Next::Raise(event);
     }
     if let Some(launch) = entry {
-        return enter::enter(cpu, machine, &mut nested, launch);
+        return enter::enter(cpu, machine, &mut nested, (launch, registers));
     }
     let mut execution = Execution { cpu, machine, nested: &mut nested, registers };
     let done = match reason {

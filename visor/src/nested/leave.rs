@@ -16,7 +16,7 @@ use nested_vmx::{bitmap, cr, io as port};
 
 use super::enter::{self, BAD_PDPTES, INVALID_GUEST_STATE, MSR_LOADING, fail, takes_nmis};
 use super::slots::Slot;
-use super::{Mode, Nested, lists};
+use super::{Mode, Nested, lists, protected};
 use crate::cpu::{self, low, vmx, vmx::Current};
 use crate::host::{self, HostRam, Next, Registers};
 use crate::host_memory::{self, HostTablesOfVm};
@@ -50,7 +50,7 @@ enum Verdict {
 pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Registers) -> Next {
     let mut nested = Nested::of(cpu);
     if raw & ENTRY_FAILURE != 0 {
-        return entry_failed(cpu, machine, &mut nested, raw & 0xffff);
+        return entry_failed(cpu, machine, &mut nested, (raw & 0xffff, registers));
     }
     let is_probe = matches!(nested.mode, Mode::Probing | Mode::Doomed);
     assert!(!is_probe, "the processor loads what it should not");
@@ -62,6 +62,9 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
             slot.entered = true;
             slot.vcpu.fields_mut().set_launched(Launch::Launched);
         }
+    }
+    if nested.slots.current().protected.is_some() {
+        return protected::exit(cpu, machine, &mut nested, (raw & 0xffff, registers));
     }
     let verdict = verdict(cpu, machine, &mut nested, raw & 0xffff, registers);
     match verdict {
@@ -78,7 +81,18 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
 }
 
 /// The processor has refused what the entry was to load.
-fn entry_failed(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, reason: u32) -> Next {
+fn entry_failed(
+    cpu: &PerCpu,
+    machine: &Machine,
+    nested: &mut Nested,
+    (reason, registers): (u32, &mut Registers),
+) -> Next {
+    if nested.slots.current().protected.is_some() {
+        if !nested.mode.is_entering() {
+            return protected::give_up(nested, machine, registers);
+        }
+        protected::take_back(nested.slots.current(), registers);
+    }
     assert!(nested.mode.is_entering(), "VM entry failed in the middle of a VM's run");
     let mut failure = (reason, Current.read(EXIT_QUALIFICATION));
     if nested.mode == Mode::Doomed && reason == MSR_LOADING {
@@ -96,7 +110,7 @@ fn entry_failed(cpu: &PerCpu, machine: &Machine, nested: &mut Nested, reason: u3
     fail(nested, machine, failure)
 }
 
-fn cause(raw: u32) -> Cause {
+pub(super) fn cause(raw: u32) -> Cause {
     let by_nmi = raw & 0xffff == EXCEPTION_OR_NMI && exit::is_nmi(Current.read(EXIT_INTERRUPTION));
     if by_nmi { Cause::Nmi } else { Cause::Other }
 }
@@ -136,16 +150,21 @@ fn verdict(
 }
 
 fn nmi(cpu: &PerCpu, fields: &Vmcs12) -> Verdict {
+    if keeps_nmi(cpu, fields) { Verdict::Answered(Next::Stay) } else { Verdict::Reflect }
+}
+
+/// Takes an NMI that was an exit, if it was a call, or is the VM's own; then the VM goes on.
+pub(super) fn keeps_nmi(cpu: &PerCpu, fields: &Vmcs12) -> bool {
     cpu::unblock_nmis();
     let ours = host::is_call(cpu);
     if !ours && takes_nmis(fields) {
-        return Verdict::Reflect;
+        return false;
     }
     if !ours {
         cpu.nmi_owed.set(true);
     }
     host::deliver_again();
-    Verdict::Answered(Next::Stay)
+    true
 }
 
 /// A VM's write to CR4 exits also if it sets a bit of a feature that the visor hides.
@@ -167,7 +186,7 @@ fn ports(cpu: &PerCpu, machine: &Machine, fields: &Vmcs12, registers: &mut Regis
     } else {
         !ports_exit(wanted.primary)
     };
-    if open { Verdict::Answered(io::handle(cpu, registers)) } else { Verdict::Reflect }
+    if open { Verdict::Answered(io::handle(cpu, machine, registers)) } else { Verdict::Reflect }
 }
 
 fn port_exits(machine: &Machine, fields: &Vmcs12, port: Option<u16>) -> bool {
@@ -247,9 +266,16 @@ fn fault(next: Next) -> Verdict {
 /// host is told what it would be if the VM had changed its TPR by MOV to CR8.
 ///
 /// VMCS02 is current before, VMCS01 afterwards.
-pub(super) fn refused_again(nested: &mut Nested, machine: &Machine, error: u32) -> Next {
+pub(super) fn refused_again(
+    nested: &mut Nested,
+    machine: &Machine,
+    (error, registers): (u32, &mut Registers),
+) -> Next {
     const CONTROL_FIELDS: u32 = 7;
     const TPR_BELOW_THRESHOLD: u64 = 43;
+    if nested.slots.current().protected.is_some() {
+        return protected::give_up(nested, machine, registers);
+    }
     let wanted = Wanted::of(nested.slots.current().vcpu.fields());
     let by_threshold = error == CONTROL_FIELDS && wanted.primary.contains(Primary::TPR_SHADOW);
     assert!(by_threshold, "VM entry refused in the middle of a VM's run: error {error}");
@@ -340,7 +366,7 @@ pub(crate) enum NmiFate {
 
 /// Gives an NMI of the host's to it as an exit of its VM, if it asked for that. VMCS02 is current
 /// before.
-pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine) -> NmiFate {
+pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine, registers: &mut Registers) -> NmiFate {
     const NMI: u32 = 1 << 31 | 2 << 8 | 2;
     let mut nested = Nested::of(cpu);
     if matches!(nested.mode, Mode::Probing | Mode::Doomed) {
@@ -361,6 +387,9 @@ pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine) -> NmiFate {
         slot.vcpu.fields_mut().set_launched(Launch::Launched);
     }
     cpu.launch(false);
+    if slot.protected.is_some() {
+        return protected::reflect_nmi(&mut nested, machine, registers);
+    }
     let told = [
         (EXIT_REASON.encoding(), 0),
         (EXIT_QUALIFICATION.encoding(), 0),

@@ -7,7 +7,9 @@ mod enter;
 mod instruction;
 mod leave;
 mod lists;
+mod protected;
 mod slots;
+mod vcpus;
 
 use core::cell::RefMut;
 
@@ -26,6 +28,7 @@ use crate::percpu::PerCpu;
 pub(crate) use enter::{before_entry, entry_refused};
 pub(crate) use instruction::{VMXOFF, execute};
 pub(crate) use leave::{NmiFate, exit, reflect_nmi};
+pub(crate) use protected::sweep;
 use slots::Slots;
 pub(crate) use slots::{SLOTS, SlotPages};
 

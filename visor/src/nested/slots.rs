@@ -13,6 +13,8 @@ use crate::memory;
 use crate::percpu::PerCpu;
 use crate::vmcs;
 
+use super::vcpus::{self, Protected};
+
 /// How many VMCSs of the host a processor has at hand.
 pub(crate) const SLOTS: usize = 8;
 
@@ -38,6 +40,8 @@ pub(super) struct Slot {
     pub(super) entered: bool,
     /// How the processor translates for the VM.
     pub(super) tables: TablesInUse,
+    /// What is hidden from the host of a protected VM's vCPU; then `vcpu` is only what it may see.
+    pub(super) protected: Option<Protected>,
     /// The host's MSR bitmaps and virtual-APIC page.
     pub(super) bitmap: Known,
     pub(super) apic: Known,
@@ -82,6 +86,7 @@ impl Slots {
                 guest,
                 decoy,
                 entered: false,
+                protected: None,
                 bitmap: Known::NOTHING,
                 apic: Known::NOTHING,
                 tables: TablesInUse::NONE,
@@ -126,11 +131,13 @@ impl Slots {
         }
     }
 
-    /// Forgets all without writing anything back: the host has left VMX operation.
+    /// Forgets all without writing anything back: the host has left VMX operation. VMCS01 is current
+    /// before and after.
     pub(super) fn forget(&mut self) {
         for slot in &mut self.slots {
             slot.region = None;
             slot.used = 0;
+            slot.detach();
         }
     }
 }
@@ -164,6 +171,20 @@ impl Slot {
         let word = |index| page.as_ref().map_or(0, |page| page.read(index));
         self.vcpu.load(word);
         self.tables = TablesInUse::NONE;
+        self.protected = vcpus::attach(self.vcpu.fields().token());
+        if let Some(vcpu) = &mut self.protected {
+            vcpu.guarded.effective_mut().renew();
+        }
+    }
+
+    /// Takes what is hidden out of VMCS02. VMCS01 is current before and after.
+    fn detach(&mut self) {
+        if let Some(mut vcpu) = self.protected.take() {
+            vmx::select(&self.guest);
+            vcpu.guarded.synchronize(&Current);
+            vmx::select(&PerCpu::current().vmcs_region());
+            vcpus::detach(vcpu);
+        }
     }
 
     /// Whether the VM runs on the host's tables as they stand.
@@ -178,6 +199,7 @@ impl Slot {
             return;
         };
         self.synchronize(machine);
+        self.detach();
         if let Some(page) = host_memory::page(machine, region) {
             self.vcpu.fields().store(|index, word| page.write(index, word));
         }

@@ -1,0 +1,110 @@
+//! Pages of RAM between the host and protected VMs.
+
+use super::trees::Machine;
+use super::{Hardware, HostMemory, Operand, Refused};
+use crate::addr::{Frame, GuestFrame};
+use crate::entry::Level;
+use crate::ept01::Stale;
+use crate::frames::{Event, Guard, State, Vm};
+
+/// A store that is about to happen to an entry of a guarded table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// The table.
+    pub table: Frame,
+    /// Its level.
+    pub level: Level,
+    /// Index of the entry, below 512.
+    pub index: usize,
+    /// What the entry is.
+    pub old: u64,
+    /// What it would be.
+    pub new: u64,
+}
+
+impl<H: HostMemory> Machine<'_, '_, H> {
+    /// What [`Machine::write`] with the same arguments would store now; `None` if not to a guarded
+    /// table. That holds as long as nothing is stored to the table, by the visor or a device.
+    ///
+    /// # Errors
+    /// [`Refused::Operand`]: so would it be.
+    pub fn before_write(
+        &self,
+        address: u64,
+        bytes: u8,
+        change: impl FnOnce(u64) -> u64,
+    ) -> Result<Option<Store>, Refused> {
+        let place = Operand::at(address, bytes)?;
+        let (table, index) = (place.table, place.index);
+        let Some(State::Table { level, guard: Guard::Guarded, .. }) = self.frames.state(table)
+        else {
+            return Ok(None);
+        };
+        let old = self.hardware.entry(table, index);
+        let new = place.set(old, change(place.of(old)));
+        Ok(Some(Store { table, level, index, old, new }))
+    }
+}
+
+impl<H: Hardware> Machine<'_, '_, H> {
+    /// Makes `frame` private memory of `vm`, as its `page`. When this returns, neither the host nor
+    /// any other VM can reach the frame. It still has the contents that the host gave it.
+    ///
+    /// # Errors
+    /// [`Refused`] when the frame is not RAM that is the host's alone; it stays what it is.
+    pub fn take(&mut self, frame: Frame, vm: Vm, page: GuestFrame) -> Result<(), Refused> {
+        let _ = self.permitted(frame, Level::Pt)?;
+        let _ = self.frames.change(frame, Event::Take(vm, page)).map_err(Refused::Frame)?;
+        // Also what processors remember of VMs that do not map it any more.
+        let mut stale = self.ept.stale();
+        self.revise(frame, &mut stale);
+        let flushed = stale.flush(self.hardware);
+        let completed = self.complete(frame, &flushed);
+        if completed.is_err() {
+            let _ = self.frames.change(frame, Event::Release);
+        }
+        completed
+    }
+
+    /// Gives `frames` back to the host, all with one flush. The caller has seen to it that the VM
+    /// has them no more, on no processor, and that they hold nothing that the host must not see.
+    ///
+    /// # Errors
+    /// [`Refused`] names the first frame that was not private, or could not be completed; all others
+    /// are the host's again.
+    pub fn release(&mut self, frames: &[Frame]) -> Result<(), Refused> {
+        let mut result = Ok(());
+        let mut stale = Stale::default();
+        for frame in frames {
+            match self.frames.change(*frame, Event::Release) {
+                Ok(_) => self.revise(*frame, &mut stale),
+                Err(refusal) => result = result.and(Err(Refused::Frame(refusal))),
+            }
+        }
+        let flushed = stale.flush(self.hardware);
+        for frame in frames {
+            result = result.and(self.complete(*frame, &flushed));
+        }
+        result
+    }
+
+    /// Counts that a protected VM shares `frame` with the host: that its EPT02 maps it, which is the
+    /// host's plain memory and stays so.
+    ///
+    /// # Errors
+    /// [`Refused`] when the frame is not RAM of the host's, or denied; nothing has changed then.
+    pub fn share(&mut self, frame: Frame) -> Result<(), Refused> {
+        let _ = self.permitted(frame, Level::Pt)?;
+        let _ = self.frames.change(frame, Event::Map).map_err(Refused::Frame)?;
+        Ok(())
+    }
+
+    /// Takes back a [`Machine::share`].
+    ///
+    /// # Errors
+    /// [`Refused`] when there was none.
+    pub fn unshare(&mut self, frame: Frame) -> Result<(), Refused> {
+        let _ = self.frames.change(frame, Event::Unmap).map_err(Refused::Frame)?;
+        Ok(())
+    }
+}

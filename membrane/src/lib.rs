@@ -1,0 +1,39 @@
+#![no_std]
+#![doc = include_str!("../README.md")]
+
+pub mod audit;
+mod held;
+pub mod map;
+mod past;
+pub mod sparse;
+pub mod tables;
+pub mod vm;
+pub mod vms;
+mod walk;
+
+use ept::addr::Frame;
+use ept::direct;
+
+/// The content of frames that only the visor can reach, and who works on it.
+pub trait Pages {
+    /// Lets `work` have the bytes of `frame`, which neither the host nor a VM can reach.
+    fn with_page<T>(&mut self, frame: Frame, work: impl FnOnce(&mut [u8; 4096]) -> T) -> T;
+    /// The number of this processor, for the audit log.
+    fn cpu(&self) -> u32;
+}
+
+/// What protected VMs are run with: tables, the host's memory, all processors, and pages.
+pub trait Hardware: direct::Hardware + Pages {}
+
+impl<T: direct::Hardware + Pages> Hardware for T {}
+
+/// How far something came that is done in pieces, so that the host's interrupts are never held up
+/// for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "what is not done has to be asked for again"]
+pub enum Progress {
+    /// All of it.
+    Done,
+    /// A piece. It has to be asked for again.
+    Again,
+}

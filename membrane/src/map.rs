@@ -1,0 +1,74 @@
+//! A VM's guest-physical memory, as its ticket has it. Everything else is device memory.
+
+use ept::addr::GuestFrame;
+use ept::list::{Full, List};
+use ticket::{Class, MAX_RANGES, Range};
+
+/// The ranges of a ticket.
+#[derive(Clone, Debug)]
+pub struct Map(List<Range, MAX_RANGES>);
+
+impl Map {
+    /// No memory at all.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(List::new(Range { start: 0, length: 0, class: Class::Private }))
+    }
+
+    /// Adds `range`, of whole pages, which lies above all others.
+    ///
+    /// # Errors
+    /// [`Full`] if there are as many as a ticket may have, or if it does not lie above.
+    pub fn add(&mut self, range: Range) -> Result<(), Full> {
+        match self.0.last() {
+            Some(last) if last.end() > range.start => Err(Full),
+            Some(_) | None => self.0.push(range),
+        }
+    }
+
+    /// Whose memory `page` is; `None`: a device's.
+    #[must_use]
+    pub fn class(&self, page: GuestFrame) -> Option<Class> {
+        self.0.iter().find(|range| range.contains(page.base())).map(|range| range.class)
+    }
+}
+
+impl Default for Map {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, pages: u64, class: Class) -> Range {
+        Range { start: start * 4096, length: pages * 4096, class }
+    }
+
+    #[test]
+    fn a_page_is_of_the_class_of_its_range_and_else_a_devices() {
+        let mut map = Map::new();
+        map.add(range(1, 2, Class::Private)).unwrap();
+        map.add(range(3, 1, Class::Shared)).unwrap();
+        map.add(range(8, 1, Class::Window)).unwrap();
+        let classes = [0, 1, 2, 3, 4, 7, 8, 9].map(|n| map.class(GuestFrame::containing(n * 4096)));
+        let (private, shared) = (Some(Class::Private), Some(Class::Shared));
+        let expected = [None, private, private, shared, None, None, Some(Class::Window), None];
+        assert_eq!(classes, expected);
+    }
+
+    #[test]
+    fn ranges_that_overlap_or_are_too_many_are_refused() {
+        let mut map = Map::new();
+        for number in 0..16 {
+            map.add(range(2 * number, 1, Class::Private)).unwrap();
+        }
+        assert_eq!(map.add(range(100, 1, Class::Private)), Err(Full));
+        let mut map = Map::new();
+        map.add(range(1, 2, Class::Private)).unwrap();
+        assert_eq!(map.add(range(2, 2, Class::Shared)), Err(Full));
+        assert_eq!(map.add(range(0, 1, Class::Shared)), Err(Full));
+    }
+}

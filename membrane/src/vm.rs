@@ -1,0 +1,436 @@
+//! One protected VM, and the life of its private pages.
+//!
+//! A page is *fresh* until the VM first touches it; then *resident*, in a frame that neither the host
+//! nor another VM can reach; and *sealed* while the host has it. What the host lends a frame for
+//! becomes the VM's memory only if it is what the ticket says (fresh, in the manifest), what left
+//! before (sealed), or zeroed (every other fresh page).
+//!
+//! The order of each change is what keeps pages secret, whatever processors still remember:
+//!
+//! 1. In: the frame leaves the host's reach, everybody flushes, its content is checked, it is mapped.
+//! 2. Out: the page leaves the VM's reach, everybody flushes, it is sealed or zeroed, and only then is
+//!    the frame the host's again.
+//!
+//! A VM that was stopped never runs again, so its pages are not sealed any more but zeroed.
+
+use core::fmt;
+
+use ept::addr::{Frame, GuestFrame};
+use ept::direct::{Machine, Refused};
+use ept::ept01::{Exhausted, Flushed, TableMem};
+use ept::frames;
+use ept::shadow::Access;
+use seal::key::{VmId, VmKey};
+use seal::page::{GuestPage, Sealer};
+use sha2::{Digest, Sha256};
+use ticket::{Header, Range, State, error::Error};
+
+use crate::map::Map;
+use crate::past::Past;
+use crate::sparse::{NONE, Sparse};
+use crate::tables::Tables;
+use crate::walk::Found;
+use crate::{Hardware, Progress};
+
+/// Why a VM was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// What came back for this page is not what left, or has been replaced since.
+    Forged(GuestFrame),
+    /// The first content of this page is not what the ticket says.
+    Manifest(GuestFrame),
+    /// The host lends a frame for this page that is in use otherwise, or is no RAM.
+    Frame(GuestFrame),
+    /// The host lends a second frame for this page.
+    Elsewhere(GuestFrame),
+    /// What the visor remembers of this page is not what it can be.
+    Record(GuestFrame),
+    /// The visor has no memory left for what it must remember of the VM.
+    Memory,
+    /// The VM has used up the versions of its pages.
+    Versions,
+    /// The VM accessed this address, which is a device's.
+    Device(u64),
+    /// The host destroys it.
+    Destroyed,
+    /// The membrane of its processors says so, by a number of its own.
+    Processor(u16),
+}
+
+impl Cause {
+    /// The number that stands for it at the port and in the audit log, for ever the same.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Forged(_) => 1,
+            Self::Manifest(_) => 2,
+            Self::Frame(_) => 3,
+            Self::Elsewhere(_) => 4,
+            Self::Record(_) => 5,
+            Self::Memory => 6,
+            Self::Versions => 7,
+            Self::Device(_) => 8,
+            Self::Destroyed => 9,
+            Self::Processor(number) => 0x100 + u32::from(number),
+        }
+    }
+
+    /// The page that was refused.
+    #[must_use]
+    pub const fn page(self) -> Option<GuestFrame> {
+        match self {
+            Self::Forged(page)
+            | Self::Manifest(page)
+            | Self::Frame(page)
+            | Self::Elsewhere(page)
+            | Self::Record(page) => Some(page),
+            Self::Memory
+            | Self::Versions
+            | Self::Device(_)
+            | Self::Destroyed
+            | Self::Processor(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forged(page) => write!(f, "page {:#x} did not come back as it left", page.base()),
+            Self::Manifest(page) => write!(f, "page {:#x} is not as in the ticket", page.base()),
+            Self::Frame(page) => write!(f, "the frame for page {:#x} is not free", page.base()),
+            Self::Elsewhere(page) => write!(f, "page {:#x} is in another frame", page.base()),
+            Self::Record(page) => write!(f, "the record of page {:#x} is damaged", page.base()),
+            Self::Memory => f.write_str("the visor has no memory left for the VM"),
+            Self::Versions => f.write_str("the VM has no version left to seal a page with"),
+            Self::Device(at) => write!(f, "device memory is not supported yet: {at:#x}"),
+            Self::Destroyed => f.write_str("it was destroyed"),
+            Self::Processor(number) => write!(f, "a processor of it, cause {number}"),
+        }
+    }
+}
+
+/// Whether a VM runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Its ticket waits for it.
+    Waiting,
+    /// It has taken its ticket.
+    Running,
+    /// It will never run again.
+    Stopped(Cause),
+}
+
+/// An access that had no translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The guest-physical address.
+    pub at: u64,
+    /// What the VM tried.
+    pub access: Access,
+}
+
+/// How such an access was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// The VM is to repeat it.
+    Mapped,
+    /// The root is not loaded as a protected VM's, or not any more: the VM is to repeat it after that.
+    Unloaded,
+    /// The host is to be told of a write to the first byte of this page.
+    ///
+    /// It is never told of a read, for which KVM would lend pages that are not the VM's alone: that of
+    /// zeros, and such that were merged.
+    Absent(GuestFrame),
+    /// The host is to be told of an access that its tables do not permit.
+    Denied {
+        /// The page.
+        at: GuestFrame,
+        /// What they permit.
+        rights: Access,
+    },
+    /// It goes to a device.
+    Device(u64),
+    /// The VM has been stopped.
+    Stopped(Cause),
+}
+
+/// A protected VM.
+#[derive(Debug)]
+pub struct Vm {
+    id: [u8; 16],
+    state: State,
+    pub(crate) launch: u64,
+    pub(crate) life: Life,
+    pub(crate) vcpus: u32,
+    /// Accesses of the host's to its pages that were recorded.
+    pub(crate) touches: u32,
+    pub(crate) map: Map,
+    /// Hashes of pages that are still fresh.
+    manifest: Sparse,
+    /// What is known of pages that were outside.
+    pasts: Sparse,
+    pub(crate) tables: Tables,
+    sealer: Sealer,
+    resident: u64,
+    sealed: u64,
+    /// How far its destruction came.
+    pub(crate) swept: GuestFrame,
+}
+
+impl Vm {
+    /// A VM without memory. `launch` are random bytes that were never used before.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when `mem` has no frame left.
+    pub(crate) fn new(
+        mem: &mut impl TableMem,
+        header: &Header,
+        launch: &[u8; 32],
+    ) -> Result<Self, Error> {
+        let key = VmKey::launch(VmId(header.vm), header.secret.bytes(), launch);
+        Ok(Self {
+            id: header.vm,
+            state: header.state,
+            launch: 0,
+            life: Life::Waiting,
+            vcpus: 0,
+            touches: 0,
+            map: Map::new(),
+            manifest: Sparse::new(),
+            pasts: Sparse::new(),
+            tables: Tables::new(mem).map_err(|Exhausted| Error::Memory)?,
+            sealer: Sealer::new(key),
+            resident: 0,
+            sealed: 0,
+            swept: GuestFrame::containing(0),
+        })
+    }
+
+    /// Adds a range to its memory.
+    pub(crate) fn add_range(&mut self, range: Range) -> Result<(), Error> {
+        self.map.add(range).map_err(|_| Error::Memory)
+    }
+
+    /// Adds the hash of a page to its manifest.
+    pub(crate) fn add_page(
+        &mut self,
+        mem: &mut impl TableMem,
+        page: GuestFrame,
+        hash: &[u8; 32],
+    ) -> Result<(), Error> {
+        let set = self.manifest.set(mem, page.number(), words(hash));
+        set.map_err(|Exhausted| Error::Memory)
+    }
+
+    /// Names the VM, as its ticket does.
+    #[must_use]
+    pub const fn id(&self) -> &[u8; 16] {
+        &self.id
+    }
+
+    /// The number of its launch among all since boot, from 1.
+    #[must_use]
+    pub const fn launch(&self) -> u64 {
+        self.launch
+    }
+
+    /// Whether it will never run again.
+    pub(crate) const fn is_stopped(&self) -> bool {
+        matches!(self.life, Life::Stopped(_))
+    }
+
+    /// Whether it runs.
+    #[must_use]
+    pub const fn life(&self) -> Life {
+        self.life
+    }
+
+    /// The state in which its first vCPU has to begin.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        self.state
+    }
+
+    /// The EPTP that processors run it with.
+    #[must_use]
+    pub const fn pointer(&self) -> u64 {
+        self.tables.pointer()
+    }
+
+    /// Number of vCPUs.
+    #[must_use]
+    pub const fn vcpus(&self) -> u32 {
+        self.vcpus
+    }
+
+    /// Number of private pages that it has.
+    #[must_use]
+    pub const fn resident(&self) -> u64 {
+        self.resident
+    }
+
+    /// Number of private pages that the host has.
+    #[must_use]
+    pub const fn sealed(&self) -> u64 {
+        self.sealed
+    }
+
+    /// Its keys for other purposes than pages.
+    #[must_use]
+    pub const fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+
+    /// Gives the VM a private `page`, for which the host lends the frame of `found`.
+    pub(crate) fn fill<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        number: frames::Vm,
+        page: GuestFrame,
+        found: &Found,
+    ) -> Result<(), Cause> {
+        let place = self.tables.reserve(machine.hardware, page);
+        let place = place.map_err(|Exhausted| Cause::Memory)?;
+        match self.tables.frame(machine.hardware, page) {
+            Some(frame) if frame == found.frame => {}
+            Some(_) => return Err(Cause::Elsewhere(page)),
+            None => self.take(machine, number, page, found.frame)?,
+        }
+        self.tables.map(machine.hardware, place, found.frame, found.rights);
+        Ok(())
+    }
+
+    /// Makes `frame` the VM's, as `page`, with the right content. On any error it is the host's, and
+    /// zeroed if the host was ever without it.
+    fn take<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        number: frames::Vm,
+        page: GuestFrame,
+        frame: Frame,
+    ) -> Result<(), Cause> {
+        machine.take(frame, number, page).map_err(|refused| {
+            let memory = matches!(refused, Refused::Exhausted(_));
+            if memory { Cause::Memory } else { Cause::Frame(page) }
+        })?;
+        let admitted = self.admit(machine.hardware, page, frame);
+        if admitted.is_ok() {
+            self.resident += 1;
+        } else {
+            machine.hardware.with_page(frame, |bytes| bytes.fill(0));
+            // It was taken just now.
+            let _ = machine.release(&[frame]);
+        }
+        admitted
+    }
+
+    /// Makes the content of `frame`, which nobody else can reach, that of `page`, if it may be.
+    fn admit<H: Hardware>(
+        &mut self,
+        hardware: &mut H,
+        page: GuestFrame,
+        frame: Frame,
+    ) -> Result<(), Cause> {
+        let past = Past::unpack(self.pasts.get(hardware, page.number()));
+        match past.map_err(|_| Cause::Record(page))? {
+            Some(Past::Outside(sealed)) => {
+                let at = GuestPage::at(page.base()).ok_or(Cause::Record(page))?;
+                let unsealed = hardware.with_page(frame, |bytes| {
+                    self.sealer.unseal(at, bytes, &sealed).map_err(|_| Cause::Forged(page))
+                });
+                let _ = unsealed?;
+                self.sealed -= 1;
+                let kept = self.pasts.set(hardware, page.number(), Past::Back(sealed).pack());
+                kept.map_err(|Exhausted| Cause::Memory)
+            }
+            Some(Past::Back(_)) => Err(Cause::Record(page)),
+            None => self.admit_fresh(hardware, page, frame),
+        }
+    }
+
+    /// The same for a page that the VM touches for the first time.
+    fn admit_fresh<H: Hardware>(
+        &mut self,
+        hardware: &mut H,
+        page: GuestFrame,
+        frame: Frame,
+    ) -> Result<(), Cause> {
+        let expected = self.manifest.get(hardware, page.number());
+        if expected == NONE {
+            hardware.with_page(frame, |bytes| bytes.fill(0));
+            return Ok(());
+        }
+        let hash = hardware.with_page(frame, |bytes| Sha256::digest(bytes));
+        if words(&hash.into()) != expected {
+            return Err(Cause::Manifest(page));
+        }
+        let spent = self.manifest.set(hardware, page.number(), NONE);
+        spent.map_err(|Exhausted| Cause::Memory)
+    }
+
+    /// Makes the private `page` in `frame` fit for the host, to whom the caller then gives it: sealed if
+    /// the VM runs, else zeroed. All rights to it have been withdrawn and flushed.
+    ///
+    /// # Errors
+    /// Why the VM has to be stopped; the frame is zeroed.
+    pub(crate) fn vacate<H: Hardware>(
+        &mut self,
+        hardware: &mut H,
+        page: GuestFrame,
+        frame: Frame,
+        _: &Flushed,
+    ) -> Result<(), Cause> {
+        let running = self.life == Life::Running;
+        let sealed = if running { self.seal(hardware, page, frame) } else { Ok(()) };
+        if !running || sealed.is_err() {
+            hardware.with_page(frame, |bytes| bytes.fill(0));
+        }
+        self.tables.forget(hardware, page);
+        self.resident -= 1;
+        sealed
+    }
+
+    /// Seals `page` in its `frame`, and remembers that.
+    fn seal<H: Hardware>(
+        &mut self,
+        hardware: &mut H,
+        page: GuestFrame,
+        frame: Frame,
+    ) -> Result<(), Cause> {
+        let past = Past::unpack(self.pasts.get(hardware, page.number()));
+        let at = GuestPage::at(page.base()).ok_or(Cause::Record(page))?;
+        let sealed = hardware.with_page(frame, |bytes| match past {
+            Ok(None) => self.sealer.seal(at, bytes).map_err(|_| Cause::Versions),
+            Ok(Some(Past::Back(was))) => {
+                let sealed = self.sealer.reseal(at, bytes, was.resident());
+                sealed.map_err(|_| Cause::Versions)
+            }
+            Ok(Some(Past::Outside(_))) | Err(_) => Err(Cause::Record(page)),
+        })?;
+        let kept = self.pasts.set(hardware, page.number(), Past::Outside(sealed).pack());
+        kept.map_err(|Exhausted| Cause::Memory)?;
+        self.sealed += 1;
+        Ok(())
+    }
+
+    /// Gives back all memory that the VM has from the visor, at most `budget` frames. It was stopped, has
+    /// no page, and processors have forgotten it.
+    pub(crate) fn free(&mut self, mem: &mut impl TableMem, budget: &mut u32) -> Progress {
+        for sparse in [&mut self.manifest, &mut self.pasts] {
+            if sparse.clear(mem, budget) == Progress::Again {
+                return Progress::Again;
+            }
+        }
+        self.tables.free(mem, budget)
+    }
+}
+
+/// A hash as a record.
+fn words(hash: &[u8; 32]) -> [u64; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(hash.as_chunks().0) {
+        *word = u64::from_le_bytes(*bytes);
+    }
+    words
+}

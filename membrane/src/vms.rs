@@ -1,0 +1,384 @@
+//! All protected VMs, and the tickets that wait for theirs.
+
+use ept::addr::{Frame, GUEST_END, GuestFrame, Span};
+use ept::direct::{Machine, Meaning};
+use ept::ept01::TableMem;
+use ept::frames::{self, State};
+use ept::shadow::Access;
+use ticket::audit::Kind;
+use ticket::error::Error;
+use ticket::{Class, Header, Range, parse};
+
+use crate::audit::{Audit, Entry};
+use crate::held::{Held, Which};
+use crate::vm::{Cause, Fault, Filled, Life, Vm};
+use crate::walk::{self, Unloaded};
+use crate::{Hardware, Progress};
+
+/// Accesses of the host's to a VM's private pages that are recorded. More say no more.
+const TOUCHES: u32 = 16;
+/// Frames that are given back at once when a VM is destroyed.
+const PIECE: u32 = 1 << 12;
+
+/// The VMs. What can be large of them lies in frames of its own.
+#[derive(Debug)]
+pub struct Vms {
+    held: Held,
+    draft: Draft,
+    launches: u64,
+    cursor: Cursor,
+    /// What happened.
+    pub audit: Audit,
+}
+
+/// A ticket that is being read.
+#[derive(Debug)]
+struct Draft {
+    /// Random bytes, until its header has come.
+    launch: Option<[u8; 32]>,
+    vm: Option<Vm>,
+}
+
+/// Where a long release goes on: an entry of a table, and an offset in what it translates. Only a hint:
+/// each release ends with a look at everything.
+#[derive(Debug)]
+struct Cursor {
+    place: (Frame, usize),
+    at: u64,
+}
+
+/// Takes a ticket in.
+#[derive(Debug)]
+pub struct Sink<'a, M> {
+    draft: &'a mut Draft,
+    mem: &'a mut M,
+}
+
+impl<M: TableMem> parse::Sink for Sink<'_, M> {
+    fn header(&mut self, header: &Header) -> Result<(), Error> {
+        let launch = self.draft.launch.take().ok_or(Error::NotBegun)?;
+        self.draft.vm = Some(Vm::new(self.mem, header, &launch)?);
+        Ok(())
+    }
+
+    fn range(&mut self, range: Range) -> Result<(), Error> {
+        self.draft.vm.as_mut().ok_or(Error::NotBegun)?.add_range(range)
+    }
+
+    fn page(&mut self, address: u64, hash: &[u8; 32]) -> Result<(), Error> {
+        let vm = self.draft.vm.as_mut().ok_or(Error::NotBegun)?;
+        vm.add_page(self.mem, GuestFrame::containing(address), hash)
+    }
+}
+
+#[expect(clippy::new_without_default, reason = "it is for statics: too large for a stack")]
+impl Vms {
+    /// There are none.
+    #[must_use]
+    #[expect(clippy::large_stack_frames, reason = "the compiler runs it")]
+    pub const fn new() -> Self {
+        Self {
+            held: Held::new(),
+            draft: Draft { launch: None, vm: None },
+            launches: 0,
+            cursor: Cursor { place: (Frame::containing(0), 0), at: 0 },
+            audit: Audit::new(),
+        }
+    }
+
+    /// Begins to take in a ticket; an unfinished one is dropped. `launch` are random bytes that were
+    /// never used before.
+    pub fn begin(&mut self, mem: &mut impl TableMem, launch: [u8; 32]) {
+        self.cancel(mem);
+        self.draft.launch = Some(launch);
+    }
+
+    /// Drops an unfinished ticket.
+    pub fn cancel(&mut self, mem: &mut impl TableMem) {
+        self.draft.launch = None;
+        if let Some(mut vm) = self.draft.vm.take() {
+            let mut all = u32::MAX;
+            // It was never used, so nobody remembers anything of it.
+            let _ = vm.free(mem, &mut all);
+        }
+    }
+
+    /// What the parser of the ticket is to be given.
+    pub const fn sink<'a, M: TableMem>(&'a mut self, mem: &'a mut M) -> Sink<'a, M> {
+        Sink { draft: &mut self.draft, mem }
+    }
+
+    /// The ticket is complete: it waits for its VM.
+    ///
+    /// # Errors
+    /// [`Error::NotBegun`], [`Error::Duplicate`] if there is a VM of that name that may run,
+    /// [`Error::Slots`]. The ticket has been [refused](Self::refused) then.
+    pub fn accept(&mut self, mem: &mut impl TableMem, cpu: u32) -> Result<frames::Vm, Error> {
+        let accepted = self.admit();
+        match accepted {
+            Ok(number) => self.record(cpu, Kind::Accepted, number),
+            Err(error) => self.refused(mem, error, cpu),
+        }
+        accepted
+    }
+
+    fn admit(&mut self) -> Result<frames::Vm, Error> {
+        let draft = self.draft.vm.as_ref().ok_or(Error::NotBegun)?;
+        let mut others = self.held.vms.iter().flatten();
+        if others.any(|vm| vm.id() == draft.id() && !vm.is_stopped()) {
+            return Err(Error::Duplicate);
+        }
+        let free = (0..).zip(&mut self.held.vms).find(|(_, slot)| slot.is_none());
+        let (number, slot) = free.ok_or(Error::Slots)?;
+        let number = frames::Vm::new(number).ok_or(Error::Slots)?;
+        self.launches += 1;
+        *slot = self.draft.vm.take();
+        if let Some(vm) = slot {
+            vm.launch = self.launches;
+        }
+        Ok(number)
+    }
+
+    /// Drops the unfinished ticket, because of `error`.
+    pub fn refused(&mut self, mem: &mut impl TableMem, error: Error, cpu: u32) {
+        self.cancel(mem);
+        let a = u64::from(error.number());
+        self.audit.push(cpu, Entry { kind: Kind::Refused, vm: None, a, b: 0 });
+    }
+
+    /// Number of tickets that wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.held.vms.iter().flatten().filter(|vm| vm.life == Life::Waiting).count()
+    }
+
+    /// The oldest ticket that waits gets its VM: it runs now.
+    pub fn launch(&mut self, cpu: u32) -> Option<frames::Vm> {
+        let slots = (0..).zip(&mut self.held.vms);
+        let vms = slots.filter_map(|(number, slot)| Some((number, slot.as_mut()?)));
+        let waiting = vms.filter(|(_, vm)| vm.life == Life::Waiting);
+        let (number, vm) = waiting.min_by_key(|(_, vm)| vm.launch)?;
+        vm.life = Life::Running;
+        let number = frames::Vm::new(number)?;
+        self.record(cpu, Kind::Launched, number);
+        Some(number)
+    }
+
+    /// The VM with this number.
+    #[must_use]
+    pub fn vm(&self, number: frames::Vm) -> Option<&Vm> {
+        self.held.vm(number)
+    }
+
+    /// The EPTP that processors run the VM with, if it runs, and is the one of this launch.
+    #[must_use]
+    pub fn pointer_if_running(&self, number: frames::Vm, launch: u64) -> Option<u64> {
+        let vm = self.vm(number)?;
+        (vm.launch == launch && vm.life == Life::Running).then(|| vm.pointer())
+    }
+
+    /// A vCPU was added to the VM.
+    pub fn vcpu_added(&mut self, number: frames::Vm, cpu: u32) {
+        if let Some(vm) = self.held.vm_mut(number) {
+            vm.vcpus = vm.vcpus.saturating_add(1);
+            self.record(cpu, Kind::CpuAdded, number);
+        }
+    }
+
+    /// Stops the VM for good, unless it is stopped already.
+    pub fn stop(&mut self, number: frames::Vm, cause: Cause, cpu: u32) {
+        self.held.stop(&mut self.audit, cpu, number, cause);
+    }
+
+    fn record(&mut self, cpu: u32, kind: Kind, vm: frames::Vm) {
+        self.audit.push(cpu, Entry { kind, vm: Some(vm), a: 0, b: 0 });
+    }
+
+    /// Answers an access that EPT02 has no translation for, by what the host's tables have for it. `eptp`
+    /// is the EPTP of VMCS12, with its flags.
+    pub fn fill<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        number: frames::Vm,
+        eptp: u64,
+        fault: Fault,
+    ) -> Filled {
+        let filled = self.try_fill(machine, number, eptp, fault);
+        filled.unwrap_or_else(|cause| {
+            self.stop(number, cause, machine.hardware.cpu());
+            Filled::Stopped(cause)
+        })
+    }
+
+    fn try_fill<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        number: frames::Vm,
+        eptp: u64,
+        fault: Fault,
+    ) -> Result<Filled, Cause> {
+        let vm = self.held.vm_mut(number).ok_or(Cause::Destroyed)?;
+        match vm.life {
+            Life::Running => {}
+            Life::Stopped(cause) => return Err(cause),
+            // Nobody enters it.
+            Life::Waiting => return Ok(Filled::Unloaded),
+        }
+        let page = GuestFrame::containing(fault.at);
+        let class = vm.map.class(page).filter(|_| fault.at < GUEST_END);
+        let Some(class) = class else { return Ok(Filled::Device(fault.at)) };
+        let found = match walk::walk(machine, Frame::containing(eptp), page) {
+            Ok(Some(found)) if found.rights.allows(Access::READ) => found,
+            Ok(_) => return Ok(Filled::Absent(page)),
+            Err(Unloaded) => return Ok(Filled::Unloaded),
+        };
+        // A frame that even the host may only read is perhaps not the VM's alone.
+        let new = class == Class::Private && vm.tables.frame(machine.hardware, page).is_none();
+        if new && !found.rights.allows(Access::WRITE) {
+            return Ok(Filled::Absent(page));
+        }
+        if !found.rights.allows(fault.access) {
+            return Ok(Filled::Denied { at: page, rights: found.rights });
+        }
+        if !found.mark(machine.hardware, eptp) {
+            // The host was quicker.
+            return Ok(Filled::Mapped);
+        }
+        match class {
+            Class::Private => vm.fill(machine, number, page, &found)?,
+            Class::Shared | Class::Window => {
+                self.held.share(machine, &mut self.audit, (number, page), &found)?;
+            }
+        }
+        Ok(Filled::Mapped)
+    }
+
+    /// To be called before the host's store of `new` to entry `index` of a guarded `table`, in the same
+    /// hold of the lock: what the entry made reachable and will not any more leaves the VMs.
+    ///
+    /// [`Progress::Again`]: the store must not be performed yet; the host is to repeat it.
+    pub fn release_before<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        table: Frame,
+        index: usize,
+        new: u64,
+    ) -> Progress {
+        let Some(State::Table { level, .. }) = machine.frames.state(table) else {
+            return Progress::Done;
+        };
+        let old = machine.hardware.entry(table, index);
+        let (was, becomes) = (machine.meaning(old, level), machine.meaning(new, level));
+        if was != becomes {
+            return self.release(machine, (table, index), was);
+        }
+        if walk::loses(old, new) {
+            self.weaken(machine, was);
+        }
+        Progress::Done
+    }
+
+    /// To be called before the host's tables are not watched any more: everything leaves the VMs.
+    ///
+    /// [`Progress::Again`]: they still have to be watched.
+    pub fn seal_all<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>) -> Progress {
+        let first = GuestFrame::containing(0);
+        let all = (0..frames::Vm::MAX).filter_map(frames::Vm::new);
+        let mut added = all.map(|number| self.held.add_of(machine, number, first, Which::All));
+        let rest = added.any(|rest| rest.is_some());
+        self.held.give_back(machine, &mut self.audit);
+        if rest { Progress::Again } else { Progress::Done }
+    }
+
+    /// Takes what `meaning` makes reachable out of VMs, as much of it as is done at once. Goes on where it
+    /// left off, and comes round to what VMs have touched again meanwhile.
+    fn release<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        place: (Frame, usize),
+        meaning: Meaning,
+    ) -> Progress {
+        let whole = walk::extent(meaning);
+        let here = self.cursor.place == place && whole.contains(self.cursor.at);
+        let start = if here { self.cursor.at } else { 0 };
+        let mut add = |from, to| {
+            let part = Span::new(from, to).unwrap_or_default();
+            self.held.add_below(machine, meaning, part)
+        };
+        let added = add(start, whole.end()).and_then(|()| add(0, start));
+        self.held.give_back(machine, &mut self.audit);
+        let Err(at) = added else { return Progress::Done };
+        self.cursor = Cursor { place, at };
+        Progress::Again
+    }
+
+    /// Takes from VMs all rights to what `meaning` makes reachable, until they ask again.
+    fn weaken<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, meaning: Meaning) {
+        let whole = walk::extent(meaning);
+        let mut stale = machine.ept.stale();
+        let mut rest = Some(whole);
+        while let Some(part) = rest {
+            let added = self.held.add_below(machine, meaning, part);
+            stale.add(self.held.weaken(machine));
+            rest = added.err().and_then(|at| Span::new(at, whole.end()));
+        }
+        let _ = stale.flush(machine.hardware);
+    }
+
+    /// The host cannot go on at `frame`: if that is private memory of a VM's, the host gets it, sealed,
+    /// and may repeat its access. False if it is not.
+    pub fn touched<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, frame: Frame) -> bool {
+        let Some(State::Private { vm: number, page }) = machine.frames.state(frame) else {
+            return false;
+        };
+        let Some(vm) = self.held.vm_mut(number) else { return false };
+        vm.touches = vm.touches.saturating_add(1);
+        if vm.touches <= TOUCHES {
+            let entry = Entry { kind: Kind::Touched, vm: Some(number), a: page.base(), b: 0 };
+            self.audit.push(machine.hardware.cpu(), entry);
+        }
+        let _ = self.held.add(frame);
+        self.held.give_back(machine, &mut self.audit);
+        true
+    }
+
+    /// Forgets the shared pages of the VM, since the host may have changed its tables unseen. To be
+    /// called when a root of it was not loaded any more and is again.
+    pub fn unwatched<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, number: frames::Vm) {
+        let mut from = Some(GuestFrame::containing(0));
+        while let Some(page) = from {
+            from = self.held.add_of(machine, number, page, Which::Shared);
+            self.held.give_back(machine, &mut self.audit);
+        }
+    }
+
+    /// Destroys the VM: its pages are zeroed and given to the host, all memory that it had from the
+    /// visor is given back. [`Progress::Again`]: a piece of that.
+    pub fn destroy<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        number: frames::Vm,
+    ) -> Progress {
+        let cpu = machine.hardware.cpu();
+        self.stop(number, Cause::Destroyed, cpu);
+        let Some(vm) = self.held.vm(number) else { return Progress::Done };
+        let rest = self.held.add_of(machine, number, vm.swept, Which::All);
+        self.held.give_back(machine, &mut self.audit);
+        let Some(vm) = self.held.vm_mut(number) else { return Progress::Done };
+        if let Some(page) = rest {
+            vm.swept = page;
+            return Progress::Again;
+        }
+        // It has no page any more, but processors may still remember its tables.
+        let _ = machine.ept.stale().flush(machine.hardware);
+        let mut budget = PIECE;
+        if vm.free(machine.hardware, &mut budget) == Progress::Again {
+            return Progress::Again;
+        }
+        if let Some(slot) = self.held.vms.get_mut(usize::from(number.number())) {
+            *slot = None;
+        }
+        self.record(cpu, Kind::Destroyed, number);
+        Progress::Done
+    }
+}

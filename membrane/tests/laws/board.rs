@@ -1,0 +1,307 @@
+//! A machine whose processors remember everything that they may, and which judges whatever the visor
+//! does while it does it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ept::addr::{Frame, PAGE, Span};
+use ept::direct::HostMemory;
+use ept::ept01::{TableMem, Tlb};
+use membrane::Pages;
+
+pub(crate) type Page = [u8; 4096];
+
+const MIB: u64 = 1 << 20;
+/// Where the visor's own frames lie: outside of everything that anybody else may reach.
+const POOL: u64 = 1 << 46;
+/// The host's RAM.
+pub(crate) const RAM: [(u64, u64); 2] = [(0, MIB), (2 * MIB, 6 * MIB)];
+/// How much of it is looked at: small, so that looking at all of it is quick.
+pub(crate) const SMALL: u64 = 64 * PAGE;
+/// Begins each 16 bytes that a VM stores in private memory.
+const SECRET: [u8; 8] = *b"private!";
+
+/// A page that a VM stores in private memory: no two are equal.
+pub(crate) fn secret(number: u64) -> Page {
+    let mut page = [0; 4096];
+    for chunk in page.chunks_exact_mut(16) {
+        chunk[..8].copy_from_slice(&SECRET);
+        chunk[8..].copy_from_slice(&number.to_le_bytes());
+    }
+    page
+}
+
+/// Whether there is anything in it that a VM stored in private memory.
+pub(crate) fn has_secret(page: &Page) -> bool {
+    page.chunks_exact(16).any(|chunk| chunk[..8] == SECRET)
+}
+
+/// Where pages lead, and bits 2:0 of what they permit there.
+type Reach = BTreeMap<(u64, u64), u64>;
+
+/// Memory, and everything that processors may remember of tables.
+#[derive(Debug)]
+pub(crate) struct Board {
+    ram: BTreeMap<u64, Box<Page>>,
+    /// Frames of RAM that hold secrets.
+    secrets: BTreeSet<u64>,
+    tables: Vec<[u64; 512]>,
+    /// Whether each of them is in use.
+    used: Vec<bool>,
+    /// End of the RAM that is looked at.
+    pub(crate) seen: u64,
+    /// Frames that may still be given.
+    pub(crate) left: usize,
+    /// EPTP of EPT01.
+    pub(crate) host: u64,
+    /// EPTPs of VMs that may run, and the pages that they use.
+    pub(crate) guests: Vec<(u64, Vec<u64>)>,
+    /// What the host can reach, now or by what a processor remembers.
+    host_tlb: BTreeMap<u64, u64>,
+    /// The same of each VM, by its EPTP and page.
+    guest_tlb: BTreeMap<u64, Reach>,
+    /// Tables that processors may walk for a VM.
+    walked: BTreeSet<u64>,
+    pub(crate) flushes: usize,
+    /// How often the visor has worked on a page.
+    pub(crate) worked: usize,
+}
+
+fn number(table: u64) -> usize {
+    usize::try_from((table - POOL) / PAGE).unwrap()
+}
+
+fn place(index: usize) -> std::ops::Range<usize> {
+    index * 8..index * 8 + 8
+}
+
+impl Board {
+    pub(crate) fn new(left: usize) -> Self {
+        Self {
+            ram: BTreeMap::new(),
+            secrets: BTreeSet::new(),
+            tables: Vec::new(),
+            used: Vec::new(),
+            seen: SMALL,
+            left,
+            host: 0,
+            guests: Vec::new(),
+            host_tlb: BTreeMap::new(),
+            guest_tlb: BTreeMap::new(),
+            walked: BTreeSet::new(),
+            flushes: 0,
+            worked: 0,
+        }
+    }
+
+    /// Frames of the visor's in use.
+    pub(crate) fn used(&self) -> usize {
+        self.used.iter().filter(|used| **used).count()
+    }
+
+    /// The frames of RAM that are looked at.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = u64> + use<> {
+        let seen = self.seen / PAGE;
+        let all = RAM.into_iter().flat_map(|(start, end)| start / PAGE..end / PAGE);
+        all.take_while(move |number| *number < seen).map(|number| number * PAGE)
+    }
+
+    fn table(&self, table: u64) -> &[u64; 512] {
+        let number = number(table);
+        assert!(self.used[number], "a walk through memory that was given back");
+        &self.tables[number]
+    }
+
+    /// Frames of the visor's that hang from `eptp`.
+    pub(crate) fn hanging(&self, eptp: u64) -> usize {
+        self.hanging_from(eptp & !0xfff, 39)
+    }
+
+    fn hanging_from(&self, table: u64, shift: u32) -> usize {
+        let links = self.table(table).iter().filter(|raw| **raw != 0 && shift > 12);
+        let below = links.filter(|raw| *raw & 0x80 == 0);
+        1 + below
+            .map(|raw| self.hanging_from(raw & 0x000f_ffff_ffff_f000, shift - 9))
+            .sum::<usize>()
+    }
+
+    /// Lets a processor remember all tables from `table` down.
+    fn walk_all(&mut self, table: u64, shift: u32) {
+        let _ = self.walked.insert(table);
+        for entry in (shift > 12).then(|| *self.table(table)).into_iter().flatten() {
+            if entry & 7 != 0 {
+                self.walk_all(entry & 0x000f_ffff_ffff_f000, shift - 9);
+            }
+        }
+    }
+
+    pub(crate) fn page(&self, frame: u64) -> Page {
+        self.ram.get(&frame).map_or([0; 4096], |page| **page)
+    }
+
+    pub(crate) fn set_page(&mut self, frame: u64, page: &Page) {
+        assert!(RAM.iter().any(|(start, end)| (*start..*end).contains(&frame)), "no RAM");
+        let _ = self.ram.insert(frame, Box::new(*page));
+        let _ = self.secrets.remove(&frame);
+        if has_secret(page) {
+            let _ = self.secrets.insert(frame);
+        }
+    }
+
+    /// The processor's walk, written from the manual: where `address` leads, and the leaf.
+    pub(crate) fn walk(&self, eptp: u64, address: u64) -> Option<(u64, u64)> {
+        assert_eq!(eptp & 0xfff, 0x1e, "write-back tables of four levels, without flags");
+        let mut table = eptp & !0xfff;
+        for shift in [39, 30, 21, 12] {
+            let entry = self.table(table)[usize::try_from(address >> shift & 0x1ff).unwrap()];
+            if entry & 7 == 0 {
+                return None;
+            }
+            assert_ne!(entry & 3, 2, "writes without reads");
+            let base = entry & 0x000f_ffff_ffff_f000;
+            if shift == 12 || entry & 0x80 != 0 {
+                return Some((base + (address & ((1 << shift) - 1)), entry));
+            }
+            assert_eq!(entry & 0xfff, 7, "reserved bits in {entry:#x}");
+            table = base;
+        }
+        None
+    }
+
+    /// The raw leaf for `page` of an EPT02, whatever it permits.
+    pub(crate) fn leaf(&self, eptp: u64, page: u64) -> u64 {
+        let mut table = eptp & !0xfff;
+        for shift in [39, 30, 21] {
+            let entry = self.table(table)[usize::try_from(page >> shift & 0x1ff).unwrap()];
+            if entry == 0 {
+                return 0;
+            }
+            table = entry & 0x000f_ffff_ffff_f000;
+        }
+        self.table(table)[usize::try_from(page >> 12 & 0x1ff).unwrap()]
+    }
+
+    /// Lets every processor remember all that tables say now.
+    pub(crate) fn remember(&mut self) {
+        for frame in self.frames() {
+            if let Some((to, raw)) = self.walk(self.host, frame) {
+                assert_eq!(to, frame, "EPT01 is the identity");
+                *self.host_tlb.entry(frame).or_default() |= raw & 7;
+            }
+        }
+        let mut guest_tlb = std::mem::take(&mut self.guest_tlb);
+        for (eptp, pages) in &self.guests {
+            let tlb = guest_tlb.entry(*eptp).or_default();
+            for page in pages {
+                if let Some((to, raw)) = self.walk(*eptp, *page) {
+                    *tlb.entry((*page, to)).or_default() |= raw & 7;
+                }
+            }
+        }
+        self.guest_tlb = guest_tlb;
+        let roots: Vec<u64> = self.guests.iter().map(|(eptp, _)| eptp & !0xfff).collect();
+        for root in roots {
+            self.walk_all(root, 39);
+        }
+    }
+
+    /// What the host may do with `frame`, by tables or by what a processor remembers.
+    pub(crate) fn host_may(&self, frame: u64) -> u64 {
+        let remembered = self.host_tlb.get(&frame).copied().unwrap_or(0);
+        self.walk(self.host, frame).map_or(0, |(_, raw)| raw & 7) | remembered
+    }
+
+    /// Where the VM may arrive at `page`, by what a processor remembers, and its rights there.
+    pub(crate) fn guest_may(&self, eptp: u64, page: u64) -> Vec<(u64, u64)> {
+        let tlb = self.guest_tlb.get(&eptp);
+        let there = tlb.into_iter().flatten().filter(|((from, _), _)| *from == page);
+        there.map(|((_, to), rights)| (*to, *rights)).collect()
+    }
+
+    /// Whether any VM may arrive at `frame`.
+    pub(crate) fn any_guest_may(&self, frame: u64) -> bool {
+        self.guest_tlb.values().flatten().any(|((_, to), _)| *to == frame)
+    }
+
+    /// Asserts that the host reaches nothing that a VM stored in private memory.
+    pub(crate) fn check_secrets(&self) {
+        for frame in &self.secrets {
+            assert_eq!(self.host_may(*frame), 0, "the host can reach a secret at {frame:#x}");
+        }
+    }
+}
+
+impl TableMem for Board {
+    fn allocate(&mut self) -> Option<Frame> {
+        self.left = self.left.checked_sub(1)?;
+        let number = self.used.iter().position(|used| !used).unwrap_or(self.used.len());
+        self.used.resize(self.used.len().max(number + 1), false);
+        self.tables.resize(self.used.len(), [0; 512]);
+        self.used[number] = true;
+        self.tables[number] = [0; 512];
+        Frame::at(POOL + u64::try_from(number).unwrap() * PAGE)
+    }
+
+    fn free(&mut self, frame: Frame) {
+        assert!(!self.walked.contains(&frame.base()), "given back before the flush");
+        let used = std::mem::replace(&mut self.used[number(frame.base())], false);
+        assert!(used, "freed and not in use");
+        self.left += 1;
+    }
+
+    fn read(&self, table: Frame, index: usize) -> u64 {
+        self.table(table.base())[index]
+    }
+
+    fn write(&mut self, table: Frame, index: usize, raw: u64) {
+        self.tables[number(table.base())][index] = raw;
+        if self.host != 0 {
+            self.check_secrets();
+        }
+    }
+}
+
+impl HostMemory for Board {
+    fn entry(&self, table: Frame, index: usize) -> u64 {
+        let page = self.ram.get(&table.base());
+        page.map_or(0, |page| u64::from_le_bytes(page[place(index)].try_into().unwrap()))
+    }
+
+    fn exchange(&mut self, table: Frame, index: usize, old: u64, new: u64) -> bool {
+        let same = self.entry(table, index) == old;
+        if same {
+            let mut page = self.page(table.base());
+            page[place(index)].copy_from_slice(&new.to_le_bytes());
+            self.set_page(table.base(), &page);
+        }
+        same
+    }
+}
+
+impl Tlb for Board {
+    fn flush(&mut self, _: Span) {
+        self.flushes += 1;
+        self.host_tlb.clear();
+        self.guest_tlb.clear();
+        self.walked.clear();
+        self.remember();
+        self.check_secrets();
+    }
+}
+
+impl Pages for Board {
+    fn with_page<T>(&mut self, frame: Frame, work: impl FnOnce(&mut Page) -> T) -> T {
+        self.remember();
+        let frame = frame.base();
+        assert_eq!(self.host_may(frame), 0, "the host can reach {frame:#x} while it is worked on");
+        assert!(!self.any_guest_may(frame), "a VM can reach {frame:#x} while it is worked on");
+        self.worked += 1;
+        let mut page = self.page(frame);
+        let result = work(&mut page);
+        self.set_page(frame, &page);
+        result
+    }
+
+    fn cpu(&self) -> u32 {
+        3
+    }
+}

@@ -1,0 +1,18 @@
+//! What must hold of protected VMs' memory, whatever a host does.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::large_stack_frames,
+    clippy::cognitive_complexity,
+    reason = "all of it is test code, in which a panic is a failed test"
+)]
+
+mod board;
+mod checks;
+mod play;
+mod refusals;
+mod sizes;
+mod sparse;
+mod tickets;
+mod world;

@@ -1,0 +1,117 @@
+//! Controls of a protected VM: the host's where they are its business, the visor's otherwise.
+//!
+//! What the host may not have is left out without a word, as an exit that never comes tells it
+//! nothing: exits after each instruction, on debug registers, CR3, INVLPG, RDTSC, RDRAND, RDSEED and
+//! descriptor tables, and exceptions but for #MC. Its lists of MSRs for entries are not loaded,
+//! those for exits are not stored.
+
+use super::start::{CR4_MCE, visible};
+use super::{Guarded, put};
+use crate::check::{CR4_HIDDEN, Wanted};
+use crate::control::{EntryControls, ExitControls, Pin, Primary, Secondary};
+use crate::cr::{CR0_CACHE, CR0_NE, CR4_VMXE};
+use crate::field::{self as f, Vmcs};
+use crate::vmcs12::Vmcs12;
+
+/// Interrupts and NMIs of the machine are never the VM's own.
+const PIN: Pin = Pin::INTERRUPT_EXITING.union(Pin::NMI_EXITING).union(Pin::VIRTUAL_NMIS);
+/// Reserved controls that are 1 (SDM vol. 3, A.3.1 to A.5).
+const PIN_RESERVED: u32 = 0x16;
+const PRIMARY_RESERVED: u32 = 0x0400_6172;
+const EXIT_RESERVED: u32 = 0x0003_6dfb;
+const ENTRY_RESERVED: u32 = 0x11fb;
+
+const PRIMARY_OF_HOST: Primary = Primary::INTERRUPT_WINDOW
+    .union(Primary::NMI_WINDOW)
+    .union(Primary::TSC_OFFSETTING)
+    .union(Primary::HLT)
+    .union(Primary::MWAIT)
+    .union(Primary::MONITOR)
+    .union(Primary::PAUSE)
+    .union(Primary::CR8_LOAD)
+    .union(Primary::CR8_STORE)
+    .union(Primary::TPR_SHADOW);
+const PRIMARY: Primary = Primary::UNCONDITIONAL_IO
+    .union(Primary::MSR_BITMAPS)
+    .union(Primary::RDPMC)
+    .union(Primary::SECONDARY);
+const SECONDARY_OF_HOST: Secondary = Secondary::RDTSCP
+    .union(Secondary::WBINVD)
+    .union(Secondary::UNRESTRICTED_GUEST)
+    .union(Secondary::PAUSE_LOOP)
+    .union(Secondary::INVPCID)
+    .union(Secondary::CONCEAL_VMX_FROM_PT)
+    .union(Secondary::XSAVES)
+    .union(Secondary::TSC_SCALING);
+const EXIT_OF_HOST: ExitControls = ExitControls::LOAD_PERF_GLOBAL
+    .union(ExitControls::ACKNOWLEDGE_INTERRUPT)
+    .union(ExitControls::SAVE_PREEMPTION_TIMER)
+    .union(ExitControls::HOST_64_BIT);
+const EXIT: ExitControls =
+    ExitControls::SAVE_DEBUG.union(ExitControls::SAVE_PAT).union(ExitControls::SAVE_EFER);
+const ENTRY_OF_HOST: EntryControls = EntryControls::LOAD_PERF_GLOBAL;
+const ENTRY: EntryControls =
+    EntryControls::LOAD_DEBUG.union(EntryControls::LOAD_PAT).union(EntryControls::LOAD_EFER);
+
+/// #AC and #DB, whose delivery can raise them again for ever, and #MC, which is the host's.
+const EXCEPTIONS: u64 = 1 << 17 | 1 << 1 | 1 << 18;
+
+/// Fields that are the host's.
+const OF_HOST: [u32; 9] = [
+    f::TSC_OFFSET.encoding(),
+    f::TSC_MULTIPLIER.encoding(),
+    f::VIRTUAL_APIC.encoding(),
+    f::TPR_THRESHOLD.encoding(),
+    f::PREEMPTION_TIMER.encoding(),
+    f::PAUSE_GAP.encoding(),
+    f::PAUSE_WINDOW.encoding(),
+    f::HOST_PERF_GLOBAL.encoding(),
+    f::EPT_POINTER.encoding(),
+];
+
+/// Fields that are always the same.
+const FIXED: [(u32, u64); 8] = [
+    (f::EXCEPTION_BITMAP.encoding(), EXCEPTIONS),
+    (f::PAGE_FAULT_MASK.encoding(), 0),
+    (f::PAGE_FAULT_MATCH.encoding(), 0),
+    (f::CR3_TARGET_COUNT.encoding(), 0),
+    (f::XSS_EXITING_BITMAP.encoding(), u64::MAX),
+    (f::ENTRY_MSR_LOAD_COUNT.encoding(), 0),
+    (f::EXIT_MSR_STORE_COUNT.encoding(), 0),
+    (f::EXIT_MSR_LOAD_COUNT.encoding(), 0),
+];
+
+impl Guarded<'_> {
+    /// Takes over from the host's controls what is its business.
+    pub(super) fn take_controls(&mut self, shown: &Vmcs12) {
+        let wanted = Wanted::of(shown);
+        let tag = self.secrets.tag;
+        let tagged = if tag == 0 { Secondary::empty() } else { Secondary::VPID };
+        let pin = wanted.pin & Pin::PREEMPTION_TIMER | PIN;
+        let primary = wanted.primary & PRIMARY_OF_HOST | PRIMARY;
+        let secondary = wanted.secondary & SECONDARY_OF_HOST | Secondary::EPT | tagged;
+        let exit = wanted.exit & EXIT_OF_HOST | EXIT;
+        let entry = Wanted::of(self.effective.fields()).entry & EntryControls::IA32E_GUEST;
+        let entry = entry | wanted.entry & ENTRY_OF_HOST | ENTRY;
+        let (cr0, cr4) = visible(self.effective.fields());
+        let own = [
+            // What the VM has written itself, the shadows do not have.
+            (f::CR0_SHADOW.encoding(), cr0),
+            (f::CR4_SHADOW.encoding(), cr4),
+            (f::VPID.encoding(), u64::from(tag)),
+            (f::PIN_CONTROLS.encoding(), (pin.bits() | PIN_RESERVED).into()),
+            (f::PRIMARY_CONTROLS.encoding(), (primary.bits() | PRIMARY_RESERVED).into()),
+            (f::SECONDARY_CONTROLS.encoding(), secondary.bits().into()),
+            (f::EXIT_CONTROLS.encoding(), (exit.bits() | EXIT_RESERVED).into()),
+            (f::ENTRY_CONTROLS.encoding(), (entry.bits() | ENTRY_RESERVED).into()),
+            (f::CR0_MASK.encoding(), shown.read(f::CR0_MASK) | CR0_NE | CR0_CACHE),
+            (f::CR4_MASK.encoding(), shown.read(f::CR4_MASK) | CR4_HIDDEN | CR4_VMXE | CR4_MCE),
+        ];
+        for (encoding, value) in own.into_iter().chain(FIXED) {
+            put(&mut self.effective, encoding, value);
+        }
+        for encoding in OF_HOST {
+            put(&mut self.effective, encoding, shown.read_raw(encoding));
+        }
+    }
+}

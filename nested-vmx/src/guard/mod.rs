@@ -1,0 +1,265 @@
+//! The CPU membrane: what a protected VM shows its host, and what the host may answer.
+//!
+//! There are two VMCS12 of each protected virtual processor. The *shown* one is the host's, as for
+//! any VM, and from the first entry on holds decoys where the VM's state was. The *effective* one is
+//! the visor's alone: the true state, and controls made of the host's. VMCS02 is made of the effective
+//! one by [`Vcpu::merge`], as for any VM.
+//!
+//! An exit goes to the host as [`crate::disclosure`] says. The host answers as it always does, by
+//! changing registers and moving RIP on; the visor takes out of that what the answer needs, and
+//! ignores the rest, as hosts write all registers back at times.
+
+mod answers;
+mod controls;
+mod decoy;
+mod enter;
+mod exits;
+mod leave;
+pub mod msr;
+pub mod start;
+
+use core::fmt;
+
+use ept::shadow::Access;
+
+use crate::disclosure::Exit;
+use crate::exit::Event;
+use crate::field::Vmcs;
+use crate::vcpu::Vcpu;
+use crate::vmcs12::Vmcs12;
+
+pub use decoy::DECOY_RIP;
+pub use leave::shut_down;
+
+/// The general-purpose registers of whoever the processor is about to run, or was running, by their
+/// numbers in instruction encodings (SDM vol. 2, table 2-2). Number 4, RSP, is in the VMCS and never
+/// asked for.
+pub trait Registers {
+    /// The register with this number.
+    fn get(&self, number: u8) -> u64;
+    /// Sets the register with this number.
+    fn set(&mut self, number: u8, value: u64);
+}
+
+/// Bits 31:0.
+fn low(value: u64) -> u32 {
+    let [a, b, c, d, ..] = value.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// How many general-purpose registers there are.
+const COUNT: u8 = 16;
+const RSP: u8 = 4;
+
+/// General-purpose registers at rest.
+type File = [u64; 16];
+
+fn save(registers: &impl Registers) -> File {
+    let mut file = [0; 16];
+    for (number, value) in (0..COUNT).zip(&mut file).filter(|(number, _)| *number != RSP) {
+        *value = registers.get(number);
+    }
+    file
+}
+
+fn restore(file: &File, registers: &mut impl Registers) {
+    for (number, value) in (0..COUNT).zip(file).filter(|(number, _)| *number != RSP) {
+        registers.set(number, *value);
+    }
+}
+
+/// An event of the VM's whose delivery an exit cut short, to be delivered at the next entry: VM-entry
+/// interruption information, error code, instruction length.
+#[derive(Clone, Copy)]
+struct Delivery {
+    information: u32,
+    code: u32,
+    length: u32,
+}
+
+/// What the visor keeps of a protected virtual processor besides the effective VMCS12.
+pub struct Secrets {
+    /// The VM's registers while it does not run.
+    gprs: File,
+    /// What the host has left in the processor's registers at its last entry.
+    outside: File,
+    /// The exit that the host has not answered yet.
+    pending: Option<Exit>,
+    delivery: Option<Delivery>,
+    start_up: Option<u8>,
+    /// Translations of the VM's must go.
+    flush: bool,
+    xcr0: u64,
+    /// CPUID leaf 0xD, subleaf 0, EDX:EAX.
+    xcr0_supported: u64,
+    /// The tag of the VM's translations; 0: none.
+    tag: u16,
+}
+
+impl Secrets {
+    /// Of a virtual processor that has not run. `tag` is its VPID, which no other of the same VM may
+    /// have on the same processor: each could otherwise be made to use the other's translations. 0 is
+    /// always right: nothing stays cached then. `xcr0_supported` is CPUID.0xD.0 EDX:EAX.
+    #[must_use]
+    pub const fn new(tag: u16, xcr0_supported: u64) -> Self {
+        Self {
+            gprs: [0; 16],
+            outside: [0; 16],
+            pending: None,
+            delivery: None,
+            start_up: None,
+            flush: false,
+            xcr0: 1,
+            xcr0_supported,
+            tag,
+        }
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secrets")
+    }
+}
+
+/// A protected virtual processor that this processor has at hand.
+#[derive(Debug)]
+pub struct Guarded<'a> {
+    effective: Vcpu<'a>,
+    secrets: &'a mut Secrets,
+}
+
+/// What becomes of an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// The host gets what the shown VMCS12 and the registers now hold.
+    Host,
+    /// The visor has answered: the VM goes on after the instruction.
+    Step,
+    /// The VM gets an exception.
+    Raise(Event),
+    /// The VM goes on where it was, with the event that VMCS02 now holds.
+    Stay,
+    /// Likewise, and bits 3:0 and some of the others become set in DR6, as a debug exception has it
+    /// (SDM vol. 3, 29.2.1): bits 3:0 are replaced, the others added.
+    Debug(u64),
+    /// CPUID leaf 0xD: the processor's answer with the VM's XCR0 and an IA32_XSS of 0, made fit by
+    /// [`Guarded::extended_state`]; then as `Step`.
+    ExtendedState,
+    /// The VM's tables have no translation for this access.
+    Fault {
+        /// Guest-physical address.
+        address: u64,
+        /// Kinds of access.
+        access: Access,
+    },
+    /// The VM cannot go on.
+    Stop(Cause),
+}
+
+/// Why a protected VM is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// There is no rule for exits of this basic reason.
+    NoRule(u16),
+    /// It has shut down (triple fault).
+    Shutdown,
+    /// INS or OUTS.
+    StringPort,
+    /// A task switch.
+    TaskSwitch,
+    /// Paging by PAE outside IA-32e mode.
+    PaePaging,
+    /// Its first state is one in which no VM may start.
+    FirstState,
+}
+
+impl Cause {
+    /// A stable number, for the audit log; bits 15:8 are the kind, and 31:16 a detail.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        match self {
+            Self::NoRule(reason) => 0x100 | u64::from(reason) << 16,
+            Self::Shutdown => 0x200,
+            Self::StringPort => 0x300,
+            Self::TaskSwitch => 0x400,
+            Self::PaePaging => 0x500,
+            Self::FirstState => 0x600,
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRule(reason) => write!(f, "no rule for exits of basic reason {reason}"),
+            Self::Shutdown => f.write_str("the VM has shut down"),
+            Self::StringPort => f.write_str("INS and OUTS are not supported in protected VMs yet"),
+            Self::TaskSwitch => f.write_str("task switches are not supported in protected VMs"),
+            Self::PaePaging => f.write_str("32-bit PAE paging is not supported in protected VMs"),
+            Self::FirstState => f.write_str("the VM starts in a state in which none may start"),
+        }
+    }
+}
+
+impl<'a> Guarded<'a> {
+    /// A virtual processor of which VMCS02 holds nothing yet.
+    pub fn new(effective: &'a mut Vmcs12, secrets: &'a mut Secrets) -> Self {
+        Self { effective: Vcpu::new(effective), secrets }
+    }
+
+    /// The effective VMCS12.
+    #[must_use]
+    pub const fn effective(&self) -> &Vcpu<'a> {
+        &self.effective
+    }
+
+    /// The effective VMCS12, to be merged into VMCS02.
+    pub const fn effective_mut(&mut self) -> &mut Vcpu<'a> {
+        &mut self.effective
+    }
+
+    /// Reads what only VMCS02 holds, which is about to be used for another.
+    pub fn synchronize(&mut self, v02: &impl Vmcs) {
+        if self.effective.has_stale() {
+            self.effective.fetch(v02);
+        }
+    }
+
+    /// XCR0 of the VM.
+    #[must_use]
+    pub const fn xcr0(&self) -> u64 {
+        self.secrets.xcr0
+    }
+
+    /// The vector of a start-up IPI that the VM has sent since this was asked last.
+    pub const fn take_start_up(&mut self) -> Option<u8> {
+        self.secrets.start_up.take()
+    }
+
+    /// Whether translations with the VM's tag must be dropped before the entry (INVVPID), as its own
+    /// instructions would have done. Without a tag there are none.
+    #[must_use]
+    pub const fn take_flush(&mut self) -> bool {
+        core::mem::replace(&mut self.secrets.flush, false)
+    }
+
+    /// The processor has refused to enter: the host gets back the registers that it has entered with.
+    pub fn take_back(&mut self, registers: &mut impl Registers) {
+        restore(&self.secrets.outside, registers);
+    }
+
+    /// Sets a field of the effective VMCS12, and notes it as changed if it was another. One of the
+    /// VM's state must not be stale.
+    fn put(&mut self, encoding: u32, value: u64) {
+        put(&mut self.effective, encoding, value);
+    }
+}
+
+/// Sets a field if it is another.
+fn put(vcpu: &mut Vcpu<'_>, encoding: u32, value: u64) {
+    if vcpu.fields().read_raw(encoding) != value {
+        vcpu.write(encoding, value);
+    }
+}

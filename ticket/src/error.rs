@@ -1,0 +1,98 @@
+//! Why a ticket is refused.
+
+use core::fmt;
+
+/// One list for what must agree: the names, the numbers and the lines.
+macro_rules! errors {
+    ($($name:ident = $number:literal, $line:literal;)*) => {
+        /// Why a ticket is refused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Error {
+            $(#[doc = $line] $name,)*
+        }
+
+        impl Error {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// The number that stands for it at the port, for ever the same.
+            #[must_use]
+            pub const fn number(self) -> u32 {
+                match self {
+                    $(Self::$name => $number,)*
+                }
+            }
+        }
+
+        impl fmt::Display for Error {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$name => $line,)*
+                })
+            }
+        }
+    };
+}
+
+// 1 to 63: what a parser finds. From 64: what the visor has against a ticket that is well formed.
+errors! {
+    Length = 1, "no ticket is that long";
+    Magic = 2, "not a ticket";
+    Version = 3, "a ticket of another version";
+    OtherLength = 4, "the header gives another length than was announced";
+    Counts = 5, "the numbers of ranges and pages do not add up to the length";
+    Flags = 6, "flags that do not exist";
+    StateKind = 7, "a kind of first state that does not exist";
+    StateHash = 8, "a hash for the reset state, which needs none";
+    Reserved = 9, "reserved bytes that are not zero";
+    RangeCount = 10, "no range, or more than 16";
+    RangeAlignment = 11, "a range that is empty or not in whole pages";
+    RangeEnd = 12, "a range that ends above 256 TiB";
+    RangeOrder = 13, "ranges that overlap or do not ascend";
+    RangeClass = 14, "a class of memory that does not exist";
+    NoPrivate = 15, "no private memory";
+    PageAlignment = 16, "a page address that is not a multiple of 4096";
+    PageOrder = 17, "pages that do not ascend";
+    PageOutside = 18, "a page outside of private memory";
+    Checksum = 19, "the checksum is wrong: damaged on the way";
+    ClearTickets = 64, "tickets in clear are off: the visor was started without dev-tickets";
+    NotBegun = 65, "a word that belongs to no submission";
+    Memory = 66, "the visor has no memory left for it";
+    Slots = 67, "all 64 VMs exist already";
+    Duplicate = 68, "a VM with this id exists already";
+}
+
+impl Error {
+    /// The error with this number.
+    #[must_use]
+    pub fn of_number(number: u32) -> Option<Self> {
+        Self::ALL.iter().copied().find(|error| error.number() == number)
+    }
+}
+
+impl core::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::Error;
+    use std::string::ToString;
+
+    #[test]
+    fn numbers_ascend_and_read_back() {
+        assert!(Error::ALL.is_sorted_by(|a, b| a.number() < b.number()));
+        for error in Error::ALL {
+            assert_eq!(Error::of_number(error.number()), Some(*error));
+        }
+        assert_eq!(Error::of_number(0), None);
+    }
+
+    #[test]
+    fn every_error_is_one_line_of_its_own() {
+        for (at, error) in Error::ALL.iter().enumerate() {
+            let line = error.to_string();
+            assert!(!line.is_empty() && line.len() < 80 && !line.contains('\n'), "{error:?}");
+            assert!(Error::ALL[..at].iter().all(|other| other.to_string() != line), "{error:?}");
+        }
+    }
+}

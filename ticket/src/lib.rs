@@ -1,0 +1,151 @@
+#![no_std]
+#![doc = include_str!("../README.md")]
+
+#[cfg(any(test, feature = "std"))]
+extern crate std;
+
+pub mod audit;
+#[cfg(any(test, feature = "std"))]
+pub mod build;
+pub mod error;
+mod fields;
+pub mod parse;
+pub mod port;
+#[cfg(test)]
+mod tests;
+
+use core::fmt;
+
+use zeroize::Zeroize;
+
+/// What every ticket begins with.
+pub const MAGIC: [u8; 8] = *b"VISRTKT1";
+/// The one version there is.
+pub const VERSION: u32 = 1;
+/// Bytes of the header.
+pub const HEADER_BYTES: usize = 128;
+/// Bytes of one range.
+pub const RANGE_BYTES: usize = 24;
+/// Bytes of one page of the manifest.
+pub const PAGE_BYTES: usize = 40;
+/// Bytes of the SHA-256 at the end.
+pub const TRAILER_BYTES: usize = 32;
+/// Ranges that a ticket may have.
+pub const MAX_RANGES: usize = 16;
+/// Bytes in a page of memory.
+pub const PAGE: u64 = 4096;
+/// One past the highest guest-physical address of a range.
+pub const ADDRESS_END: u64 = 1 << 48;
+
+/// What a ticket says of the VM as a whole.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Names the VM.
+    pub vm: [u8; 16],
+    /// The tenant's share of the key that the VM's pages are sealed under.
+    pub secret: Secret,
+    /// The state in which the first vCPU must begin.
+    pub state: State,
+    /// Number of ranges that follow, 1..=[`MAX_RANGES`].
+    pub ranges: u32,
+    /// Number of pages in the manifest.
+    pub pages: u32,
+}
+
+/// The tenant's secret. It is wiped when dropped, cannot be copied by accident, and is not printed.
+#[derive(PartialEq, Eq)]
+pub struct Secret([u8; 32]);
+
+impl Secret {
+    /// The secret of these bytes.
+    #[must_use]
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The secret itself.
+    #[must_use]
+    pub const fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret").finish_non_exhaustive()
+    }
+}
+
+/// The state in which the first vCPU of a VM must begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// That of a processor after reset (SDM vol. 3, table 11-1).
+    Reset,
+    /// One whose canonical form has this SHA-256.
+    Hashed([u8; 32]),
+}
+
+/// Whose memory a range is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The VM's alone: the host gets its pages only sealed.
+    Private,
+    /// Memory that VM and host share.
+    Shared,
+    /// An I/O window: shared memory through which devices move data.
+    Window,
+}
+
+impl Class {
+    /// The number in a ticket.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Private => 1,
+            Self::Shared => 2,
+            Self::Window => 3,
+        }
+    }
+
+    /// The class with this number.
+    #[must_use]
+    pub const fn of_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::Private),
+            2 => Some(Self::Shared),
+            3 => Some(Self::Window),
+            _ => None,
+        }
+    }
+}
+
+/// A piece of guest-physical memory, in whole pages, below [`ADDRESS_END`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Address of the first byte.
+    pub start: u64,
+    /// Bytes; never 0.
+    pub length: u64,
+    /// Whose it is.
+    pub class: Class,
+}
+
+impl Range {
+    /// One past the address of the last byte.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.start.saturating_add(self.length)
+    }
+
+    /// Whether `address` lies within.
+    #[must_use]
+    pub const fn contains(&self, address: u64) -> bool {
+        self.start <= address && address < self.end()
+    }
+}

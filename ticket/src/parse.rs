@@ -1,0 +1,306 @@
+//! Reading a ticket, one word at a time.
+
+use core::{fmt, mem};
+
+use sha2::{Digest, Sha256};
+use zeroize::Zeroize;
+
+use crate::error::Error;
+use crate::fields::Fields;
+use crate::{
+    ADDRESS_END, Class, HEADER_BYTES, Header, MAGIC, MAX_RANGES, PAGE, PAGE_BYTES, RANGE_BYTES,
+    Range, Secret, State, TRAILER_BYTES, VERSION,
+};
+
+/// Takes what a ticket says as it arrives.
+///
+/// Nothing of it counts before [`Progress::Complete`]: until then the checksum is not known to be right.
+/// An error of the sink ends the parse.
+pub trait Sink {
+    /// Takes the header, before all else.
+    ///
+    /// # Errors
+    /// Why the ticket is refused.
+    fn header(&mut self, header: &Header) -> Result<(), Error>;
+
+    /// Takes the next range: above the one before, in whole pages, below [`ADDRESS_END`].
+    ///
+    /// # Errors
+    /// Why the ticket is refused.
+    fn range(&mut self, range: Range) -> Result<(), Error>;
+
+    /// Takes the next page of the manifest: the guest-physical address, a multiple of [`PAGE`] within a
+    /// private range and above the page before, and the SHA-256 of its content.
+    ///
+    /// # Errors
+    /// Why the ticket is refused.
+    fn page(&mut self, address: u64, hash: &[u8; 32]) -> Result<(), Error>;
+}
+
+/// Whether a ticket has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Progress {
+    /// More words must come.
+    More,
+    /// The ticket is whole and right: what the sink was given counts.
+    Complete,
+}
+
+/// Which element arrives.
+#[derive(Clone, Copy)]
+enum Part {
+    Header,
+    /// A range, and how many there are from it on.
+    Range(u32),
+    /// A page, and how many there are from it on.
+    Page(u32),
+    Trailer,
+    /// None: why no word is taken any more.
+    Over(Error),
+}
+
+impl Part {
+    /// The first of `pages`, or the trailer if there are none.
+    const fn page_or_trailer(pages: u32) -> Self {
+        if pages == 0 { Self::Trailer } else { Self::Page(pages) }
+    }
+}
+
+/// A ticket that is being received: one element of it, and its ranges, as the pages come after them.
+pub struct Parser {
+    part: Part,
+    /// Bytes of the whole ticket, as announced.
+    length: u32,
+    element: [u8; HEADER_BYTES],
+    /// Bytes of the element that have arrived.
+    filled: usize,
+    /// Over all elements that are complete.
+    hash: Sha256,
+    pages: u32,
+    ranges: [Option<Range>; MAX_RANGES],
+    last_page: Option<u64>,
+}
+
+impl Parser {
+    /// Prepares for a ticket of `length` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if no ticket is that long.
+    pub fn new(length: u32) -> Result<Self, Error> {
+        let size = usize::try_from(length).map_err(|_| Error::Length)?;
+        if size < HEADER_BYTES + RANGE_BYTES + TRAILER_BYTES || !size.is_multiple_of(8) {
+            return Err(Error::Length);
+        }
+        Ok(Self {
+            part: Part::Header,
+            length,
+            element: [0; HEADER_BYTES],
+            filled: 0,
+            hash: Sha256::new(),
+            pages: 0,
+            ranges: [None; MAX_RANGES],
+            last_page: None,
+        })
+    }
+
+    /// Takes the next four bytes, the first of them lowest.
+    ///
+    /// # Errors
+    /// Why the ticket is refused; then, and after the last word, every further word is an error too.
+    pub fn word(&mut self, word: u32, sink: &mut impl Sink) -> Result<Progress, Error> {
+        let taken = self.take(word, sink);
+        match taken {
+            Ok(Progress::More) => {}
+            Ok(Progress::Complete) => self.part = Part::Over(Error::NotBegun),
+            Err(error) => self.part = Part::Over(error),
+        }
+        taken
+    }
+
+    fn take(&mut self, word: u32, sink: &mut impl Sink) -> Result<Progress, Error> {
+        let size = match self.part {
+            Part::Header => HEADER_BYTES,
+            Part::Range(_) => RANGE_BYTES,
+            Part::Page(_) => PAGE_BYTES,
+            Part::Trailer => TRAILER_BYTES,
+            Part::Over(error) => return Err(error),
+        };
+        let rest = self.element.get_mut(self.filled..size).ok_or(Error::Length)?;
+        *rest.first_chunk_mut().ok_or(Error::Length)? = word.to_le_bytes();
+        self.filled += size_of::<u32>();
+        if self.filled < size {
+            return Ok(Progress::More);
+        }
+        self.filled = 0;
+        let mut element = mem::replace(&mut self.element, [0; HEADER_BYTES]);
+        let done = self.finish(element.get(..size).ok_or(Error::Length)?, sink);
+        element.zeroize();
+        done
+    }
+
+    /// An element is complete.
+    fn finish(&mut self, element: &[u8], sink: &mut impl Sink) -> Result<Progress, Error> {
+        let mut fields = Fields(element);
+        self.part = match self.part {
+            Part::Header => {
+                let header = self.header(&mut fields)?;
+                sink.header(&header)?;
+                Part::Range(header.ranges)
+            }
+            Part::Range(left) => {
+                let range = self.range(&mut fields)?;
+                sink.range(range)?;
+                match left - 1 {
+                    0 if self.each_private().next().is_none() => return Err(Error::NoPrivate),
+                    0 => Part::page_or_trailer(self.pages),
+                    more => Part::Range(more),
+                }
+            }
+            Part::Page(left) => {
+                let (address, hash) = self.page(&mut fields)?;
+                sink.page(address, &hash)?;
+                Part::page_or_trailer(left - 1)
+            }
+            Part::Trailer => {
+                let hash = mem::replace(&mut self.hash, Sha256::new()).finalize();
+                let is_right = hash.as_slice() == element;
+                return if is_right { Ok(Progress::Complete) } else { Err(Error::Checksum) };
+            }
+            Part::Over(error) => return Err(error),
+        };
+        self.hash.update(element);
+        Ok(Progress::More)
+    }
+
+    fn header(&mut self, fields: &mut Fields<'_>) -> Result<Header, Error> {
+        let raw = RawHeader::read(fields).ok_or(Error::Length)?;
+        if raw.magic != MAGIC {
+            return Err(Error::Magic);
+        }
+        if raw.version != VERSION {
+            return Err(Error::Version);
+        }
+        if raw.length != self.length {
+            return Err(Error::OtherLength);
+        }
+        if raw.flags != 0 {
+            return Err(Error::Flags);
+        }
+        if raw.reserved != [0; 16] {
+            return Err(Error::Reserved);
+        }
+        let state = match (raw.state, raw.hash) {
+            (0, hash) if hash == [0; 32] => State::Reset,
+            (0, _) => return Err(Error::StateHash),
+            (1, hash) => State::Hashed(hash),
+            _ => return Err(Error::StateKind),
+        };
+        if raw.ranges == 0 || !usize::try_from(raw.ranges).is_ok_and(|count| count <= MAX_RANGES) {
+            return Err(Error::RangeCount);
+        }
+        if ticket_bytes(raw.ranges, raw.pages) != Some(self.length) {
+            return Err(Error::Counts);
+        }
+        self.pages = raw.pages;
+        let (vm, secret) = (raw.vm, raw.secret);
+        Ok(Header { vm, secret, state, ranges: raw.ranges, pages: raw.pages })
+    }
+
+    fn range(&mut self, fields: &mut Fields<'_>) -> Result<Range, Error> {
+        let mut next = || Some((fields.u64()?, fields.u64()?, fields.u32()?, fields.u32()?));
+        let (start, length, class, reserved) = next().ok_or(Error::Length)?;
+        if length == 0 || !start.is_multiple_of(PAGE) || !length.is_multiple_of(PAGE) {
+            return Err(Error::RangeAlignment);
+        }
+        if start.checked_add(length).is_none_or(|end| end > ADDRESS_END) {
+            return Err(Error::RangeEnd);
+        }
+        let class = Class::of_number(class).ok_or(Error::RangeClass)?;
+        if reserved != 0 {
+            return Err(Error::Reserved);
+        }
+        if self.ranges.iter().flatten().any(|before| before.end() > start) {
+            return Err(Error::RangeOrder);
+        }
+        let range = Range { start, length, class };
+        let free = self.ranges.iter_mut().find(|place| place.is_none());
+        *free.ok_or(Error::RangeCount)? = Some(range);
+        Ok(range)
+    }
+
+    fn page(&mut self, fields: &mut Fields<'_>) -> Result<(u64, [u8; 32]), Error> {
+        let mut next = || Some((fields.u64()?, fields.bytes()?));
+        let (address, hash) = next().ok_or(Error::Length)?;
+        if !address.is_multiple_of(PAGE) {
+            return Err(Error::PageAlignment);
+        }
+        if self.last_page.is_some_and(|last| last >= address) {
+            return Err(Error::PageOrder);
+        }
+        if !self.each_private().any(|range| range.contains(address)) {
+            return Err(Error::PageOutside);
+        }
+        self.last_page = Some(address);
+        Ok((address, hash))
+    }
+
+    fn each_private(&self) -> impl Iterator<Item = &Range> {
+        self.ranges.iter().flatten().filter(|range| range.class == Class::Private)
+    }
+}
+
+impl Drop for Parser {
+    fn drop(&mut self) {
+        // It may hold the half of a header.
+        self.element.zeroize();
+    }
+}
+
+impl fmt::Debug for Parser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parser").field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+/// Bytes of a ticket with so many ranges and pages.
+pub(crate) fn ticket_bytes(ranges: u32, pages: u32) -> Option<u32> {
+    let fixed = u32::try_from(HEADER_BYTES + TRAILER_BYTES).ok()?;
+    let ranges = ranges.checked_mul(u32::try_from(RANGE_BYTES).ok()?)?;
+    let pages = pages.checked_mul(u32::try_from(PAGE_BYTES).ok()?)?;
+    fixed.checked_add(ranges)?.checked_add(pages)
+}
+
+/// The header's fields in their order.
+struct RawHeader {
+    magic: [u8; 8],
+    length: u32,
+    version: u32,
+    vm: [u8; 16],
+    secret: Secret,
+    state: u32,
+    flags: u32,
+    hash: [u8; 32],
+    ranges: u32,
+    pages: u32,
+    reserved: [u8; 16],
+}
+
+impl RawHeader {
+    fn read(fields: &mut Fields<'_>) -> Option<Self> {
+        Some(Self {
+            magic: fields.bytes()?,
+            length: fields.u32()?,
+            version: fields.u32()?,
+            vm: fields.bytes()?,
+            secret: Secret::new(fields.bytes()?),
+            state: fields.u32()?,
+            flags: fields.u32()?,
+            hash: fields.bytes()?,
+            ranges: fields.u32()?,
+            pages: fields.u32()?,
+            reserved: fields.bytes()?,
+        })
+    }
+}
+const _: () = assert!(8 + 4 + 4 + 16 + 32 + 4 + 4 + 32 + 4 + 4 + 16 == HEADER_BYTES);

@@ -1,0 +1,325 @@
+//! Entries and exits of protected VMs. What the host sees of them and may change is decided by
+//! `nested_vmx::guard`; whose memory is whose, by `membrane`.
+
+use ept::addr::Frame;
+use ept::frames::Vm;
+use ept::shadow::Access;
+use membrane::vm::{Cause, Fault, Filled};
+use nested_vmx::check::Wanted;
+use nested_vmx::control::{Primary, Secondary};
+use nested_vmx::exit;
+use nested_vmx::field::{EPT_POINTER, EXIT_INTERRUPTION, GUEST_EFER, GUEST_PAT, Vmcs};
+use nested_vmx::guard::{self, Verdict};
+use nested_vmx::leave::{Cause as By, Inherited};
+use nested_vmx::merge::{Environment, HostRegisters};
+use nested_vmx::vmcs12::Launch;
+use sha2::{Digest, Sha256};
+
+use super::leave::{self, NmiFate};
+use super::slots::Slot;
+use super::vcpus::{self, Protected};
+use super::{Mode, Nested, enter};
+use crate::cpu::{self, low, vmx, vmx::Current};
+use crate::host::{self, Next, Registers};
+use crate::machine::Machine;
+use crate::percpu::PerCpu;
+use crate::vectors;
+
+const EXCEPTION_OR_NMI: u32 = 0;
+const NMI_WINDOW: u32 = 8;
+
+/// The VM does not run: the host is told that it has shut down.
+pub(super) struct ShutDown;
+
+impl guard::Registers for Registers {
+    fn get(&self, number: u8) -> u64 {
+        self.numbered(number)
+    }
+    fn set(&mut self, number: u8, value: u64) {
+        self.set_numbered(number, value);
+    }
+}
+
+/// Gives the VM that the slot is about to run for the first time the oldest ticket that waits, if it
+/// is a new one. VMCS01 is current.
+///
+/// # Errors
+/// [`ShutDown`] if it does not begin as the ticket says.
+#[cold]
+#[inline(never)]
+pub(super) fn launch(
+    machine: &Machine,
+    slot: &mut Slot,
+    (host, registers): (&HostRegisters, &mut Registers),
+) -> Result<(), ShutDown> {
+    let fields = slot.vcpu.fields();
+    let root = Frame::containing(fields.read(EPT_POINTER));
+    if !Wanted::of(fields).secondary.contains(Secondary::EPT) {
+        return Ok(());
+    }
+    let Some((vm, launch, state)) = machine.tables.launch(root) else {
+        return Ok(());
+    };
+    sweep(machine);
+    let Some(mut vcpu) = vcpus::create((vm, launch)) else {
+        return Err(stop(machine, vm, Cause::Memory));
+    };
+    let begins = begins_as(state, slot, host, registers)
+        .and_then(|()| vcpu.guarded.first_entry(&mut slot.vcpu, host, registers));
+    slot.vcpu.fields_mut().set_token(vcpu.token());
+    slot.protected = Some(vcpu);
+    machine.tables.vcpu_added(vm);
+    begins.map_err(|cause| stop_vcpu(machine, vm, cause))
+}
+
+/// Frees the vCPUs of VMs that will not run again.
+pub(crate) fn sweep(machine: &Machine) {
+    vcpus::sweep(|vm, launch| machine.tables.ept_of(vm, launch).is_none());
+}
+
+/// Whether the first state of a vCPU is what the ticket says.
+fn begins_as(
+    state: ticket::State,
+    slot: &Slot,
+    host: &HostRegisters,
+    registers: &Registers,
+) -> Result<(), guard::Cause> {
+    let fields = slot.vcpu.fields();
+    let fits = match state {
+        ticket::State::Reset => guard::start::kind(fields, registers) == guard::start::Start::Reset,
+        ticket::State::Hashed(hash) => vectors::with(|| {
+            let mut found = Sha256::new();
+            guard::start::state(fields, host, registers, |word| found.update(word.to_le_bytes()));
+            found.finalize().as_slice() == hash
+        }),
+    };
+    if fits { Ok(()) } else { Err(guard::Cause::FirstState) }
+}
+
+fn stop(machine: &Machine, vm: Vm, cause: Cause) -> ShutDown {
+    machine.tables.stop_vm(vm, cause);
+    ShutDown
+}
+
+fn stop_vcpu(machine: &Machine, vm: Vm, cause: guard::Cause) -> ShutDown {
+    log::warn!("protected VM {}: {cause}", vm.number());
+    // The kind in bits 3:0, a detail above.
+    let number = cause.number();
+    let [kind, detail] = [number >> 8 & 0xf, number >> 16 & 0xfff];
+    stop(machine, vm, Cause::Processor(u16::try_from(kind | detail << 4).unwrap_or(u16::MAX)))
+}
+
+/// Cause of a stop: the processor has refused the VM's state, or its XCR0.
+const REFUSED: u16 = 0xf;
+const EXTENDED_STATE: u16 = 0xe;
+
+/// Brings VMCS02 up to date for the protected VM of the slot, and the processor's registers that VMX
+/// does not switch. VMCS01 is current before, VMCS02 afterwards; or either, if there is an error.
+///
+/// # Errors
+/// [`ShutDown`] if the host demands what it may not, or the VM was stopped before.
+pub(super) fn enter(
+    machine: &Machine,
+    slot: &mut Slot,
+    environment: &Environment<'_>,
+    registers: &mut Registers,
+) -> Result<Mode, ShutDown> {
+    let Some(vcpu) = &mut slot.protected else {
+        return Err(ShutDown);
+    };
+    vcpu.pointer = machine.tables.ept_of(vcpu.vm, vcpu.launch);
+    if vcpu.pointer.is_none() {
+        return Err(ShutDown);
+    }
+    let entered = vcpu.guarded.enter(&mut slot.vcpu, registers);
+    entered.map_err(|cause| stop_vcpu(machine, vcpu.vm, cause))?;
+    if vcpu.guarded.xcr0() != vcpu.state.xcr0() && !vcpu.state.set_xcr0(vcpu.guarded.xcr0()) {
+        return Err(stop(machine, vcpu.vm, Cause::Processor(EXTENDED_STATE)));
+    }
+    vmx::select(&slot.guest);
+    let environment = Environment { msr_bitmap: machine.guarded_bitmap.base(), ..*environment };
+    vcpu.guarded.effective_mut().merge(&environment, &HostRegisters::UNUSED, &mut Current);
+    vcpu.state.enter();
+    enter::place_virtual_apic(machine, slot, &environment);
+    Ok(Mode::Entering)
+}
+
+/// The host's VM-entry instruction ends as if the VM had shut down at once. VMCS01 is current.
+#[cold]
+#[inline(never)]
+pub(super) fn refuse(nested: &mut Nested, machine: &Machine, registers: &mut Registers) -> Next {
+    let slot = nested.slots.current();
+    slot.vcpu.fields_mut().set_launched(Launch::Launched);
+    guard::shut_down(&mut slot.vcpu, registers);
+    if machine.decoys.is_some() {
+        slot.with_decoy(|vcpu, decoy| vcpu.push(decoy));
+    }
+    let inherited = inherited();
+    leave::to_host(nested, machine, inherited, By::Other)
+}
+
+/// Handles an exit of a protected VM. VMCS02 is current; afterwards it still is, or the host runs.
+pub(super) fn exit(
+    cpu: &PerCpu,
+    machine: &Machine,
+    nested: &mut Nested,
+    (reason, registers): (u32, &mut Registers),
+) -> Next {
+    let slot = nested.slots.current();
+    let fields = slot.vcpu.fields();
+    match reason {
+        EXCEPTION_OR_NMI
+            if exit::is_nmi(Current.read(EXIT_INTERRUPTION)) && leave::keeps_nmi(cpu, fields) =>
+        {
+            return Next::Stay;
+        }
+        NMI_WINDOW if !Wanted::of(fields).primary.contains(Primary::NMI_WINDOW) => {
+            host::set_nmi_window(false);
+            return Next::Stay;
+        }
+        _ => {}
+    }
+    let by = leave::cause(reason);
+    let Some(vcpu) = &mut slot.protected else {
+        return Next::Shutdown;
+    };
+    let verdict = vcpu.guarded.leave(&mut slot.vcpu, registers, &mut Current);
+    follow(nested, machine, (verdict, by), registers)
+}
+
+/// Does what the guard has decided. VMCS02 is current.
+fn follow(
+    nested: &mut Nested,
+    machine: &Machine,
+    (verdict, by): (Verdict, By),
+    registers: &mut Registers,
+) -> Next {
+    let Some(vcpu) = &mut nested.slots.current().protected else {
+        return Next::Shutdown;
+    };
+    match verdict {
+        Verdict::Host => to_host(nested, machine, by),
+        Verdict::Step => Next::Step,
+        Verdict::Raise(event) => Next::Raise(event),
+        Verdict::Stay => Next::Stay,
+        Verdict::Debug(bits) => {
+            host::add_debug_causes(bits);
+            Next::Stay
+        }
+        Verdict::ExtendedState => extended_state(vcpu, registers),
+        Verdict::Fault { address, access } => fault(nested, machine, (address, access), registers),
+        Verdict::Stop(cause) => {
+            let _ = stop_vcpu(machine, vcpu.vm, cause);
+            shut_down(nested, machine, registers)
+        }
+    }
+}
+
+/// CPUID leaf 0xD: sizes that depend on XCR0, which is the VM's now.
+fn extended_state(vcpu: &Protected, registers: &mut Registers) -> Next {
+    let subleaf = low(registers.rcx);
+    let answer = vcpu.guarded.extended_state(subleaf, cpu::cpuid(0xd, subleaf));
+    registers.rax = answer.eax.into();
+    registers.rbx = answer.ebx.into();
+    registers.rcx = answer.ecx.into();
+    registers.rdx = answer.edx.into();
+    Next::Step
+}
+
+/// The VM has touched a page that it does not have (so).
+fn fault(
+    nested: &mut Nested,
+    machine: &Machine,
+    (address, access): (u64, Access),
+    registers: &mut Registers,
+) -> Next {
+    let slot = nested.slots.current();
+    let Some(vcpu) = &mut slot.protected else {
+        return Next::Shutdown;
+    };
+    let pointer = slot.vcpu.fields().read(EPT_POINTER);
+    let filled =
+        machine.tables.fill((vcpu.vm, vcpu.launch), pointer, Fault { at: address, access });
+    let (shown, v02) = (&mut slot.vcpu, &Current);
+    let verdict = match filled {
+        Filled::Mapped => {
+            host::deliver_again();
+            return Next::Stay;
+        }
+        Filled::Absent(page) => {
+            vcpu.guarded.tell_page(shown, registers, v02, (page.base(), Access::NONE))
+        }
+        Filled::Denied { at, rights } => {
+            vcpu.guarded.tell_page(shown, registers, v02, (at.base(), rights))
+        }
+        Filled::Unloaded | Filled::Device(_) | Filled::Stopped(_) => {
+            return shut_down(nested, machine, registers);
+        }
+    };
+    follow(nested, machine, (verdict, By::Other), registers)
+}
+
+/// The VM was stopped: the host is told that it has shut down. VMCS02 is current.
+fn shut_down(nested: &mut Nested, machine: &Machine, registers: &mut Registers) -> Next {
+    guard::shut_down(&mut nested.slots.current().vcpu, registers);
+    to_host(nested, machine, By::Other)
+}
+
+/// Back to the host, of what it is told. VMCS02 is current before, VMCS01 afterwards.
+fn to_host(nested: &mut Nested, machine: &Machine, cause: By) -> Next {
+    let cpu = PerCpu::current();
+    let slot = nested.slots.current();
+    if let Some(vcpu) = &mut slot.protected {
+        vcpu.state.leave();
+    }
+    if machine.decoys.is_some() {
+        vmx::select(&slot.decoy);
+        slot.vcpu.push(&mut Current);
+    }
+    vmx::select(&cpu.vmcs_region());
+    nested.set_mode(cpu, Mode::Host);
+    let inherited = inherited();
+    leave::to_host(nested, machine, inherited, cause)
+}
+
+/// The host inherits nothing of a protected VM, but what it had before. VMCS01 is current.
+fn inherited() -> Inherited {
+    let (efer, pat) = (Current.read(GUEST_EFER), Current.read(GUEST_PAT));
+    Inherited { efer, pat, interruptibility: 0 }
+}
+
+/// The processor has refused VMCS02: the general registers are the host's again.
+pub(super) fn take_back(slot: &mut Slot, registers: &mut Registers) {
+    if let Some(vcpu) = &mut slot.protected {
+        vcpu.state.leave();
+        vcpu.guarded.take_back(registers);
+    }
+}
+
+/// The processor does not go on with the VM in the middle of its run: that is nothing the host may
+/// know more of.
+pub(super) fn give_up(nested: &mut Nested, machine: &Machine, registers: &mut Registers) -> Next {
+    if let Some(vcpu) = &nested.slots.current().protected {
+        let _ = stop(machine, vcpu.vm, Cause::Processor(REFUSED));
+    }
+    shut_down(nested, machine, registers)
+}
+
+/// Gives an NMI of the host's to it as an exit of its protected VM. VMCS02 is current before.
+pub(super) fn reflect_nmi(
+    nested: &mut Nested,
+    machine: &Machine,
+    registers: &mut Registers,
+) -> NmiFate {
+    let slot = nested.slots.current();
+    let told = |vcpu: &mut Protected| vcpu.guarded.tell_nmi(&mut slot.vcpu, registers, &Current);
+    let verdict = slot.protected.as_mut().map_or(Verdict::Host, told);
+    NmiFate::Exit(follow(nested, machine, (verdict, By::Nmi), registers))
+}
+
+/// The EPT pointer with which the slot's vCPU runs: one that leads nowhere once the VM is stopped, so
+/// that the next access exits.
+pub(super) fn pointer(machine: &Machine, vcpu: &mut Protected) -> u64 {
+    let ask = || machine.tables.ept_of(vcpu.vm, vcpu.launch).unwrap_or(machine.nowhere);
+    *vcpu.pointer.get_or_insert_with(ask)
+}

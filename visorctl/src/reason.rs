@@ -1,0 +1,39 @@
+//! Words for the visor's numbers.
+
+use ticket::audit::{Event, Kind};
+use ticket::error::Error;
+
+/// Causes from here on are those of a VM's processors.
+const PROCESSOR: u64 = 0x100;
+
+/// Why the visor stopped a VM or refused a page; nothing for a cause of a newer visor.
+pub(crate) fn of_cause(number: u64) -> Option<&'static str> {
+    Some(match number {
+        1 => "a page did not come back as it left",
+        2 => "a page is not as in the ticket",
+        3 => "the host lent a frame that is in use otherwise",
+        4 => "the host lent two frames for one page",
+        5 => "what the visor remembers of a page is damaged",
+        6 => "the visor has no memory left for the VM",
+        7 => "no version is left to seal a page with",
+        8 => "the VM accessed a device",
+        9 => "the host destroyed it",
+        PROCESSOR.. => "one of its processors did what has no rule",
+        _ => return None,
+    })
+}
+
+/// What the numbers of `event` mean, as far as they stand for a reason.
+pub(crate) fn of_event(event: &Event) -> Option<String> {
+    match Kind::of_number(event.kind)? {
+        Kind::Refused => Error::of_number(event.a.try_into().ok()?).map(|error| error.to_string()),
+        Kind::Stopped => of_cause(event.a).map(str::to_owned),
+        Kind::PageRefused => of_cause(event.b).map(str::to_owned),
+        Kind::Accepted
+        | Kind::Launched
+        | Kind::CpuAdded
+        | Kind::Destroyed
+        | Kind::Touched
+        | Kind::Unprotected => None,
+    }
+}

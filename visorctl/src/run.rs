@@ -1,0 +1,93 @@
+//! From words to an answer and an exit code.
+
+use std::io::{IsTerminal, Write, stderr};
+use std::path::Path;
+
+use crate::cli::{Cli, Command, Ticket};
+use crate::failure::{Exit, Failure};
+use crate::port::Port;
+use crate::reply::{self, Answer};
+use crate::submit::Words;
+use crate::{audit, docs, make, status, submit, vms};
+
+/// Does what `cli` says, with the port that `open` gives, and reports to `out`; for people, failures go
+/// to `err`.
+pub(crate) fn run<P: Port>(
+    cli: &Cli,
+    open: impl FnOnce(&Path) -> Result<P, Failure>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Exit {
+    let command = cli.command.name();
+    let done = answer(cli, open).and_then(|(answer, exit)| {
+        let text = if cli.json {
+            reply::answer(command, &answer, exit) + "\n"
+        } else {
+            answer.to_string()
+        };
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)?;
+        Ok(exit)
+    });
+    match done {
+        Ok(exit) => exit,
+        Err(failure) => {
+            // Where neither can be written, the exit code must do.
+            let _ = if cli.json {
+                writeln!(out, "{}", reply::failure(command, &failure))
+            } else {
+                writeln!(err, "visorctl: {failure}")
+            };
+            failure.exit()
+        }
+    }
+}
+
+fn answer<P: Port>(
+    cli: &Cli,
+    open: impl FnOnce(&Path) -> Result<P, Failure>,
+) -> Result<(Answer, Exit), Failure> {
+    let port = || open(&cli.lock);
+    let good = |answer| Ok((answer, Exit::Good));
+    match &cli.command {
+        Command::Status { require_protected } => {
+            let status = status::status(port()?)?;
+            let exit = if *require_protected { status.require_protected()? } else { Exit::Good };
+            Ok((Answer::Status(status), exit))
+        }
+        Command::Vms => {
+            let vms = vms::vms(port()?)?;
+            let exit = vms.exit();
+            Ok((Answer::Vms(vms), exit))
+        }
+        Command::Submit { ticket } => {
+            let words = Words::read(ticket)?;
+            good(Answer::Submitted(submit::submit(port()?, &words, &mut show_progress)?))
+        }
+        Command::Audit { since, chain } => {
+            let query = audit::Query { since: since.unwrap_or(0), chain: *chain };
+            good(Answer::Audit(audit::audit(port()?, query)?))
+        }
+        Command::Destroy { vm } => good(Answer::Destroyed(vms::destroy(port()?, *vm)?)),
+        Command::Ticket { command: Ticket::Make { description, ticket } } => {
+            good(Answer::Made(make::make(description, ticket)?))
+        }
+        Command::Completions { shell } => {
+            good(Answer::Completions { script: docs::completions(*shell) })
+        }
+        Command::Man { folder } => {
+            docs::man(folder)?;
+            good(Answer::Man {})
+        }
+    }
+}
+
+/// Shows on a terminal what part of a ticket has gone.
+fn show_progress(gone: usize, all: usize) {
+    let mut err = stderr();
+    if err.is_terminal() {
+        let percent = gone.saturating_mul(100).checked_div(all).unwrap_or(100);
+        let end = if gone == all { "\n" } else { "" };
+        // Nobody misses it.
+        let _ = write!(err, "\rsubmit: {percent:3} %{end}");
+    }
+}

@@ -1,0 +1,159 @@
+//! `status`.
+
+use std::fmt;
+
+use serde::Serialize;
+use ticket::port::{
+    INDEX_AUDIT_END, INDEX_BASE, INDEX_CLEAR, INDEX_COUNTER, INDEX_COUNTERS, INDEX_EVENTS,
+    INDEX_FREE, INDEX_LENGTH, INDEX_PROCESSORS, INDEX_TABLES, INDEX_TICKS, INDEX_UNPROTECTED,
+    INDEX_WAITING, VMS, VmState,
+};
+
+use crate::failure::{Exit, Failure};
+use crate::port::Port;
+use crate::visor::Visor;
+
+/// How the visor is.
+#[derive(Debug, Serialize)]
+pub(crate) struct Status {
+    version: Version,
+    memory: Memory,
+    processors: u32,
+    /// Accesses of the host that were refused.
+    refused_accesses: u32,
+    /// Frames of the host that are tables of its VMs.
+    vm_tables: u32,
+    /// Exits since boot.
+    exits: u64,
+    /// TSC ticks spent in the visor since boot.
+    ticks: u64,
+    /// Nothing from a visor without tickets.
+    protection: Option<Protection>,
+}
+
+#[derive(Debug, Serialize)]
+struct Version {
+    major: u32,
+    minor: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Memory {
+    /// First byte.
+    base: u64,
+    /// Bytes.
+    length: u64,
+    /// Pages that are left.
+    free_pages: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Protection {
+    /// Whether tickets are taken in clear.
+    clear_tickets: bool,
+    waiting_tickets: u32,
+    running: u32,
+    stopped: u32,
+    /// VMs that ran without a ticket since boot.
+    unprotected: u32,
+    audit_events: u32,
+}
+
+/// Asks the visor for everything.
+///
+/// # Errors
+/// As [`Visor::find`].
+pub(crate) fn status(port: impl Port) -> Result<Status, Failure> {
+    let mut visor = Visor::find(port)?;
+    // Before what the visor must do to answer all else.
+    let ticks = visor.wide(INDEX_TICKS);
+    let counters = visor.value(INDEX_COUNTERS).min(256);
+    let mib = |value: u32| u64::from(value) << 20;
+    Ok(Status {
+        version: Version { major: visor.version() >> 16, minor: visor.version() & 0xffff },
+        memory: Memory {
+            base: mib(visor.value(INDEX_BASE)),
+            length: mib(visor.value(INDEX_LENGTH)),
+            free_pages: visor.value(INDEX_FREE),
+        },
+        processors: visor.value(INDEX_PROCESSORS),
+        refused_accesses: visor.value(INDEX_EVENTS),
+        vm_tables: visor.value(INDEX_TABLES),
+        exits: (0..counters)
+            .map(|reason| visor.wide(INDEX_COUNTER + 2 * reason))
+            .fold(0, u64::saturating_add),
+        ticks,
+        protection: visor.has_tickets().then(|| protection(&mut visor)).transpose()?,
+    })
+}
+
+fn protection<P: Port>(visor: &mut Visor<P>) -> Result<Protection, Failure> {
+    let (mut running, mut stopped) = (0, 0);
+    for slot in 0..VMS {
+        match visor.vm(slot)? {
+            VmState::Running => running += 1,
+            VmState::Stopped => stopped += 1,
+            VmState::None | VmState::Waiting => {}
+        }
+    }
+    Ok(Protection {
+        clear_tickets: visor.value(INDEX_CLEAR) == 1,
+        waiting_tickets: visor.value(INDEX_WAITING),
+        running,
+        stopped,
+        unprotected: visor.value(INDEX_UNPROTECTED),
+        audit_events: visor.value(INDEX_AUDIT_END),
+    })
+}
+
+impl Status {
+    /// What the status means for those who want all VMs protected.
+    ///
+    /// # Errors
+    /// [`Failure::OldVisor`] if the visor cannot know.
+    pub(crate) fn require_protected(&self) -> Result<Exit, Failure> {
+        let Version { major, minor } = self.version;
+        let protection = self.protection.as_ref().ok_or(Failure::OldVisor(major << 16 | minor))?;
+        Ok(if protection.unprotected == 0 { Exit::Good } else { Exit::Unprotected })
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Memory { base, length, free_pages } = self.memory;
+        writeln!(
+            f,
+            "this host runs on the visor, interface {}.{}",
+            self.version.major, self.version.minor
+        )?;
+        writeln!(
+            f,
+            "memory:      {base:#x}..{:#x}, {} MiB, {free_pages} pages left",
+            base.saturating_add(length),
+            length >> 20
+        )?;
+        writeln!(f, "processors:  {}", self.processors)?;
+        writeln!(f, "refused:     {} accesses of the host", self.refused_accesses)?;
+        writeln!(f, "exits:       {} in {} ticks", self.exits, self.ticks)?;
+        writeln!(f, "VM tables:   {}", self.vm_tables)?;
+        match &self.protection {
+            Some(protection) => write!(f, "{protection}"),
+            None => writeln!(f, "protection:  none: this visor has no tickets"),
+        }
+    }
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "protected:   {} VMs run, {} are stopped", self.running, self.stopped)?;
+        writeln!(f, "tickets:     {} wait for their VMs", self.waiting_tickets)?;
+        if self.clear_tickets {
+            writeln!(f, "INSECURE:    tickets are taken in clear (dev-tickets)")?;
+        }
+        writeln!(f, "audit:       {} events", self.audit_events)?;
+        match self.unprotected {
+            0 => Ok(()),
+            count => writeln!(f, "UNPROTECTED: {count} VMs ran without a ticket"),
+        }
+    }
+}
