@@ -391,6 +391,11 @@ impl HostTables {
         u32::try_from(tables.count()).unwrap_or(u32::MAX)
     }
 
+    /// Whether `frame` is a protected VM's table.
+    pub(crate) fn is_guarded(&self, frame: Frame) -> bool {
+        self.with_vms(|_, trees| trees.is_guarded(frame))
+    }
+
     /// Whether `frame` is a VM's table, in use as it stands.
     pub(crate) fn is_table(&self, frame: Frame) -> bool {
         let state = shootdown::lock(&self.state).frames.state(frame);

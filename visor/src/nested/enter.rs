@@ -66,6 +66,9 @@ pub(super) fn enter(
                 vmx::select(&cpu.vmcs_region());
                 protected::launch(machine, slot, (&host, registers))?;
             }
+            if slot.protected.is_none() && !slot.is_direct() {
+                protected::keep_out(machine, slot)?;
+            }
             if slot.protected.is_some() {
                 return Ok(protected::enter(machine, slot, &nested.environment, registers)?);
             }

@@ -23,6 +23,7 @@ use crate::cpu::{self, low, vmx, vmx::Current};
 use crate::host::{self, Next, Registers};
 use crate::machine::Machine;
 use crate::percpu::PerCpu;
+use crate::tables;
 use crate::vectors;
 
 const EXCEPTION_OR_NMI: u32 = 0;
@@ -70,6 +71,18 @@ pub(super) fn launch(
     slot.protected = Some(vcpu);
     machine.tables.vcpu_added(vm);
     begins.map_err(|cause| stop_vcpu(machine, vm, cause))
+}
+
+/// Refuses a vCPU without a ticket that would run on the tables of a protected VM.
+///
+/// # Errors
+/// [`ShutDown`] if it would.
+pub(super) fn keep_out(machine: &Machine, slot: &Slot) -> Result<(), ShutDown> {
+    let fields = slot.vcpu.fields();
+    let foreign = tables::any_protected()
+        && Wanted::of(fields).secondary.contains(Secondary::EPT)
+        && machine.tables.is_guarded(Frame::containing(fields.read(EPT_POINTER)));
+    if foreign { Err(ShutDown) } else { Ok(()) }
 }
 
 /// Frees the vCPUs of VMs that will not run again.

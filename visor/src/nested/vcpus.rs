@@ -116,11 +116,13 @@ impl Protected {
         self.token
     }
 
-    /// Gives back its memory.
+    /// Gives back its memory, with nothing of the VM in it.
     fn free(self) {
         let Self { frames, .. } = self;
         let mut pool = shootdown::lock(&POOL);
         for frame in frames {
+            // SAFETY: with `self` the references to it are gone.
+            unsafe { memory::page_mut(frame) }.fill(0);
             pool.free(frame);
         }
     }

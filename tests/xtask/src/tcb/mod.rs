@@ -14,19 +14,20 @@ use crate::{paths, tool};
 
 /// Crates that share a budget, and the budget in code lines. Why `visor` and `boot` have more than the
 /// design began with: `docs/architecture.md`. The parts may not all use up theirs: see [`TOTAL`].
-const BUDGETS: [(&[&str], usize); 8] = [
+const BUDGETS: [(&[&str], usize); 9] = [
     (&["ept"], 2_300),
     (&["emulate"], 700),
-    (&["nested-vmx"], 3_500),
+    (&["nested-vmx"], 4_700),
     (&["seal"], 350),
+    (&["membrane", "ticket"], 2_200),
     (&["iommu"], 1_200),
     (&["disk"], 1_800),
     (&["attest"], 1_100),
-    (&["visor", "boot"], 5_900),
+    (&["visor", "boot"], 7_100),
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 12_000;
+const TOTAL: usize = 17_500;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";

@@ -131,14 +131,15 @@ fn char_literal(rest: &str) -> Option<usize> {
     (first == '\\' || second == '\'').then(|| quoted(rest, '\'')).flatten()
 }
 
-/// `text` (masked) with every item blanked that only tests see, and the names of such modules
+/// `text` (masked) with every item blanked that only tests and tools see, and the names of such modules
 /// that lie in files of their own.
 fn without_tests(text: &str) -> (String, Vec<String>) {
-    const MARK: &str = "#[cfg(test)]";
+    // The second: what a feature adds that the visor does not ask for. Its name is masked.
+    const MARKS: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, feature ="];
     let mut out = String::new();
     let mut modules = Vec::new();
     let mut rest = text;
-    while let Some(at) = rest.find(MARK) {
+    while let Some(at) = MARKS.iter().filter_map(|mark| rest.find(mark)).min() {
         let (before, item) = rest.split_at(at);
         let (item, after) = item.split_at(item_length(item));
         if let Some(name) = item.trim_end_matches(';').split("mod ").nth(1)
@@ -222,6 +223,9 @@ mod tests {
         let source = "#[cfg(test)]\nuse x::{y, z};\n#[cfg(test)]\nmod fakes;\nfn c() {}\n";
         let counted = count(source);
         assert_eq!((counted.code, counted.test_modules), (1, vec!["fakes".to_owned()]));
+        let source = "#[cfg(any(test, feature = \"std\"))]\npub mod build;\nfn c() {}\n";
+        let counted = count(source);
+        assert_eq!((counted.code, counted.test_modules), (1, vec!["build".to_owned()]));
     }
 
     #[test]
