@@ -3,12 +3,11 @@
 use ept::addr::{GuestFrame, PAGE};
 use ept::frames::State;
 use ept::shadow::Access;
-use membrane::Progress;
 use membrane::vm::{Cause, Fault, Filled};
 use ticket::audit::{Event, Kind};
 
 use crate::board::Page;
-use crate::world::{EPTP, LARGE, LEAF, MIB, PRIVATE, SHARED, World, frame, image, tables};
+use crate::world::{EPTP, LEAF, MIB, PRIVATE, SHARED, World, frame, image, tables};
 
 const P: u64 = PRIVATE[2];
 const F: u64 = 40 * PAGE;
@@ -76,6 +75,20 @@ fn a_page_of_the_manifest_has_the_right_content_or_the_vm_is_stopped() {
     assert_eq!(world.host_read(F), ZERO);
     world.check();
     world.finish();
+}
+
+#[test]
+fn the_manifest_takes_memory_only_until_it_is_used() {
+    let mut world = World::new();
+    world.launch(0);
+    for (known, base) in [(PRIVATE[0], F), (PRIVATE[1], G)] {
+        world.host_write(base, &image(known));
+        map(&mut world, 0, known, base | LEAF);
+        world.guest_read(0, known).unwrap();
+    }
+    let board = &world.board;
+    let eptp = world.guests[0].as_ref().unwrap().eptp;
+    assert_eq!(board.used(), board.hanging(board.host) + board.hanging(eptp));
 }
 
 #[test]
@@ -219,22 +232,63 @@ fn a_frame_that_is_in_use_is_not_lent() {
     }
 }
 
-#[test]
-fn a_page_is_in_one_frame_only() {
-    let mut world = written();
-    // The second root leads there by tables of its own.
+/// Where the second root of [`with_second_root`] leads.
+const SECOND: u64 = 55 * PAGE;
+
+/// A VM whose second root leads to tables of its own, both in use.
+fn with_second_root() -> World {
+    let mut world = World::running();
     let t = tables(0);
     let (pdpt, pd) = (t.spare, t.spare + PAGE);
-    let _ = world.store(t.roots[1], 0, pdpt | 7);
-    let _ = world.store(pdpt, 0, pd | 7);
-    let _ = world.store(pd, 0, (45 * PAGE) | 7);
-    let _ = world.store(45 * PAGE, P, G | LEAF);
+    for (table, below) in [(t.roots[1], pdpt), (pdpt, pd), (pd, SECOND)] {
+        let _ = world.store(table, 0, below | 7);
+    }
     world.load(0, 1);
-    let number = world.guests[0].as_ref().unwrap().number;
+    world
+}
+
+/// The VM reads a page by its second root.
+fn read_by_the_second_root(world: &mut World, number: u64) -> Filled {
+    let vm = world.guests[0].as_ref().unwrap().number;
     let (mut machine, vms) = world.parts();
-    let fault = Fault { at: P * PAGE, access: Access::READ };
-    let filled = vms.fill(&mut machine, number, t.roots[1] | EPTP, fault);
-    assert_eq!(filled, Filled::Stopped(Cause::Elsewhere(page(P))));
+    let fault = Fault { at: number * PAGE, access: Access::READ };
+    let filled = vms.fill(&mut machine, vm, tables(0).roots[1] | EPTP, fault);
+    world.board.remember();
+    filled
+}
+
+#[test]
+fn a_page_is_in_one_frame_only() {
+    let mut world = with_second_root();
+    map(&mut world, 0, SHARED[0], F | LEAF);
+    assert_eq!(world.reach(0, SHARED[0], Access::READ), Ok(vec![F]));
+    let _ = world.store(SECOND, SHARED[0], G | LEAF);
+    assert_eq!(read_by_the_second_root(&mut world, SHARED[0]), Filled::Mapped);
+    // The host may have two opinions of what it shares, but the VM sees one.
+    world.check();
+    assert_eq!(world.table.state(frame(F)), Some(State::Plain { maps: 0 }));
+    assert_eq!(world.table.state(frame(G)), Some(State::Plain { maps: 1 }));
+    map(&mut world, 0, P, F | LEAF);
+    world.guest_write(0, P).unwrap();
+    world.honest = false;
+    let _ = world.store(SECOND, P, (54 * PAGE) | LEAF);
+    let cause = Cause::Elsewhere(page(P));
+    assert_eq!(read_by_the_second_root(&mut world, P), Filled::Stopped(cause));
+    world.check();
+    world.finish();
+}
+
+#[test]
+fn a_frame_that_is_named_twice_leaves_once() {
+    let mut world = written();
+    map(&mut world, 0, PRIVATE[3], F | LEAF);
+    let t = tables(0);
+    let _ = world.store(t.pd, 0, 0);
+    assert_eq!(world.cause(0), None);
+    let vm = world.vms.vm(world.guests[0].as_ref().unwrap().number).unwrap();
+    assert_eq!((vm.resident(), vm.sealed()), (0, 1));
+    let _ = world.store(t.pd, 0, t.pt | 7);
+    world.guest_read(0, P).unwrap();
     world.check();
     world.finish();
 }
@@ -352,60 +406,6 @@ fn without_memory_the_vm_stops_and_nothing_is_lost() {
             world.finish();
         }
     }
-}
-
-#[test]
-fn a_large_leaf_lends_all_its_frames_and_they_come_back_in_pieces() {
-    let mut world = World::large();
-    let t = tables(0);
-    let _ = world.store(t.pd, 1, (2 * MIB) | 0xb7);
-    for number in LARGE.0..LARGE.1 {
-        let there = world.reach(0, number, Access::WRITE).unwrap();
-        assert_eq!(there, [number * PAGE]);
-        world.board.set_page(number * PAGE, &crate::board::secret(number));
-    }
-    let number = world.guests[0].as_ref().unwrap().number;
-    assert_eq!(world.vms.vm(number).unwrap().resident(), 512);
-    world.check();
-    // Two pieces of 256, and the store with the second.
-    assert_eq!(world.store(t.pd, 1, 0), 2);
-    let vm = world.vms.vm(number).unwrap();
-    assert_eq!((vm.resident(), vm.sealed()), (0, 512));
-    world.check();
-    world.honest = false;
-    assert_eq!(world.store(t.pd, 1, (2 * MIB) | 0xb7), 1);
-    for number in LARGE.0..LARGE.0 + 300 {
-        assert!(world.reach(0, number, Access::READ).is_ok());
-    }
-    let vm = world.vms.vm(number).unwrap();
-    assert_eq!((vm.resident(), vm.sealed()), (300, 212));
-    assert_eq!(world.destroy(0), 2);
-    for base in (2 * MIB..2 * MIB + 300 * PAGE).step_by(4096) {
-        assert_eq!(world.board.page(base), ZERO);
-    }
-    world.finish();
-}
-
-#[test]
-fn a_page_that_a_vm_touches_between_the_pieces_leaves_too() {
-    let mut world = World::large();
-    let t = tables(0);
-    let _ = world.store(t.pd, 1, (2 * MIB) | 0xb7);
-    for number in LARGE.0..LARGE.1 {
-        let _ = world.reach(0, number, Access::WRITE).unwrap();
-    }
-    let mut pieces = 0;
-    let mut step = |world: &mut World| {
-        let (mut machine, vms) = world.parts();
-        pieces += 1;
-        vms.release_before(&mut machine, frame(t.pd), 1, 0)
-    };
-    assert_eq!(step(&mut world), Progress::Again);
-    let _ = world.reach(0, LARGE.0, Access::READ).unwrap();
-    while step(&mut world) == Progress::Again {}
-    let vm = world.vms.vm(world.guests[0].as_ref().unwrap().number).unwrap();
-    assert_eq!((vm.resident(), vm.sealed(), pieces), (0, 512, 3));
-    world.finish();
 }
 
 #[test]
