@@ -66,6 +66,16 @@ pub(crate) fn guests() -> Result<Guests> {
     Ok(Guests { probe: probe.1, vmx: vmx.1, initrd, vmm })
 }
 
+/// Builds the administrator's tool, as a static program for hosts that have nothing else; the path of it.
+pub(crate) fn visorctl() -> Result<PathBuf> {
+    packages::install(&[Need::Build])?;
+    let (root, target) = (paths::root(), "x86_64-unknown-linux-gnu");
+    let mut command = cargo(&root, &["-p", "visorctl", "--target", target]);
+    let flags = "-Ctarget-feature=+crt-static -Crelocation-model=static";
+    tool::show(command.env("RUSTFLAGS", flags)).context("cannot build visorctl")?;
+    Ok(paths::target("")?.join(target).join("release/visorctl"))
+}
+
 /// Writes the initial RAM file system `base` with `files` (name, source) added to `out`. Linux
 /// unpacks archives one after the other.
 pub(crate) fn extended(base: &Path, files: &[(&str, &Path)], out: &Path) -> Result<PathBuf> {

@@ -7,6 +7,8 @@
 
 /// The dword I/O port.
 pub const PORT: u16 = 0x0ce0;
+/// The dword I/O port for values that are written.
+pub const DATA: u16 = 0x0ce4;
 /// What index 0 reads when a visor answers: "VISR".
 pub const MAGIC: u32 = 0x5253_4956;
 

@@ -31,6 +31,8 @@ macro_rules! guest {
     };
 }
 
+pub(crate) use guest;
+
 // Does every kind of exit once; leaves what it got from 0x7000 on.
 macro_rules! every_exit {
     ($name:ident, $bits:literal) => {

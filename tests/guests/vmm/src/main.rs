@@ -14,6 +14,7 @@ mod meter;
 mod mode;
 mod mp;
 mod port;
+mod protected;
 mod tests;
 mod uart;
 mod vm;

@@ -56,6 +56,20 @@ impl Memory {
         Ok(memory)
     }
 
+    /// `size` bytes of zeros in pages of 4 KiB, from an address on where a page of 2 MiB can begin.
+    pub(crate) fn aligned(size: usize) -> Result<Self, String> {
+        let mut memory = Self::new(size + LARGE, Backing::Small)?;
+        let before = memory.base.align_offset(LARGE);
+        let end = memory.place(before + size, LARGE - before);
+        for (at, length) in [(memory.base, before), (end, LARGE - before)] {
+            // SAFETY: the ends of this mapping, to which no reference exists.
+            let _ = unsafe { libc::munmap(at.cast(), length) };
+        }
+        memory.base = memory.place(before, size);
+        memory.size = size;
+        Ok(memory)
+    }
+
     /// `size` bytes of physical memory from `address` on, by `/dev/mem`.
     pub(crate) fn physical(address: u64, size: usize) -> Result<Self, String> {
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/mem");

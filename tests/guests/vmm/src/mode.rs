@@ -25,7 +25,7 @@ pub(crate) const DEVICE: u64 = 0xb_8000;
 const CODE_SEGMENT: u16 = 8;
 const DATA_SEGMENT: u16 = 16;
 /// Of 16, 32 and 64 bits; of data.
-const DESCRIPTORS: [u64; 5] =
+pub(crate) const DESCRIPTORS: [u64; 5] =
     [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_9b00_0000_ffff, 0x0000_9b00_0000_ffff];
 
 /// A mode of the processor.

@@ -1,6 +1,7 @@
 //! What is booted and on which machine, as plain data, and what came of it.
 
 mod bochs;
+pub(crate) mod outside;
 mod process;
 mod qemu;
 mod serial;

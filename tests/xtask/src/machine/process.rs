@@ -88,6 +88,7 @@ pub(crate) fn follow(
         .spawn()
         .with_context(|| format!("cannot start {name}: `cargo xtask setup` installs it"))?;
     let mut child = Guarded(child);
+    watch.started(child.0.id());
     let start = Instant::now();
     if let Some(input) = &mut child.0.stdin {
         // An emulator that has ended already says why in its log.

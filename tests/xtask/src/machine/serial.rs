@@ -17,6 +17,9 @@ pub(crate) enum Step {
 
 /// Someone who follows the serial line of a machine.
 pub(crate) trait Watch {
+    /// The emulator has started, as process `pid`.
+    fn started(&mut self, _pid: u32) {}
+
     /// Takes what arrived since the last call, in whatever pieces it came.
     fn bytes(&mut self, bytes: &[u8]) -> Step;
 }

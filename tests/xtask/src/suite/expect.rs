@@ -1,6 +1,8 @@
 //! What a test expects on the serial line.
 
-use crate::machine::{Lines, Step, Watch};
+use anyhow::Context;
+
+use crate::machine::{Lines, Step, Watch, outside};
 
 /// Whether `line` has the shape of `pattern`, in which `*` stands for any text, or none.
 pub(crate) fn matches(pattern: &str, line: &str) -> bool {
@@ -39,12 +41,22 @@ pub(crate) struct Script<'a> {
     then: Then,
     lines: Lines,
     offence: Option<String>,
+    emulator: Option<u32>,
+    found: Vec<String>,
 }
 
 impl<'a> Script<'a> {
     /// A script at its start.
     pub(crate) fn new(expected: &'a [String], forbidden: &'a [String], then: Then) -> Self {
-        Self { expected, forbidden, then, lines: Lines::default(), offence: None }
+        Self {
+            expected,
+            forbidden,
+            then,
+            lines: Lines::default(),
+            offence: None,
+            emulator: None,
+            found: Vec::new(),
+        }
     }
 
     /// What is wrong once the run is over, if anything.
@@ -59,7 +71,28 @@ impl<'a> Script<'a> {
         }
     }
 
+    /// What was found in the machine's memory, for each time the machine asked to look: `harness:
+    /// found COUNT at [SOME PLACES] of NAME`.
+    pub(crate) fn found(&self) -> &[String] {
+        &self.found
+    }
+
+    /// Searches the machine's memory if `line` asks for that.
+    fn look(&mut self, line: &str) {
+        let Some((needle, name)) = wanted(line) else { return };
+        let places = self.emulator.context("nothing runs");
+        let line = match places.and_then(|pid| outside::places(pid, needle)) {
+            Ok(places) => {
+                let some: String = places.iter().take(4).map(|at| format!(" {at:#x}")).collect();
+                format!("harness: found {} at [{some} ] of {name}", places.len())
+            }
+            Err(error) => format!("harness: cannot look for {name}: {error:#}"),
+        };
+        self.found.push(line);
+    }
+
     fn line(&mut self, line: &str) {
+        self.look(line);
         if let Some((next, later)) = self.expected.split_first()
             && matches(next, line)
         {
@@ -70,7 +103,20 @@ impl<'a> Script<'a> {
     }
 }
 
+/// The two disguised words that a line asks to be searched for, and what they are.
+fn wanted(line: &str) -> Option<(outside::Needle, &str)> {
+    let (_, rest) = line.split_once("vmm: look for ")?;
+    let mut words = rest.splitn(3, ' ');
+    let mut word = || u64::from_str_radix(words.next()?, 16).ok();
+    let needle = [word()?, word()?];
+    Some((needle, words.next()?))
+}
+
 impl Watch for Script<'_> {
+    fn started(&mut self, pid: u32) {
+        self.emulator = Some(pid);
+    }
+
     fn bytes(&mut self, bytes: &[u8]) -> Step {
         for line in self.lines.push(bytes) {
             self.line(&line);
@@ -102,6 +148,21 @@ mod tests {
         assert!(matches("a*b*c", "a-b-b-c"));
         assert!(!matches("a*c", "acd") && !matches("abc", "abcd") && !matches("", "a"));
         assert!(!matches("ab*b", "ab"));
+    }
+
+    #[test]
+    fn a_line_names_what_to_look_for() {
+        let line = "[ 1.0] vmm: look for 000000000000002a ffffffffffffffff the secret";
+        assert_eq!(wanted(line), Some(([42, u64::MAX], "the secret")));
+        assert_eq!(wanted("vmm: look for 2a"), None);
+        assert_eq!(wanted("vmm: look at me"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_empty() {
+        let mut script = Script::new(&[], &[], Then::GoOn);
+        let _ = script.bytes(b"vmm: look for 1 2 secret\n");
+        assert!(script.found()[0].starts_with("harness: cannot look for secret"));
     }
 
     #[test]

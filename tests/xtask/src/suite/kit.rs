@@ -41,6 +41,8 @@ pub(crate) enum Host {
     StockXen { xen: String, dom0: String },
     /// The small kernel with KVM's modules, `init` and `vmm`.
     Kvm(String),
+    /// As [`Host::Kvm`], with `visorctl`.
+    Protected(String),
     /// As [`Host::Kvm`], with the small kernel and [`Host::Kvm`]'s files once more, for a VM.
     KvmLinux(String),
     /// As [`Host::KvmLinux`], with a compiler and a database for the VM.
@@ -111,6 +113,7 @@ pub(crate) struct Kit {
     stock: Once<PathBuf>,
     xen: Once<PathBuf>,
     small_kvm: Once<PathBuf>,
+    protected: Once<PathBuf>,
     kvm_linux: Once<PathBuf>,
     kvm_works: Once<PathBuf>,
     stock_kvm: Once<PathBuf>,
@@ -135,6 +138,7 @@ impl Kit {
             stock: Once::new(),
             xen: Once::new(),
             small_kvm: Once::new(),
+            protected: Once::new(),
             kvm_linux: Once::new(),
             kvm_works: Once::new(),
             stock_kvm: Once::new(),
@@ -188,6 +192,14 @@ impl Kit {
         self.stock_kvm.get(|| self.with_kvm(&packages::stock_kvm()?, "kvm-stock.cpio"))
     }
 
+    fn protected(&self) -> Result<PathBuf> {
+        self.protected.get(|| {
+            let tool = build::visorctl()?;
+            let out = paths::target("guests")?.join("protected.cpio");
+            build::extended(&self.small_kvm()?, &[("visorctl", tool.as_path())], &out)
+        })
+    }
+
     fn kvm_linux(&self) -> Result<PathBuf> {
         self.kvm_linux.get(|| self.with_vm(&self.small_kvm()?, "kvm-linux.cpio"))
     }
@@ -229,6 +241,7 @@ impl Kit {
             Host::Small(_) | Host::Xen { .. } => vec![self.small()?, initrd()?],
             Host::Stock(_) | Host::StockXen { .. } => vec![self.stock()?, initrd()?],
             Host::Kvm(_) => vec![self.small()?, self.small_kvm()?],
+            Host::Protected(_) => vec![self.small()?, self.protected()?],
             Host::KvmLinux(_) => vec![self.small()?, self.kvm_linux()?],
             Host::KvmWorks(_) => vec![self.small()?, self.kvm_works()?],
             Host::StockKvm(_) => vec![self.stock()?, self.stock_kvm()?],
@@ -245,6 +258,7 @@ impl Kit {
             Host::Small(words)
             | Host::Stock(words)
             | Host::Kvm(words)
+            | Host::Protected(words)
             | Host::KvmLinux(words)
             | Host::KvmWorks(words)
             | Host::StockKvm(words)
@@ -282,6 +296,7 @@ impl Kit {
             Host::Small(_)
             | Host::Stock(_)
             | Host::Kvm(_)
+            | Host::Protected(_)
             | Host::KvmLinux(_)
             | Host::KvmWorks(_)
             | Host::StockKvm(_)

@@ -7,6 +7,7 @@ mod guests;
 mod kit;
 mod kvm;
 mod probes;
+mod protected;
 mod same;
 mod schedule;
 
@@ -77,6 +78,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(same::tests());
     tests.extend(kvm::tests());
     tests.extend(guests::tests());
+    tests.extend(protected::tests());
     tests.extend(conformance::tests());
     tests
 }
@@ -171,7 +173,7 @@ impl<'a> Rig<'a> {
     }
 
     /// Boots once and checks what is expected; `label` tells several boots of one test apart.
-    /// What the machine sent to its serial line.
+    /// What the machine sent to its serial line; then what was found in its memory, if it asked for that.
     pub(crate) fn check(&self, label: &str, boot: &Boot) -> Result<String> {
         let payload = self.kit.payload(&boot.0.stack, &boot.0.machine)?;
         let then = if boot.0.end.is_some() { Then::GoOn } else { Then::Stop };
@@ -190,7 +192,8 @@ impl<'a> Rig<'a> {
             bail!("the run ended: {}, expected: {wanted}", outcome.end);
         }
         let bytes = fs::read(&outcome.serial).context("cannot read the serial log")?;
-        Ok(String::from_utf8_lossy(&bytes).replace('\r', ""))
+        let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+        Ok(script.found().iter().fold(text, |text, line| text + "\n" + line))
     }
 
     /// Boots once, for `watch` to judge.

@@ -122,13 +122,13 @@ pub(super) fn catch_alarms() -> Result<(), String> {
 }
 
 /// Makes SIGALRM come once; after no time at all, not any more.
-pub(super) fn alarm_in(delay: Duration) -> Result<(), String> {
+pub(crate) fn alarm_in(delay: Duration) -> Result<(), String> {
     catch_alarms()?;
-    let micros = i64::try_from(delay.as_micros()).map_err(|why| why.to_string())?;
+    let tv_sec = i64::try_from(delay.as_secs()).map_err(|why| why.to_string())?;
     let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };
     let timer = libc::itimerval {
         it_interval: zero,
-        it_value: libc::timeval { tv_sec: 0, tv_usec: micros },
+        it_value: libc::timeval { tv_sec, tv_usec: delay.subsec_micros().into() },
     };
     // SAFETY: a structure that outlives the call.
     let result =

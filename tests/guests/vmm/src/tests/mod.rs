@@ -10,9 +10,10 @@ mod state;
 use crate::cost;
 use crate::memory::{Backing, Memory};
 use crate::mode::{self, Mode};
+use crate::protected;
 use crate::vm::{Exit, Vcpu, Vm};
 use crate::work;
-pub(crate) use interrupts::with_irqchip;
+pub(crate) use interrupts::{alarm_in, with_irqchip};
 
 /// A test: says why it failed.
 pub(crate) type Test = fn() -> Result<(), String>;
@@ -51,6 +52,13 @@ const OTHERS: &[(&str, Test)] = &[
     ("cpu-hotplug", lives::cpu_hotplug),
     ("leave-running", lives::leave_running),
     ("visor-memory", outside::visor_memory),
+    ("protected-first", protected::first),
+    ("protected-left", protected::left),
+    ("protected-control", protected::control),
+    ("protected-control-2-cpus", protected::control_on_two),
+    ("protected-attacks", protected::attacks),
+    ("protected-life", protected::life),
+    ("protected-life-2-cpus", protected::life_on_two),
     ("cost", cost::measure),
     ("compile", work::compile),
     ("database", work::database),

@@ -1,0 +1,333 @@
+//! `protected/…`: VMs with tickets on KVM, driven by `vmm`, and the same VMs without.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail, ensure};
+
+use super::{Boot, Host, Rig, Stack, Test};
+use crate::machine::{End, Machine};
+
+/// What must become of an attack on a VM with a ticket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    /// The VM goes on, undisturbed.
+    Fails,
+    /// The VM is stopped: its integrity is gone.
+    Stops,
+    /// Either of both, by what the attack happens to meet.
+    Holds,
+}
+
+/// Attacks by name; those on registers are there once for each place in [`STOPS`].
+const ATTACKS: &[(&str, Want)] = &[
+    ("launch-elsewhere", Want::Stops),
+    ("launch-other-code", Want::Stops),
+    ("launch-other-reset-vector", Want::Stops),
+    ("plant-page", Want::Fails),
+    ("add-processor", Want::Holds),
+    ("read-mapping", Want::Fails),
+    ("scan-mapping", Want::Fails),
+    ("scan-mapping-for-keys", Want::Fails),
+    ("read-proc-mem", Want::Fails),
+    ("write-to-pipe", Want::Fails),
+    ("read-in-child", Want::Fails),
+    ("read-by-second-vm", Want::Holds),
+    ("set-rip", Want::Fails),
+    ("set-rip-at-hlt", Want::Fails),
+    ("set-rsp", Want::Fails),
+    ("set-rax", Want::Fails),
+    ("set-rbx", Want::Fails),
+    ("set-r15", Want::Fails),
+    ("set-trap-flag", Want::Fails),
+    ("set-cr0", Want::Fails),
+    ("set-cr2", Want::Fails),
+    ("set-cr3", Want::Fails),
+    ("set-cr4", Want::Fails),
+    ("set-gdt", Want::Fails),
+    ("set-idt", Want::Fails),
+    ("set-fs-base", Want::Fails),
+    ("set-efer", Want::Fails),
+    ("set-lstar", Want::Fails),
+    ("set-kernel-gs-base", Want::Fails),
+    ("set-fpu", Want::Fails),
+    ("set-xsave", Want::Fails),
+    ("set-debugregs", Want::Fails),
+    ("single-step", Want::Fails),
+    ("breakpoint", Want::Fails),
+    ("inject-divide-error", Want::Fails),
+    ("inject-debug", Want::Fails),
+    ("inject-undefined", Want::Fails),
+    ("inject-protection", Want::Fails),
+    ("inject-page-fault", Want::Fails),
+    ("interrupt-by-vector-3", Want::Fails),
+    ("interrupt-by-vector-13", Want::Fails),
+    ("interrupt-by-vector-14", Want::Fails),
+    ("interrupt-by-vector-128", Want::Fails),
+    ("offer-paravirtual-features", Want::Fails),
+    ("write-code", Want::Stops),
+    ("write-data", Want::Stops),
+    ("write-secret", Want::Stops),
+    ("write-gate", Want::Stops),
+    ("write-by-proc-mem", Want::Stops),
+    ("write-by-devmem", Want::Stops),
+    ("write-by-second-vm", Want::Holds),
+    ("swap-pages", Want::Stops),
+    ("other-page", Want::Stops),
+    ("replay-page", Want::Stops),
+    ("replay-page-elsewhere", Want::Stops),
+    ("replay-all-memory", Want::Stops),
+    ("move-page", Want::Stops),
+    ("alias-page", Want::Stops),
+    ("drop-page", Want::Stops),
+    ("fresh-page", Want::Stops),
+    ("lose-writes", Want::Fails),
+    ("read-frames-by-devmem", Want::Fails),
+    ("scan-all-memory-by-devmem", Want::Fails),
+];
+
+/// Ways to look at a guest's registers.
+const READERS: [&str; 8] = [
+    "get-regs",
+    "get-sregs",
+    "get-fpu",
+    "get-xsave",
+    "get-debugregs",
+    "get-msrs",
+    "get-rip-rsp",
+    "get-tables",
+];
+/// Exits at which that is done.
+const STOPS: [&str; 5] = ["in", "out", "hlt", "interrupt", "fault"];
+
+/// Steps of a life, on one processor and on two.
+const LIFE: [&str; 12] = [
+    "halts",
+    "cpuid",
+    "storms",
+    "memory-slots",
+    "dirty-log",
+    "host-reads",
+    "copy-on-write",
+    "compaction",
+    "huge-page-collapse",
+    "merge-advice",
+    "page-out-advice",
+    "versions",
+];
+const LIFE_ON_TWO: [&str; 4] =
+    ["migrated-halts", "migrated-storms", "racing-reads", "racing-dirty-logs"];
+
+/// Every attack with what must become of it.
+fn attacks() -> BTreeMap<String, Want> {
+    let named = ATTACKS.iter().map(|(name, want)| ((*name).to_owned(), *want));
+    let read = STOPS.iter().flat_map(|stop| {
+        READERS.iter().map(move |reader| (format!("{reader}-at-{stop}"), Want::Fails))
+    });
+    named.chain(read).collect()
+}
+
+/// The tests of this file.
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        Test::new("protected/control", 49, control),
+        Test::new("protected/control-2-cpus", 9, control_on_two),
+        Test::new("protected/attacks", 110, on_both),
+        Test::new("protected/left", 40, left).on_demand(),
+        Test::new("protected/life", 43, life),
+        Test::new("protected/life-2-cpus", 17, life_on_two),
+    ]
+}
+
+/// A boot that does `test` of `vmm`, to the end.
+fn boot(stack: fn(Host) -> Stack, test: &str) -> Boot {
+    let host = Host::Protected(format!("init.do=kvm-load,run:/vmm+{test},stats"));
+    let boot = Boot::of(stack(host)).on(memory);
+    let passed = format!("*vmm: PASS {test}");
+    boot.expect(&[&passed, "*init: done"]).never("*vmm: FAIL *").ends(End::PowerOff)
+}
+
+/// All of it is searched for a secret, so there is no more than a host needs.
+fn memory(machine: &mut Machine) {
+    machine.memory_mib = 256;
+    machine.seconds = 900;
+}
+
+/// Without tickets every attack succeeds: else it would prove nothing.
+fn control(rig: &Rig<'_>) -> Result<()> {
+    let log = rig.check("", &boot(Stack::bare, "protected-control"))?;
+    judge_attacks(&log, &["unprotected"])?;
+    judge_memory(&log, &["unprotected"])?;
+    judge_life(&log, &LIFE, &["unprotected"])
+}
+
+fn control_on_two(rig: &Rig<'_>) -> Result<()> {
+    let boot = boot(Stack::bare, "protected-control-2-cpus").on(|machine| machine.cpus = 2);
+    judge_life(&rig.check("", &boot)?, &LIFE_ON_TWO, &["unprotected"])
+}
+
+fn on_both(rig: &Rig<'_>) -> Result<()> {
+    let log = rig.check("", &boot(with_tickets, "protected-attacks"))?;
+    judge_attacks(&log, &["unprotected", "protected"])?;
+    judge_memory(&log, &["unprotected", "protected"])
+}
+
+/// The last part of the attacks alone.
+fn left(rig: &Rig<'_>) -> Result<()> {
+    let log = rig.check("", &boot(with_tickets, "protected-left"))?;
+    judge_memory(&log, &["unprotected", "protected"])
+}
+
+fn life(rig: &Rig<'_>) -> Result<()> {
+    let log = rig.check("", &boot(with_tickets, "protected-life"))?;
+    judge_life(&log, &LIFE, &["unprotected", "protected"])
+}
+
+fn life_on_two(rig: &Rig<'_>) -> Result<()> {
+    let boot = boot(with_tickets, "protected-life-2-cpus").on(|machine| machine.cpus = 2);
+    let log = rig.check("", &boot)?;
+    judge_life(&log, &LIFE_ON_TWO, &["unprotected", "protected"])
+}
+
+/// The visor takes tickets in clear.
+fn with_tickets(host: Host) -> Stack {
+    Stack { visor: Some("dev-tickets".to_owned()), host }
+}
+
+/// What the lines of `kind` say of each name: the rest of the line.
+fn lines<'l>(log: &'l str, kind: &str) -> Result<BTreeMap<&'l str, &'l str>> {
+    let mut found = BTreeMap::new();
+    for line in log.lines() {
+        let Some((_, rest)) = line.split_once(kind) else { continue };
+        let (name, said) = rest.split_once(' ').unwrap_or((rest, ""));
+        ensure!(found.insert(name, said.trim()).is_none(), "{name} is there twice");
+    }
+    Ok(found)
+}
+
+/// What `line` says of `subject`, if anything.
+fn outcome<'l>(line: &'l str, subject: &str) -> Option<&'l str> {
+    let words = line.split(' ').filter_map(|word| word.split_once('='));
+    words.filter(|(name, _)| *name == subject).map(|(_, what)| what).next()
+}
+
+/// Every attack, and no other, must have ended as it must for each of `subjects`.
+fn judge_attacks(log: &str, subjects: &[&str]) -> Result<()> {
+    let (wanted, found) = (attacks(), lines(log, "vmm: ATTACK ")?);
+    if let Some(name) = found.keys().find(|name| !wanted.contains_key(**name)) {
+        bail!("an attack that nobody knows: {name}");
+    }
+    for (name, want) in &wanted {
+        let line = found.get(name.as_str());
+        let Some(line) = line else { bail!("no line of the attack {name}") };
+        for subject in subjects {
+            let how = outcome(line, subject).unwrap_or("nothing");
+            let good: &[&str] = match (*subject, want) {
+                ("unprotected", _) => &["succeeded"],
+                (_, Want::Fails) => &["failed"],
+                (_, Want::Stops) => &["stopped"],
+                (_, Want::Holds) => &["failed", "stopped"],
+            };
+            ensure!(good.contains(&how), "{name}: {subject}={how}, expected {good:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Nothing of a VM with a ticket may be left in the machine when it is gone. Of one without, some is: if
+/// not, the search would prove nothing.
+fn judge_memory(log: &str, subjects: &[&str]) -> Result<()> {
+    for subject in subjects {
+        let ending = format!(" of {subject}");
+        let line = log
+            .lines()
+            .filter(|line| line.starts_with("harness: "))
+            .find(|line| line.ends_with(&ending) || line.contains(&format!(" {subject}: ")));
+        let Some(line) = line else { bail!("nobody looked for {subject}") };
+        let count = line.strip_prefix("harness: found ").and_then(|rest| rest.split(' ').next());
+        let Some(count) = count.and_then(|count| count.parse::<usize>().ok()) else {
+            bail!("{line}")
+        };
+        ensure!((count > 0) == (*subject == "unprotected"), "{line}");
+    }
+    Ok(())
+}
+
+/// Every step must have gone well for each of `subjects`, or be impossible on this host; with a ticket only
+/// what is so without.
+fn judge_life(log: &str, steps: &[&str], subjects: &[&str]) -> Result<()> {
+    let found = lines(log, "vmm: LIFE ")?;
+    for name in steps {
+        let Some(line) = found.get(name) else { bail!("no line of the step {name}") };
+        let how = subjects.iter().map(|subject| outcome(line, subject).unwrap_or("nothing"));
+        let how: Vec<&str> = how.collect();
+        let is_good = !matches!(how[..], ["ok", "skipped"])
+            && how.iter().all(|how| ["ok", "skipped"].contains(how));
+        ensure!(is_good, "{name}: {line}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SUBJECTS: &[&str] = &["unprotected", "protected"];
+
+    fn log(change: impl Fn(&str) -> Option<String>) -> String {
+        let line = |(name, want): (&String, &Want)| {
+            let how = if *want == Want::Stops { "stopped cause=7" } else { "failed" };
+            let line =
+                format!("[  1.0] vmm: ATTACK {name} unprotected=succeeded protected={how}\n");
+            if name == "set-rip" { change(&line) } else { Some(line) }
+        };
+        attacks().iter().filter_map(line).collect()
+    }
+
+    fn wrong(log: &str) -> String {
+        judge_attacks(log, SUBJECTS).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_attack_has_a_line_with_the_outcome_that_it_must_have() {
+        assert!(attacks().len() >= 40);
+        judge_attacks(&log(|line| Some(line.to_owned())), SUBJECTS).unwrap();
+        assert!(wrong(&log(|_| None)).contains("no line of the attack set-rip"));
+        let replaced = |from: &str, to: &str| wrong(&log(|line| Some(line.replace(from, to))));
+        assert!(replaced("=failed", "=succeeded").contains("protected=succeeded"));
+        assert!(replaced("=failed", "=hung").contains("protected=hung"));
+        assert!(replaced("=succeeded", "=failed").contains("unprotected=failed"));
+        assert!(replaced(" protected=failed", "").contains("protected=nothing"));
+        assert!(replaced("set-rip", "set-nothing").contains("nobody knows: set-nothing"));
+    }
+
+    #[test]
+    fn an_attack_that_must_stop_the_vm_may_not_just_fail() {
+        let log = log(|line| Some(line.to_owned())).replace("stopped cause=7", "failed");
+        assert!(wrong(&log).contains("expected [\"stopped\"]"));
+    }
+
+    #[test]
+    fn a_secret_is_left_of_a_vm_without_a_ticket_only() {
+        let judge = |lines: &str| judge_memory(lines, SUBJECTS).map_err(|error| error.to_string());
+        let without = "harness: found 9 of unprotected\n";
+        assert_eq!(judge(&format!("{without}harness: found 0 of protected")), Ok(()));
+        assert!(judge(&format!("{without}harness: found 1 of protected")).is_err());
+        assert!(judge("harness: found 0 of unprotected\nharness: found 0 of protected").is_err());
+        assert_eq!(judge(without), Err("nobody looked for protected".to_owned()));
+        let cannot = format!("{without}harness: cannot look for protected: why");
+        assert!(judge(&cannot).unwrap_err().contains("cannot look"));
+    }
+
+    #[test]
+    fn a_step_of_a_life_goes_well_or_is_impossible_without_a_ticket_too() {
+        let judge =
+            |line: &str| judge_life(&format!("vmm: LIFE halts {line}\n"), &["halts"], SUBJECTS);
+        assert!(judge("unprotected=ok protected=ok").is_ok());
+        assert!(judge("unprotected=skipped (no) protected=skipped (no)").is_ok());
+        assert!(judge("unprotected=ok protected=skipped (no)").is_err());
+        assert!(judge("unprotected=skipped (no) protected=ok").is_ok());
+        assert!(judge("unprotected=ok").is_err());
+        assert!(judge("unprotected=ok protected=Hung").is_err());
+        assert!(judge_life("", &["halts"], SUBJECTS).is_err());
+    }
+}
