@@ -411,6 +411,7 @@ impl<'a> Vcpu<'a> {
     }
 
     /// Brings VMCS02 up to date.
+    #[inline(always)]
     pub fn merge(&mut self, env: &Environment<'_>, host: &HostRegisters, v02: &mut impl Vmcs) {
         let Changes { cold, mut hot } = core::mem::replace(&mut self.changes, Changes::NONE);
         let wanted = Wanted::of(self.fields);
@@ -461,6 +462,7 @@ impl<'a> Vcpu<'a> {
     }
 
     /// Takes over what an exit of the VM leaves for the host to see.
+    #[inline(always)]
     pub fn capture(&mut self, v02: &impl Vmcs) {
         self.stale = true;
         let mut taker = Taker::of(self.fields, v02);

@@ -56,6 +56,8 @@ pub(crate) struct PerCpu {
     launch: AtomicBool,
     /// Whether the processor runs a VM of the host, or is about to: VMCS02 is current.
     pub(crate) in_guest: Cell<bool>,
+    /// Whether that VM is a protected one.
+    pub(crate) guarded: Cell<bool>,
     /// An NMI of the host's that has arrived and is not delivered yet.
     pub(crate) nmi_owed: Cell<bool>,
     /// How others call this processor.

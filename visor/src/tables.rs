@@ -412,14 +412,10 @@ impl HostTables {
         mut change: impl FnMut(u64) -> u64,
     ) -> Option<Progress> {
         self.with_vms(|direct, vms| {
-            if vms.is_guarded(Frame::containing(address)) {
-                let store = vms.before_write(address, bytes, &mut change).ok()??;
-                let Store { table, index, new, .. } = store;
-                let mut protected = PROTECTED.lock();
-                let release = || protected.release_before(vms, table, index, new);
-                if vectors::with(release) == Progress::Again {
-                    return Some(Progress::Again);
-                }
+            if any_protected()
+                && release_first(vms, (address, bytes), &mut change)? == Progress::Again
+            {
+                return Some(Progress::Again);
             }
             let level = vms.write(address, bytes, change);
             let level = level.inspect_err(|why| log::debug!("a store was not to be: {why}"));
@@ -461,6 +457,22 @@ impl HostTables {
         let is_hosts = owner == Some(Owner::Host) && address.is_multiple_of(8);
         is_hosts.then(|| memory::read_u64(address))
     }
+}
+
+/// Has protected VMs give up what the host's store is about to unmap; `None` if there can be no such
+/// store.
+#[cold]
+#[inline(never)]
+fn release_first(
+    trees: &mut Trees<'_, '_>,
+    (address, bytes): (u64, u8),
+    change: &mut dyn FnMut(u64) -> u64,
+) -> Option<Progress> {
+    let Some(store) = trees.before_write(address, bytes, change).ok()? else {
+        return Some(Progress::Done);
+    };
+    let Store { table, index, new, .. } = store;
+    Some(vectors::with(|| PROTECTED.lock().release_before(trees, table, index, new)))
 }
 
 /// Whether a processor runs a VM with the tables at `root`.

@@ -35,7 +35,7 @@ impl Guarded<'_> {
         registers: &mut impl Registers,
     ) -> Result<(), Cause> {
         let fields = shown.fields();
-        self.secrets.outside = save(registers);
+        save(registers, &mut self.secrets.outside);
         let raised = match self.secrets.pending.take().and_then(Exit::row) {
             Some(row) => self.take_answer(row, fields)?,
             None => None,

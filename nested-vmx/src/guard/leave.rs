@@ -150,7 +150,7 @@ impl Guarded<'_> {
 
     /// Takes over what the VM has left in the processor.
     fn take_over(&mut self, (exit, registers): (Exit, &impl Registers), v02: &impl Vmcs) {
-        self.secrets.gprs = save(registers);
+        save(registers, &mut self.secrets.gprs);
         self.effective.capture(v02);
         // What the answer may change besides hot fields: control registers, EFER, the activity state,
         // pending debug exceptions.

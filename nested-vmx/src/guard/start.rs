@@ -70,7 +70,8 @@ pub fn kind(shown: &Vmcs12, registers: &impl Registers) -> Start {
     let loaded = EntryControls::LOAD_DEBUG | EntryControls::LOAD_PAT | EntryControls::LOAD_EFER;
     let (cr0, cr4) = visible(shown);
     let system = [f::GUEST_SYSENTER_ESP, f::GUEST_SYSENTER_EIP].map(|field| shown.read(field));
-    let mut file = save(registers);
+    let mut file = [0; 16];
+    save(registers, &mut file);
     // The processor's signature, of 32 bits.
     let [_, _, rdx, ..] = file;
     if let Some(place) = file.get_mut(RDX) {
@@ -123,7 +124,9 @@ pub fn state(
     {
         feed(first_value(shown, host, encoding));
     }
-    save(registers).into_iter().for_each(feed);
+    let mut file = [0; 16];
+    save(registers, &mut file);
+    file.into_iter().for_each(feed);
 }
 
 /// What a field of the state is at the first entry, for the VM.
@@ -192,7 +195,7 @@ impl Guarded<'_> {
         ] {
             self.put(encoding, value);
         }
-        self.secrets.gprs = save(registers);
+        save(registers, &mut self.secrets.gprs);
         self.secrets.pending = None;
         self.secrets.delivery = None;
         decoy::cover(shown);

@@ -62,15 +62,11 @@ pub(super) fn enter(
         .map_err(|error| Refused::Instruction(error.into()))
         .and_then(|()| if slot.vcpu.is_unchecked() { check(cpu, machine, slot) } else { Ok(()) })
         .and_then(|()| {
-            if asks == Launch::Clear && slot.protected.is_none() && tables::tickets_wait() {
-                vmx::select(&cpu.vmcs_region());
-                protected::launch(machine, slot, (&host, registers))?;
-            }
-            if slot.protected.is_none() && !slot.is_direct() {
-                protected::keep_out(machine, slot)?;
-            }
-            if slot.protected.is_some() {
-                return Ok(protected::enter(machine, slot, &nested.environment, registers)?);
+            if !slot.is_direct() {
+                let known = (asks, &nested.environment, &host);
+                if let Some(mode) = protected::enter(cpu, machine, slot, known, registers)? {
+                    return Ok(mode);
+                }
             }
             go((cpu, machine), slot, region, (&nested.environment, &host))
         });
@@ -273,8 +269,8 @@ impl Nested {
             self.answer_call(cpu, machine);
         }
         let slot = self.slots.current();
-        if let Some(vcpu) = &mut slot.protected {
-            return protected::pointer(machine, vcpu);
+        if cpu.guarded.get() {
+            return protected::pointer(machine, slot);
         }
         let fields = slot.vcpu.fields();
         if !Wanted::of(fields).secondary.contains(Secondary::EPT) {

@@ -63,7 +63,7 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
             slot.vcpu.fields_mut().set_launched(Launch::Launched);
         }
     }
-    if nested.slots.current().protected.is_some() {
+    if cpu.guarded.get() {
         return protected::exit(cpu, machine, &mut nested, (raw & 0xffff, registers));
     }
     let verdict = verdict(cpu, machine, &mut nested, raw & 0xffff, registers);

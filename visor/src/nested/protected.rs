@@ -48,7 +48,7 @@ impl guard::Registers for Registers {
 /// [`ShutDown`] if it does not begin as the ticket says.
 #[cold]
 #[inline(never)]
-pub(super) fn launch(
+fn launch(
     machine: &Machine,
     slot: &mut Slot,
     (host, registers): (&HostRegisters, &mut Registers),
@@ -77,7 +77,7 @@ pub(super) fn launch(
 ///
 /// # Errors
 /// [`ShutDown`] if it would.
-pub(super) fn keep_out(machine: &Machine, slot: &Slot) -> Result<(), ShutDown> {
+fn keep_out(machine: &Machine, slot: &Slot) -> Result<(), ShutDown> {
     let fields = slot.vcpu.fields();
     let foreign = tables::any_protected()
         && Wanted::of(fields).secondary.contains(Secondary::EPT)
@@ -126,12 +126,37 @@ fn stop_vcpu(machine: &Machine, vm: Vm, cause: guard::Cause) -> ShutDown {
 const REFUSED: u16 = 0xf;
 const EXTENDED_STATE: u16 = 0xe;
 
+/// Does the host's VM-entry instruction if the VM is a protected one, or becomes one now; `None` if it
+/// is not. VMCS01 or the decoy is current before, VMCS02 afterwards; or any, if there is an error.
+///
+/// # Errors
+/// [`ShutDown`] if the VM is not to run.
+#[inline(never)]
+pub(super) fn enter(
+    cpu: &PerCpu,
+    machine: &Machine,
+    slot: &mut Slot,
+    (asks, environment, host): (Launch, &Environment<'_>, &HostRegisters),
+    registers: &mut Registers,
+) -> Result<Option<Mode>, ShutDown> {
+    if asks == Launch::Clear && slot.protected.is_none() && tables::tickets_wait() {
+        vmx::select(&cpu.vmcs_region());
+        launch(machine, slot, (host, registers))?;
+    }
+    if slot.protected.is_none() {
+        return keep_out(machine, slot).map(|()| None);
+    }
+    let mode = go(machine, slot, environment, registers)?;
+    cpu.guarded.set(true);
+    Ok(Some(mode))
+}
+
 /// Brings VMCS02 up to date for the protected VM of the slot, and the processor's registers that VMX
-/// does not switch. VMCS01 is current before, VMCS02 afterwards; or either, if there is an error.
+/// does not switch. VMCS02 is current afterwards; or any, if there is an error.
 ///
 /// # Errors
 /// [`ShutDown`] if the host demands what it may not, or the VM was stopped before.
-pub(super) fn enter(
+fn go(
     machine: &Machine,
     slot: &mut Slot,
     environment: &Environment<'_>,
@@ -172,6 +197,7 @@ pub(super) fn refuse(nested: &mut Nested, machine: &Machine, registers: &mut Reg
 }
 
 /// Handles an exit of a protected VM. VMCS02 is current; afterwards it still is, or the host runs.
+#[inline(never)]
 pub(super) fn exit(
     cpu: &PerCpu,
     machine: &Machine,
@@ -282,6 +308,7 @@ fn shut_down(nested: &mut Nested, machine: &Machine, registers: &mut Registers) 
 fn to_host(nested: &mut Nested, machine: &Machine, cause: By) -> Next {
     let cpu = PerCpu::current();
     let slot = nested.slots.current();
+    cpu.guarded.set(false);
     if let Some(vcpu) = &mut slot.protected {
         vcpu.state.leave();
     }
@@ -302,7 +329,10 @@ fn inherited() -> Inherited {
 }
 
 /// The processor has refused VMCS02: the general registers are the host's again.
+#[cold]
+#[inline(never)]
 pub(super) fn take_back(slot: &mut Slot, registers: &mut Registers) {
+    PerCpu::current().guarded.set(false);
     if let Some(vcpu) = &mut slot.protected {
         vcpu.state.leave();
         vcpu.guarded.take_back(registers);
@@ -311,6 +341,8 @@ pub(super) fn take_back(slot: &mut Slot, registers: &mut Registers) {
 
 /// The processor does not go on with the VM in the middle of its run: that is nothing the host may
 /// know more of.
+#[cold]
+#[inline(never)]
 pub(super) fn give_up(nested: &mut Nested, machine: &Machine, registers: &mut Registers) -> Next {
     if let Some(vcpu) = &nested.slots.current().protected {
         let _ = stop(machine, vcpu.vm, Cause::Processor(REFUSED));
@@ -319,6 +351,8 @@ pub(super) fn give_up(nested: &mut Nested, machine: &Machine, registers: &mut Re
 }
 
 /// Gives an NMI of the host's to it as an exit of its protected VM. VMCS02 is current before.
+#[cold]
+#[inline(never)]
 pub(super) fn reflect_nmi(
     nested: &mut Nested,
     machine: &Machine,
@@ -332,7 +366,10 @@ pub(super) fn reflect_nmi(
 
 /// The EPT pointer with which the slot's vCPU runs: one that leads nowhere once the VM is stopped, so
 /// that the next access exits.
-pub(super) fn pointer(machine: &Machine, vcpu: &mut Protected) -> u64 {
-    let ask = || machine.tables.ept_of(vcpu.vm, vcpu.launch).unwrap_or(machine.nowhere);
-    *vcpu.pointer.get_or_insert_with(ask)
+#[inline(never)]
+pub(super) fn pointer(machine: &Machine, slot: &mut Slot) -> u64 {
+    slot.protected.as_mut().map_or(machine.nowhere, |vcpu| {
+        let ask = || machine.tables.ept_of(vcpu.vm, vcpu.launch).unwrap_or(machine.nowhere);
+        *vcpu.pointer.get_or_insert_with(ask)
+    })
 }
