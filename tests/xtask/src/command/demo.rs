@@ -1,98 +1,155 @@
-//! `cargo xtask demo`: an unmodified Linux and an unmodified Xen on the visor, live.
+//! `cargo xtask demo`: unmodified hosts on the visor, and what a ticket changes for a VM, live.
+
+mod attacks;
+mod hosts;
+mod table;
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
 
-use super::run::Show;
-use crate::machine::{self, End, Machine};
 use crate::packages::{self, Need};
 use crate::paths;
-use crate::suite::{Host, Kit, Stack};
+use crate::suite::Kit;
 
-/// A thing to watch: its title, what to look for, and the host.
-struct Scene {
-    name: &'static str,
-    title: &'static str,
-    words: &'static str,
-    host: Host,
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Play this scene only; several may be named
+    #[arg(long, value_enum, value_name = "SCENE")]
+    only: Vec<Scene>,
+    /// Write what was seen to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
-fn scenes() -> [Scene; 2] {
-    [
-        Scene {
-            name: "linux",
-            title: "the distribution's unmodified Linux kernel on the visor",
-            words: "The visor takes its memory out of every map, starts the kernel without \
-                    privilege, and only answers what the kernel may not do itself. Unpacking the \
-                    kernel takes about a minute in the emulator before its first line appears.",
-            host: Host::Stock("init.do=stats".to_owned()),
-        },
-        Scene {
-            name: "xen",
-            title: "the distribution's unmodified Xen with a Linux dom0 on the visor",
-            words: "Xen believes that it owns the machine. It finds no VMX: that is the visor's.",
-            host: Host::Xen { xen: String::new(), dom0: "init.do=stats".to_owned() },
-        },
-    ]
+/// Columns of a terminal that every newcomer has.
+const WIDTH: usize = 80;
+
+/// A thing to watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Scene {
+    /// The distribution's unmodified Linux kernel
+    Linux,
+    /// The distribution's unmodified Xen with a Linux dom0
+    Xen,
+    /// Attacks of root on a VM without and with a ticket
+    Attacks,
 }
 
-/// Builds everything, boots both hosts and says what was seen.
-pub(crate) fn demo() -> Result<ExitCode> {
+impl Scene {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Linux => "linux",
+            Self::Xen => "xen",
+            Self::Attacks => "attacks",
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::Linux => "the distribution's unmodified Linux kernel on the visor",
+            Self::Xen => "the distribution's unmodified Xen with a Linux dom0 on the visor",
+            Self::Attacks => "a VM without and with a ticket",
+        }
+    }
+
+    /// What to know before it starts.
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Linux => hosts::LINUX,
+            Self::Xen => hosts::XEN,
+            Self::Attacks => attacks::WORDS,
+        }
+    }
+
+    /// Those of `only`, or all, in the order of the play.
+    fn chosen(only: &[Self]) -> Vec<Self> {
+        let all = Self::value_variants().iter().copied();
+        all.filter(|scene| only.is_empty() || only.contains(scene)).collect()
+    }
+}
+
+/// What came of a scene.
+#[derive(Debug)]
+struct Seen {
+    is_good: bool,
+    /// For the end of the demo.
+    words: String,
+    processor_seconds: u64,
+    serial: PathBuf,
+    /// The attacks, where there are any.
+    attacks: Value,
+}
+
+/// Builds everything, plays the scenes and says what was seen. Fails unless all of it is as it must be.
+pub(crate) fn demo(options: &Options) -> Result<ExitCode> {
     packages::install(&[Need::Build, Need::Image, Need::Bochs])?;
     let kit = Kit::new();
     let mut seen = Vec::new();
-    for scene in scenes() {
-        seen.push(play(scene, &kit)?);
+    for scene in Scene::chosen(&options.only) {
+        println!("\n=== {}\n{}", scene.title(), wrapped(scene.words()));
+        let dir = paths::target("demo")?.join(scene.name());
+        let what = match scene {
+            Scene::Linux => hosts::play(hosts::linux(), &kit, &dir)?,
+            Scene::Xen => hosts::play(hosts::xen(), &kit, &dir)?,
+            Scene::Attacks => attacks::play(&kit, &dir)?,
+        };
+        seen.push((scene, what));
     }
     println!("\n=== seen");
-    for (_, line) in &seen {
-        println!("{line}");
+    for (scene, what) in &seen {
+        println!(
+            "{}: {}; {} s of processor time; log: {}",
+            scene.title(),
+            what.words,
+            what.processor_seconds,
+            what.serial.display()
+        );
     }
-    let good = seen.iter().all(|(verdict, _)| *verdict == Verdict::Up);
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if let Some(file) = &options.json {
+        fs::write(file, format!("{:#}\n", json(&seen)))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    let is_good = seen.iter().all(|(_, what)| what.is_good);
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What became of a host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Up,
-    Failed,
+/// Paragraphs as indented lines that fit a terminal.
+fn wrapped(words: &str) -> String {
+    let mut text = String::new();
+    for paragraph in words.lines() {
+        let mut line = "   ".to_owned();
+        for word in paragraph.split_whitespace() {
+            if line.len() + 1 + word.len() > WIDTH {
+                text += &std::mem::replace(&mut line, "   ".to_owned());
+                text.push('\n');
+            }
+            line.push(' ');
+            line += word;
+        }
+        text += &line;
+        text.push('\n');
+    }
+    text
 }
 
-/// Boots the host of `scene` live; the verdict and a line about what was seen.
-fn play(scene: Scene, kit: &Kit) -> Result<(Verdict, String)> {
-    println!("\n=== {}\n    {}\n", scene.title, scene.words);
-    let machine = Machine { seconds: 600, ..Machine::default() };
-    let payload = kit.payload(&Stack::on_visor(scene.host), &machine)?;
-    let dir = paths::target("demo")?.join(scene.name);
-    let outcome = machine::boot(&machine, &payload, &dir, &mut Show::new(None))?;
-    let serial = fs::read(&outcome.serial).context("cannot read the serial log")?;
-    let serial = String::from_utf8_lossy(&serial).into_owned();
-    let up = serial.contains("init: userspace reached") && outcome.end == End::PowerOff;
-    let (verdict, words) = if up {
-        (Verdict::Up, "reached userspace and powered off")
-    } else {
-        (Verdict::Failed, "FAILED")
+/// One object for each scene.
+fn json(seen: &[(Scene, Seen)]) -> Value {
+    let object = |(scene, what): &(Scene, Seen)| {
+        json!({
+            "scene": scene.name(),
+            "good": what.is_good,
+            "words": what.words,
+            "processor_seconds": what.processor_seconds,
+            "log": what.serial.display().to_string(),
+            "attacks": what.attacks,
+        })
     };
-    let line = format!(
-        "{}: {words}; {}; {} s of processor time; log: {}",
-        scene.title,
-        exits(&serial),
-        outcome.cpu.as_secs(),
-        outcome.serial.display()
-    );
-    Ok((verdict, line))
-}
-
-/// What the host read from the visor about its exits.
-fn exits(serial: &str) -> String {
-    let mut lines = serial.lines().filter_map(|line| line.split_once("stats: exits "));
-    match lines.next_back() {
-        Some((_, count)) => format!("{} exits to the visor", count.trim()),
-        None => "number of exits unknown".to_owned(),
-    }
+    seen.iter().map(object).collect()
 }
 
 #[cfg(test)]
@@ -100,8 +157,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_of_exits_is_what_the_host_read_last() {
-        assert_eq!(exits("stats: exits.cpuid 4\r\nstats: exits 12\r\n"), "12 exits to the visor");
-        assert_eq!(exits(""), "number of exits unknown");
+    fn all_scenes_are_played_in_order_unless_some_are_named() {
+        assert_eq!(Scene::chosen(&[]), [Scene::Linux, Scene::Xen, Scene::Attacks]);
+        assert_eq!(Scene::chosen(&[Scene::Attacks, Scene::Linux]), [Scene::Linux, Scene::Attacks]);
+    }
+
+    #[test]
+    fn words_are_wrapped_within_the_width_and_none_is_lost() {
+        for scene in Scene::value_variants() {
+            let text = wrapped(scene.words());
+            assert!(text.lines().all(|line| line.len() <= WIDTH && line.starts_with("    ")));
+            assert!(text.split_whitespace().eq(scene.words().split_whitespace()));
+        }
+    }
+
+    #[test]
+    fn a_scene_is_called_as_it_is_named_on_the_command_line() {
+        for scene in Scene::value_variants() {
+            assert_eq!(Scene::from_str(scene.name(), false), Ok(*scene));
+        }
     }
 }

@@ -32,8 +32,8 @@ enum Command {
     Tcb(tcb::Options),
     /// Measure what the visor costs
     Bench(bench::Options),
-    /// Watch an unmodified Linux and an unmodified Xen boot on the visor
-    Demo,
+    /// Watch unmodified hosts on the visor, and attacks on a VM without and with a ticket
+    Demo(demo::Options),
     /// Boot a host on the visor and show its serial line
     Run(run::Options),
 }
@@ -46,7 +46,7 @@ pub(crate) fn dispatch() -> Result<ExitCode> {
         Command::Test(options) => test::test(options),
         Command::Tcb(options) => tcb::tcb(&options),
         Command::Bench(options) => bench::bench(&options).map(|()| ExitCode::SUCCESS),
-        Command::Demo => demo::demo(),
+        Command::Demo(options) => demo::demo(&options),
         Command::Run(options) => run::run(&options),
     }
 }

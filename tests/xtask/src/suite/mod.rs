@@ -7,7 +7,7 @@ mod guests;
 mod kit;
 mod kvm;
 mod probes;
-mod protected;
+pub(crate) mod protected;
 mod same;
 mod schedule;
 

@@ -9,7 +9,7 @@ use crate::machine::{End, Machine};
 
 /// What must become of an attack on a VM with a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Want {
+pub(crate) enum Want {
     /// The VM goes on, undisturbed.
     Fails,
     /// The VM is stopped: its integrity is gone.
@@ -118,7 +118,7 @@ const LIFE_ON_TWO: [&str; 4] =
     ["migrated-halts", "migrated-storms", "racing-reads", "racing-dirty-logs"];
 
 /// Every attack with what must become of it.
-fn attacks() -> BTreeMap<String, Want> {
+pub(crate) fn attacks() -> BTreeMap<String, Want> {
     let named = ATTACKS.iter().map(|(name, want)| ((*name).to_owned(), *want));
     let read = STOPS.iter().flat_map(|stop| {
         READERS.iter().map(move |reader| (format!("{reader}-at-{stop}"), Want::Fails))
@@ -138,16 +138,20 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
+/// A host that does `test` of `vmm`.
+pub(crate) fn host(test: &str) -> Host {
+    Host::Protected(format!("init.do=kvm-load,run:/vmm+{test},stats"))
+}
+
 /// A boot that does `test` of `vmm`, to the end.
 fn boot(stack: fn(Host) -> Stack, test: &str) -> Boot {
-    let host = Host::Protected(format!("init.do=kvm-load,run:/vmm+{test},stats"));
-    let boot = Boot::of(stack(host)).on(memory);
+    let boot = Boot::of(stack(host(test))).on(memory);
     let passed = format!("*vmm: PASS {test}");
     boot.expect(&[&passed, "*init: done"]).never("*vmm: FAIL *").ends(End::PowerOff)
 }
 
 /// All of it is searched for a secret, so there is no more than a host needs.
-fn memory(machine: &mut Machine) {
+pub(crate) fn memory(machine: &mut Machine) {
     machine.memory_mib = 256;
     machine.seconds = 900;
 }
@@ -189,12 +193,12 @@ fn life_on_two(rig: &Rig<'_>) -> Result<()> {
 }
 
 /// The visor takes tickets in clear.
-fn with_tickets(host: Host) -> Stack {
+pub(crate) fn with_tickets(host: Host) -> Stack {
     Stack { visor: Some("dev-tickets".to_owned()), host }
 }
 
 /// What the lines of `kind` say of each name: the rest of the line.
-fn lines<'l>(log: &'l str, kind: &str) -> Result<BTreeMap<&'l str, &'l str>> {
+pub(crate) fn lines<'l>(log: &'l str, kind: &str) -> Result<BTreeMap<&'l str, &'l str>> {
     let mut found = BTreeMap::new();
     for line in log.lines() {
         let Some((_, rest)) = line.split_once(kind) else { continue };
@@ -205,9 +209,19 @@ fn lines<'l>(log: &'l str, kind: &str) -> Result<BTreeMap<&'l str, &'l str>> {
 }
 
 /// What `line` says of `subject`, if anything.
-fn outcome<'l>(line: &'l str, subject: &str) -> Option<&'l str> {
+pub(crate) fn outcome<'l>(line: &'l str, subject: &str) -> Option<&'l str> {
     let words = line.split(' ').filter_map(|word| word.split_once('='));
     words.filter(|(name, _)| *name == subject).map(|(_, what)| what).next()
+}
+
+/// The ways in which an attack may end for `subject`.
+pub(crate) fn accepted(subject: &str, want: Want) -> &'static [&'static str] {
+    match (subject, want) {
+        ("unprotected", _) => &["succeeded"],
+        (_, Want::Fails) => &["failed"],
+        (_, Want::Stops) => &["stopped"],
+        (_, Want::Holds) => &["failed", "stopped"],
+    }
 }
 
 /// Every attack, and no other, must have ended as it must for each of `subjects`.
@@ -221,12 +235,7 @@ fn judge_attacks(log: &str, subjects: &[&str]) -> Result<()> {
         let Some(line) = line else { bail!("no line of the attack {name}") };
         for subject in subjects {
             let how = outcome(line, subject).unwrap_or("nothing");
-            let good: &[&str] = match (*subject, want) {
-                ("unprotected", _) => &["succeeded"],
-                (_, Want::Fails) => &["failed"],
-                (_, Want::Stops) => &["stopped"],
-                (_, Want::Holds) => &["failed", "stopped"],
-            };
+            let good = accepted(subject, *want);
             ensure!(good.contains(&how), "{name}: {subject}={how}, expected {good:?}");
         }
     }
@@ -237,19 +246,26 @@ fn judge_attacks(log: &str, subjects: &[&str]) -> Result<()> {
 /// not, the search would prove nothing.
 fn judge_memory(log: &str, subjects: &[&str]) -> Result<()> {
     for subject in subjects {
-        let ending = format!(" of {subject}");
-        let line = log
-            .lines()
-            .filter(|line| line.starts_with("harness: "))
-            .find(|line| line.ends_with(&ending) || line.contains(&format!(" {subject}: ")));
-        let Some(line) = line else { bail!("nobody looked for {subject}") };
-        let count = line.strip_prefix("harness: found ").and_then(|rest| rest.split(' ').next());
-        let Some(count) = count.and_then(|count| count.parse::<usize>().ok()) else {
-            bail!("{line}")
-        };
-        ensure!((count > 0) == (*subject == "unprotected"), "{line}");
+        let count = places_left(log, subject)?;
+        let is_good = (count > 0) == (*subject == "unprotected");
+        ensure!(is_good, "the secret of {subject} was found {count} times");
     }
     Ok(())
+}
+
+/// How often the secret of `subject` was found in the machine's memory when its VM was gone.
+pub(crate) fn places_left(log: &str, subject: &str) -> Result<usize> {
+    let ending = format!(" of {subject}");
+    let line = log
+        .lines()
+        .filter(|line| line.starts_with("harness: "))
+        .find(|line| line.ends_with(&ending) || line.contains(&format!(" {subject}: ")));
+    let Some(line) = line else { bail!("nobody looked for {subject}") };
+    let count = line.strip_prefix("harness: found ").and_then(|rest| rest.split(' ').next());
+    match count.and_then(|count| count.parse().ok()) {
+        Some(count) => Ok(count),
+        None => bail!("{line}"),
+    }
 }
 
 /// Every step must have gone well for each of `subjects`, or be impossible on this host; with a ticket only

@@ -1,0 +1,125 @@
+//! The scene in which root on the host attacks a VM, without and with a ticket.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::Seen;
+use super::table::{Table, words};
+use crate::machine::{self, End, Lines, Machine, Step, Watch};
+use crate::suite::{Kit, Script, Then, protected};
+
+pub(super) const WORDS: &str = "Linux with its own KVM, unmodified, is the host. Root on it starts \
+    a VM and attacks it; then the same with a VM that has a *ticket*, which tells the visor to keep \
+    this VM's memory and registers from the host. Without a ticket every attack must succeed, else \
+    it would prove nothing. With one it must fail, or the visor stops the VM: not to run a VM is \
+    the host's right, to run it wrongly is not.
+    What this is not yet: the VM is a small test guest of this project's own VMM, on raw KVM; QEMU \
+    comes next. Its ticket is handed over in clear, which the visor accepts only with the word \
+    `dev-tickets`; nothing is attested yet. DMA, which nothing confines yet, is not among the \
+    attacks.
+    This takes about two minutes of processor time. The last attack searches all memory, in \
+    silence, for a good part of them.";
+
+/// The test of the VMM in the host that is shown.
+const TEST: &str = "protected-attacks";
+
+/// Boots the host, shows each attack when it is done, and then all of them in a table.
+pub(super) fn play(kit: &Kit, dir: &Path) -> Result<Seen> {
+    let mut machine = Machine::default();
+    protected::memory(&mut machine);
+    let stack = protected::with_tickets(protected::host(TEST));
+    let payload = kit.payload(&stack, &machine)?;
+    let expected = [format!("*vmm: PASS {TEST}"), "*init: done".to_owned()];
+    let forbidden = ["visor: [error] *", "*Kernel panic*", "*panicked at*"].map(str::to_owned);
+    let mut progress = Progress::new(Script::new(&expected, &forbidden, Then::GoOn));
+    let outcome = machine::boot(&machine, &payload, dir, &mut progress)?;
+    let serial = fs::read(&outcome.serial).context("cannot read the serial log")?;
+    let serial = String::from_utf8_lossy(&serial).replace('\r', "");
+    let found = progress.script.found().iter();
+    let table = Table::of(&found.fold(serial, |text, line| text + "\n" + line))?;
+    println!("\n{table}");
+    let wrong = match progress.script.verdict() {
+        Err(wrong) => Some(wrong),
+        Ok(()) if outcome.end != End::PowerOff => Some(format!("the run ended: {}", outcome.end)),
+        Ok(()) => None,
+    };
+    Ok(Seen {
+        is_good: table.is_good() && wrong.is_none(),
+        words: table.summary() + &wrong.map_or_else(String::new, |why| format!("; FAILED: {why}")),
+        processor_seconds: outcome.cpu.as_secs(),
+        serial: outcome.serial,
+        attacks: table.json(),
+    })
+}
+
+/// Shows one line for each attack that is done.
+#[derive(Debug)]
+struct Progress<'a> {
+    script: Script<'a>,
+    lines: Lines,
+    done: usize,
+    total: usize,
+}
+
+impl<'a> Progress<'a> {
+    fn new(script: Script<'a>) -> Self {
+        Self { script, lines: Lines::default(), done: 0, total: protected::attacks().len() }
+    }
+
+    /// What there is to show of a line.
+    fn shown(&mut self, line: &str) -> Option<String> {
+        if line.contains("vmm: look for ") {
+            return Some("Searching the machine's memory for what is left of a VM.".to_owned());
+        }
+        let Some((_, attack)) = line.split_once("vmm: ATTACK ") else {
+            let senders = ["visor: ", "loader: ", "init: ", "vmm: "];
+            return senders.iter().any(|name| line.starts_with(name)).then(|| line.to_owned());
+        };
+        self.done += 1;
+        let (name, said) = attack.split_once(' ').unwrap_or((attack, ""));
+        let of = |subject| words(protected::outcome(said, subject).unwrap_or("nothing"));
+        let (without, with) = (of("unprotected"), of("protected"));
+        let (done, total) = (self.done, self.total);
+        Some(format!(
+            "[{done:>3}/{total}] {name:<28} without a ticket: {without:<10}  with: {with}"
+        ))
+    }
+}
+
+impl Watch for Progress<'_> {
+    fn started(&mut self, pid: u32) {
+        self.script.started(pid);
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Step {
+        let lines = self.lines.push(bytes);
+        let shown: String =
+            lines.iter().filter_map(|line| self.shown(line)).map(|line| line + "\n").collect();
+        let mut out = io::stdout().lock();
+        // Nobody may be reading any more: the run is then of no use to anyone.
+        if out.write_all(shown.as_bytes()).and_then(|()| out.flush()).is_err() {
+            return Step::Stop;
+        }
+        self.script.bytes(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attack_has_a_line_when_it_is_done_and_other_programs_chatter_has_none() {
+        let mut progress = Progress::new(Script::new(&[], &[], Then::GoOn));
+        let line = "[  1.0] vmm: ATTACK set-rip unprotected=succeeded protected=stopped cause=1";
+        let shown = progress.shown(line).unwrap();
+        assert!(shown.starts_with("[  1/") && shown.contains("] set-rip "), "{shown}");
+        assert!(shown.contains(": succeeded ") && shown.ends_with("with: VM stopped"), "{shown}");
+        assert!(progress.shown("vmm: ATTACK set-rsp").unwrap().starts_with("[  2/"));
+        assert!(progress.shown("visor: [info] version").is_some());
+        assert_eq!(progress.shown("[  0.4] Failed to access perfctr msr"), None);
+    }
+}

@@ -1,0 +1,377 @@
+//! The attacks as a table: what became of each without and with a ticket.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::wrapped;
+use crate::suite::protected::{self, Want};
+
+/// Attacks of one kind.
+#[derive(Debug)]
+struct Group {
+    title: &'static str,
+    /// What root did, in plain words.
+    words: &'static str,
+    /// How the names of its attacks begin. The first group that claims a name has it.
+    names: &'static [&'static str],
+}
+
+const GROUPS: &[Group] = &[
+    Group {
+        title: "launch",
+        words: "Before the VM runs, root changes its first instruction, its code, its memory, and \
+                adds a processor.",
+        names: &["launch-", "plant-", "add-processor"],
+    },
+    Group {
+        title: "read memory",
+        words: "Root looks for a secret in the VM's memory: in the VMM's mapping, through /proc, a \
+                pipe, a child process, another VM, and through /dev/mem in all of the host's \
+                memory.",
+        names: &["read-", "scan-", "write-to-pipe"],
+    },
+    Group {
+        title: "read registers",
+        words: "Root asks KVM for the registers that hold a secret, in each way that KVM has, at \
+                each kind of exit.",
+        names: &["get-"],
+    },
+    Group {
+        title: "change registers",
+        words: "Root sets registers: the next instruction, the stack, data, control registers, \
+                tables, MSRs.",
+        names: &["set-"],
+    },
+    Group {
+        title: "disturb",
+        words: "Root steps through the VM, sets a breakpoint, forges exceptions and interrupts, and \
+                offers it KVM's own features.",
+        names: &["single-step", "breakpoint", "inject-", "interrupt-", "offer-"],
+    },
+    Group {
+        title: "write memory",
+        words: "Root overwrites the VM's code, data and interrupt table: in the mapping, through \
+                /proc and /dev/mem, from another VM.",
+        names: &["write-"],
+    },
+    Group {
+        title: "exchange pages",
+        words: "Root swaps pages, brings back old contents, maps a page twice, takes pages away, and \
+                loses the VM's stores.",
+        names: &["swap-", "other-", "replay-", "move-", "alias-", "drop-", "fresh-", "lose-"],
+    },
+    Group {
+        title: "after the end",
+        words: "The VM has ended. All memory of the machine, the visor's too, is searched for its \
+                secret from outside.",
+        names: &[AFTER],
+    },
+    Group { title: "others", words: "Attacks of no other group.", names: &[""] },
+];
+
+/// The search of the memory by the harness, which no line of the machine tells of.
+const AFTER: &str = "search-for-what-is-left";
+
+/// The attacked VMs, as the lines of the machine call them.
+const WITHOUT: &str = "unprotected";
+const WITH: &str = "protected";
+
+/// What stands for an outcome where there is none.
+const NOTHING: &str = "nothing";
+
+/// An attack and what became of it.
+#[derive(Clone, Debug)]
+struct Row {
+    name: String,
+    group: usize,
+    without: String,
+    with: String,
+    /// The number of the visor's cause, where the VM was stopped.
+    cause: Option<String>,
+    is_good: bool,
+}
+
+impl Row {
+    /// The attack `name` of which the machine said `said`. One that nobody wants is not good.
+    fn of(name: &str, said: &str, want: Option<Want>) -> Self {
+        let of = |subject| protected::outcome(said, subject).unwrap_or(NOTHING).to_owned();
+        let cause = protected::outcome(said, "cause").map(str::to_owned);
+        Self::new(name, [of(WITHOUT), of(WITH)], want).because(cause)
+    }
+
+    /// The search for secrets when the VMs have ended.
+    fn after(log: &str) -> Self {
+        let of = |subject| match protected::places_left(log, subject) {
+            Ok(0) => "failed",
+            Ok(_) => "succeeded",
+            Err(_) => NOTHING,
+        };
+        Self::new(AFTER, [of(WITHOUT), of(WITH)].map(str::to_owned), Some(Want::Fails))
+    }
+
+    fn new(name: &str, [without, with]: [String; 2], want: Option<Want>) -> Self {
+        let is_good = want.is_some_and(|want| {
+            protected::accepted(WITHOUT, want).contains(&without.as_str())
+                && protected::accepted(WITH, want).contains(&with.as_str())
+        });
+        let claims = |group: &Group| group.names.iter().any(|start| name.starts_with(start));
+        let group = GROUPS.iter().position(claims).unwrap_or_default();
+        Self { name: name.to_owned(), group, without, with, cause: None, is_good }
+    }
+
+    fn because(mut self, cause: Option<String>) -> Self {
+        self.cause = cause;
+        self
+    }
+
+    /// What the name says beside the place in the guest at which it is done.
+    fn stem(&self) -> &str {
+        self.name.split_once("-at-").map_or(self.name.as_str(), |(stem, _)| stem)
+    }
+
+    /// Whether one line can stand for both: the same is done at several places with the same outcome.
+    fn is_like(&self, other: &Self) -> bool {
+        self.stem() == other.stem()
+            && self.name.contains("-at-") == other.name.contains("-at-")
+            && (&self.without, &self.with) == (&other.without, &other.with)
+            && self.is_good == other.is_good
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "group": GROUPS.get(self.group).map(|group| group.title),
+            "without": self.without,
+            "with": self.with,
+            "cause": self.cause,
+            "good": self.is_good,
+        })
+    }
+}
+
+/// An outcome for those who read the table.
+pub(super) fn words(outcome: &str) -> &str {
+    match outcome {
+        "stopped" => "VM stopped",
+        NOTHING => "not seen",
+        other => other.trim_end_matches(':'),
+    }
+}
+
+/// Every attack that there is, whether it was seen or not.
+#[derive(Debug)]
+pub(super) struct Table {
+    rows: Vec<Row>,
+}
+
+impl Table {
+    /// What `log` tells of the attacks.
+    ///
+    /// # Errors
+    /// If it tells of one twice.
+    pub(super) fn of(log: &str) -> Result<Self> {
+        let (wanted, found) = (protected::attacks(), protected::lines(log, "vmm: ATTACK ")?);
+        let wanted_names = wanted.keys().map(String::as_str);
+        let names: BTreeSet<&str> = wanted_names.chain(found.keys().copied()).collect();
+        let row = |name| {
+            let said = found.get(name).copied().unwrap_or_default();
+            Row::of(name, said, wanted.get(name).copied())
+        };
+        let mut rows: Vec<Row> = names.into_iter().map(row).collect();
+        rows.push(Row::after(log));
+        rows.sort_by_key(|row| row.group);
+        Ok(Self { rows })
+    }
+
+    /// Whether every attack was seen and ended as it must, and no other was.
+    pub(super) fn is_good(&self) -> bool {
+        self.rows.iter().all(|row| row.is_good)
+    }
+
+    /// The counts in a line.
+    pub(super) fn summary(&self) -> String {
+        let wrong = self.rows.iter().filter(|row| !row.is_good).count();
+        let counts = format!(
+            "{} attacks; without a ticket {}; with a ticket {}",
+            self.rows.len(),
+            tally(&self.rows, |row| &row.without),
+            tally(&self.rows, |row| &row.with)
+        );
+        if wrong == 0 { counts } else { format!("{counts}; FAILED: {wrong} not as they must be") }
+    }
+
+    /// One object for each attack.
+    pub(super) fn json(&self) -> Value {
+        self.rows.iter().map(Row::json).collect()
+    }
+}
+
+/// How often each outcome is there.
+fn tally(rows: &[Row], column: impl Fn(&Row) -> &String) -> String {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for row in rows {
+        *counts.entry(words(column(row))).or_default() += 1;
+    }
+    // Not reversed, "VM stopped" would come before "failed".
+    let counts: Vec<String> =
+        counts.iter().rev().map(|(outcome, count)| format!("{count} {outcome}")).collect();
+    counts.join(", ")
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let groups = || self.rows.chunk_by(|a, b| a.group == b.group);
+        for rows in groups() {
+            let Some(group) = rows.first().and_then(|row| GROUPS.get(row.group)) else { continue };
+            writeln!(out, "{}:\n{}", group.title, wrapped(group.words))?;
+            line(out, ["attack", "without ticket", "with ticket"])?;
+            for same in rows.chunk_by(Row::is_like) {
+                let Some(row) = same.first() else { continue };
+                let name = match same.len() {
+                    1 => row.name.clone(),
+                    count => format!("{}, at {count} places", row.stem()),
+                };
+                let mark = if row.is_good { "" } else { "  <- WRONG" };
+                let with = format!("{}{mark}", words(&row.with));
+                line(out, [&name, words(&row.without), &with])?;
+            }
+            writeln!(out)?;
+        }
+        line(out, ["group", "without ticket", "with ticket"])?;
+        for rows in groups().chain([self.rows.as_slice()]) {
+            let group = rows.first().and_then(|row| GROUPS.get(row.group));
+            let is_all = rows.len() == self.rows.len();
+            let title = group.filter(|_| !is_all).map_or("all", |group| group.title);
+            let without = tally(rows, |row| &row.without);
+            line(out, [title, &without, &tally(rows, |row| &row.with)])?;
+        }
+        Ok(())
+    }
+}
+
+/// A line of three columns.
+fn line(out: &mut fmt::Formatter<'_>, [name, without, with]: [&str; 3]) -> fmt::Result {
+    writeln!(out, "    {name:<29} {without:<15} {with}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEFT: &str = "harness: found 9 at [ 0x1000 ] of unprotected\n\
+                        harness: found 0 at [ ] of protected\n";
+
+    /// What the machine says if all is well, with each line changed.
+    fn log(change: impl Fn(String) -> String) -> String {
+        let line = |(name, want): (&String, &Want)| {
+            let how = if *want == Want::Stops { "stopped cause=7" } else { "failed" };
+            change(format!("[ 1.0] vmm: ATTACK {name} unprotected=succeeded protected={how}\n"))
+        };
+        protected::attacks().iter().map(line).collect::<String>() + LEFT
+    }
+
+    /// The table if the line of `set-rax` has `to` in place of `from`.
+    fn changed(from: &str, to: &str) -> Table {
+        let change = |line: String| {
+            if line.contains("set-rax ") { line.replace(from, to) } else { line }
+        };
+        Table::of(&log(change)).unwrap()
+    }
+
+    fn all_good() -> Table {
+        Table::of(&log(|line| line)).unwrap()
+    }
+
+    #[test]
+    fn attacks_that_succeed_without_a_ticket_only_are_good() {
+        let table = all_good();
+        assert!(table.is_good());
+        assert_eq!(table.rows.len(), protected::attacks().len() + 1);
+        assert!(!table.summary().contains("FAILED"));
+        assert!(!table.to_string().contains("WRONG"));
+    }
+
+    #[test]
+    fn an_attack_that_succeeds_with_a_ticket_is_wrong() {
+        let table = changed("protected=failed", "protected=succeeded");
+        assert!(!table.is_good());
+        assert!(table.summary().ends_with("FAILED: 1 not as they must be"));
+        let text = table.to_string();
+        let wrong: Vec<&str> = text.lines().filter(|line| line.contains("WRONG")).collect();
+        assert!(wrong[0].contains("set-rax") && wrong.len() == 1, "{wrong:?}");
+    }
+
+    #[test]
+    fn an_attack_that_fails_without_a_ticket_is_wrong() {
+        assert!(!changed("=succeeded", "=failed").is_good());
+    }
+
+    #[test]
+    fn an_attack_that_must_stop_the_vm_may_not_just_fail() {
+        let table = Table::of(&log(|line| line.replace("stopped cause=7", "failed"))).unwrap();
+        assert!(!table.is_good());
+    }
+
+    #[test]
+    fn an_attack_that_was_not_seen_is_wrong_and_has_its_row() {
+        let table = changed("ATTACK", "nothing of the kind");
+        assert!(!table.is_good());
+        assert!(table.to_string().contains("set-rax                       not seen"));
+        assert!(!changed(" protected=failed", "").is_good());
+        assert!(!Table::of("").unwrap().is_good());
+    }
+
+    #[test]
+    fn an_attack_that_nobody_knows_is_wrong() {
+        let table = Table::of(
+            &(log(|line| line) + "vmm: ATTACK odd unprotected=succeeded protected=failed"),
+        );
+        assert!(!table.unwrap().is_good());
+    }
+
+    #[test]
+    fn an_attack_that_is_told_of_twice_is_an_error() {
+        assert!(Table::of(&log(|line| line.repeat(2))).is_err());
+    }
+
+    #[test]
+    fn a_secret_that_is_left_or_not_looked_for_is_wrong() {
+        let with = |left: &str| Table::of(&log(|line| line).replace(LEFT, left)).unwrap();
+        assert!(with(LEFT).is_good());
+        assert!(!with("").is_good());
+        assert!(!with(&LEFT.replace("found 0", "found 1")).is_good());
+        assert!(!with(&LEFT.replace("found 9", "found 0")).is_good());
+    }
+
+    #[test]
+    fn every_attack_has_a_group_and_every_group_an_attack() {
+        let found: BTreeSet<usize> = all_good().rows.iter().map(|row| row.group).collect();
+        assert!(found.into_iter().eq(0..GROUPS.len() - 1));
+    }
+
+    #[test]
+    fn one_line_stands_for_the_same_at_several_places_only_if_all_ended_alike() {
+        assert!(all_good().to_string().contains("    get-msrs, at 5 places"));
+        let change = |line: String| {
+            if line.contains("-msrs-at-hlt ") { line.replace("=failed", "=hung") } else { line }
+        };
+        let text = Table::of(&log(change)).unwrap().to_string();
+        assert!(text.contains("    get-msrs-at-hlt ") && text.contains("hung  <- WRONG"));
+    }
+
+    #[test]
+    fn the_number_of_the_cause_is_in_the_json_of_a_vm_that_was_stopped() {
+        let json = all_good().json();
+        let rows = json.as_array().unwrap();
+        let of = |name: &str| rows.iter().find(|row| row["name"] == name).unwrap();
+        assert_eq!(
+            (&of("swap-pages")["with"], &of("swap-pages")["cause"]),
+            (&json!("stopped"), &json!("7"))
+        );
+        assert_eq!(of("set-rax")["cause"], Value::Null);
+        assert_eq!(of(AFTER)["group"], "after the end");
+    }
+}
