@@ -141,7 +141,7 @@ impl<'g, const N: usize> Direct<'g, N> {
     }
 
     /// Makes the tables at `root` fit for whom `guard` says, and tells for which generation. When
-    /// there is no room for one more, a root that is not `in_use` is released.
+    /// there is no room for one more, a root that is neither guarded nor `in_use` is released.
     ///
     /// # Errors
     /// [`Refused`] says why the tables are not fit; they are ordinary memory again.
@@ -155,7 +155,9 @@ impl<'g, const N: usize> Direct<'g, N> {
         let guarded = guard == Guard::Guarded;
         if !self.is_loaded(machine, root) || machine.is_guarded(root) != guarded {
             if self.roots.len() == N {
-                let idle = self.roots.iter().find(|root| !in_use(**root));
+                // A protected VM's pages are to be sealed before its tables are out of sight.
+                let is_idle = |root: &&Frame| !in_use(**root) && !machine.is_guarded(**root);
+                let idle = self.roots.iter().find(is_idle);
                 let idle = *idle.ok_or(Refused::Full)?;
                 self.release(machine, idle);
             }

@@ -12,13 +12,13 @@ use ept::addr::Frame;
 use nested_vmx::{cr, xstate};
 use spin::Once;
 
-use crate::cpu::register::{Register, TSC_AUX, XSS};
+use crate::cpu::register::{PERF_GLOBAL_CTRL, Register, TSC_AUX, XSS};
 use crate::cpu::{self, cpuid, low};
 use crate::memory;
 use crate::percpu::PerCpu;
 
 /// What is exchanged besides vector registers and XCR0.
-const REGISTERS: [Register; 14] = [
+const REGISTERS: [Register; 15] = [
     // IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE.
     Register::Msr(0xc000_0081),
     Register::Msr(0xc000_0082),
@@ -28,6 +28,8 @@ const REGISTERS: [Register; 14] = [
     Register::Msr(TSC_AUX),
     // Always 0 in the VM: supervisor components are not saved.
     Register::Msr(XSS),
+    // Always 0 in the VM as well: the host's counters do not count what it does.
+    Register::Msr(PERF_GLOBAL_CTRL),
     Register::Dr0,
     Register::Dr1,
     Register::Dr2,

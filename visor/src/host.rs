@@ -510,6 +510,8 @@ pub(crate) fn repeat_or_refuse(cpu: &PerCpu, address: u64) -> Next {
         let _ = machine.tables.demote(frame);
     } else if machine.tables.give_back(frame) {
         // A protected VM's: what the host sees of it is sealed now.
+    } else if machine.tables.reaches(address, Current.read(EXIT_QUALIFICATION)) {
+        // Another processor was quicker.
     } else {
         return refuse_access(cpu, address);
     }

@@ -62,7 +62,7 @@ fn on_panic(info: &PanicInfo<'_>) -> ! {
         Cr3::read_raw().0.start_address().as_u64(),
         Cr4::read_raw(),
     ));
-    if machine.is_some() && PerCpu::current().running() {
+    if machine.is_some() && PerCpu::current().running() && !PerCpu::current().guarded.get() {
         print_regardless(format_args!(
             "visor: [panic] last exit: reason {:#x} qualification {:#x} rip {:#x}\n",
             Current.read(EXIT_REASON),

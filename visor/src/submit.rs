@@ -4,8 +4,8 @@
 //! the next. Tools lock each other out.
 
 use ept::frames::Vm;
-use membrane::Progress;
 use membrane::vm::Life;
+use membrane::{Pages, Progress};
 use spin::Mutex;
 use ticket::error::Error;
 use ticket::parse::{Parser, Progress as Parsed};
@@ -152,29 +152,36 @@ impl Desk {
             }
             return;
         };
-        let parsed = machine.tables.with_protected(|vms, trees| {
-            let progress = parser.word(word, &mut vms.sink(trees.hardware))?;
-            if progress == Parsed::Complete {
-                let _ = vms.accept(trees.hardware, membrane::Pages::cpu(trees.hardware))?;
-            }
-            Ok(progress)
-        });
+        if !machine.tables.may_spend() {
+            self.submission = self.refuse(machine, Error::Memory);
+            return;
+        }
+        let parsed = machine
+            .tables
+            .with_protected(|vms, trees| parser.word(word, &mut vms.sink(trees.hardware)));
         match parsed {
             Ok(Parsed::More) => {}
-            Ok(Parsed::Complete) => {
-                self.parser = None;
-                self.submission = Submission::Accepted;
-                machine.tables.count_tickets();
-            }
+            Ok(Parsed::Complete) => self.accept(machine),
             Err(error) => self.submission = self.refuse(machine, error),
         }
+    }
+
+    fn accept(&mut self, machine: &Machine) {
+        self.parser = None;
+        let accepted = machine.tables.with_protected(|vms, trees| {
+            let cpu = trees.hardware.cpu();
+            vms.accept(trees.hardware, cpu)
+        });
+        // A refusal is in the audit log already.
+        self.submission = accepted.map_or_else(Submission::Refused, |_| Submission::Accepted);
+        machine.tables.count_tickets();
     }
 
     fn refuse(&mut self, machine: &Machine, error: Error) -> Submission {
         self.parser = None;
         log::warn!("a ticket is refused: {error}");
         machine.tables.with_protected(|vms, trees| {
-            let cpu = membrane::Pages::cpu(trees.hardware);
+            let cpu = trees.hardware.cpu();
             vms.refused(trees.hardware, error, cpu);
         });
         Submission::Refused(error)

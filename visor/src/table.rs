@@ -19,7 +19,6 @@ use crate::host_memory::{self, Reads};
 use crate::machine::Machine;
 use crate::memory;
 use crate::percpu::PerCpu;
-use crate::shootdown;
 
 /// Answers an EPT violation of the host at `address`, if it is a store to a table of a VM and can be
 /// performed. A series of stores goes on with the next exit.
@@ -36,8 +35,7 @@ pub(crate) fn store(machine: &Machine, address: u64, registers: &mut Registers) 
     {
         return None;
     }
-    let index = size(PerCpu::current().index.get().into()) % LAST.len();
-    let mut last = shootdown::lock(LAST.get(index)?);
+    let mut last = LAST.get(size(PerCpu::current().index.get().into()))?.try_lock()?;
     let store = fetch(machine, &mut last)?;
     let bytes = store.size.bytes();
     // The processor has reported the address of a byte, the registers have that of the operand.
@@ -63,8 +61,11 @@ struct Decoded {
     store: Store,
 }
 
-/// Each processor's last; those whose numbers are a multiple of 64 apart share a place.
-static LAST: [Mutex<Option<Decoded>>; 64] = [const { Mutex::new(None) }; 64];
+/// Each processor's last. None may wait for its lock: while it waits, what it has read may become a
+/// protected VM's.
+static LAST: [Mutex<Option<Decoded>>; PROCESSORS] = [const { Mutex::new(None) }; PROCESSORS];
+/// Most processors that there are.
+const PROCESSORS: usize = 512;
 
 /// The instruction at the host's instruction pointer, if it is a store that is known.
 ///
@@ -84,7 +85,8 @@ fn fetch<'l>(machine: &Machine, last: &'l mut Option<Decoded>) -> Option<&'l Sto
     };
     let linear = base.wrapping_add(Current.read(GUEST_RIP));
     let place = (linear, Current.read(GUEST_CR3), Current.read(GUEST_CR4));
-    // What was the host's to read is so for good.
+    // The processor has just read all that, so it is still the host's: nobody takes a frame before this
+    // processor has left the exit that it is in.
     let is = |(address, value): &(u64, u64)| memory::read_u64(*address) == *value;
     let same = |last: &Decoded| {
         last.place == place && last.reads.as_ref().is_some_and(|reads| reads.iter().all(is))

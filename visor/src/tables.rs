@@ -53,6 +53,8 @@ pub(crate) struct HostTables {
     width: u8,
     entry_width: u8,
     ram: &'static [Span],
+    /// Bytes of the pool that protected VMs must leave: EPT01 may need them.
+    kept: u64,
 }
 
 struct State {
@@ -161,7 +163,8 @@ impl HostTables {
         let direct = Direct::new(&GENERATION);
         let state = State { frames, registers, mtrrs, ept, direct };
         let entry_width = crate::vmcs::entry_width();
-        Some(Self { state: Mutex::new(state), pointer, width, entry_width, ram })
+        let kept = ept01::tables_needed(ept01::end(width), ram) * PAGE;
+        Some(Self { state: Mutex::new(state), pointer, width, entry_width, ram, kept })
     }
 
     /// The EPT pointer for the VMCS.
@@ -274,9 +277,18 @@ impl HostTables {
     }
 
     /// Stops a VM for good.
-    pub(crate) fn stop_vm(&self, number: Vm, cause: Cause) {
-        log::warn!("protected VM {} is stopped: {cause}", number.number());
-        self.with_protected(|vms, trees| vms.stop(number, cause, trees.hardware.cpu()));
+    pub(crate) fn stop_vm(&self, (number, launch): (Vm, u64), cause: Cause) {
+        log::warn!("protected VM {} is stopped, cause {}", number.number(), cause.number());
+        self.with_protected(|vms, trees| {
+            if vms.vm(number).is_some_and(|vm| vm.launch() == launch) {
+                vms.stop(number, cause, trees.hardware.cpu());
+            }
+        });
+    }
+
+    /// Whether protected VMs may have more of the visor's memory.
+    pub(crate) fn may_spend(&self) -> bool {
+        shootdown::lock(&POOL).left() > self.kept
     }
 
     /// Lets a VM have the page that it has touched, by what the host's tables at `eptp` say.
@@ -288,14 +300,18 @@ impl HostTables {
                     None => Filled::Stopped(Cause::Destroyed),
                 }
             });
+            if !self.may_spend() {
+                self.stop_vm((number, launch), Cause::Memory);
+                return Filled::Stopped(Cause::Memory);
+            }
             match filled {
                 Filled::Unloaded if self.guard(number, eptp) => {}
                 Filled::Unloaded => {
-                    self.stop_vm(number, Cause::Processor(TABLES));
+                    self.stop_vm((number, launch), Cause::Processor(TABLES));
                     return filled;
                 }
                 Filled::Device(at) => {
-                    self.stop_vm(number, Cause::Device(at));
+                    self.stop_vm((number, launch), Cause::Device(at));
                     return filled;
                 }
                 Filled::Mapped | Filled::Absent(_) | Filled::Denied { .. } | Filled::Stopped(_) => {
@@ -363,6 +379,9 @@ impl HostTables {
 
     /// Gives up every root: no processor of the host is in VMX operation any more.
     pub(crate) fn release_roots(&self) {
+        while any_protected()
+            && self.with_protected(|vms, trees| vms.seal_all(trees)) == Progress::Again
+        {}
         self.with_vms(|direct, vms| direct.release_all(vms));
     }
 

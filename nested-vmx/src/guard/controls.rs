@@ -35,21 +35,20 @@ const PRIMARY: Primary = Primary::UNCONDITIONAL_IO
     .union(Primary::MSR_BITMAPS)
     .union(Primary::RDPMC)
     .union(Primary::SECONDARY);
-const SECONDARY_OF_HOST: Secondary = Secondary::RDTSCP
-    .union(Secondary::WBINVD)
-    .union(Secondary::UNRESTRICTED_GUEST)
+const SECONDARY_OF_HOST: Secondary = Secondary::WBINVD
     .union(Secondary::PAUSE_LOOP)
-    .union(Secondary::INVPCID)
     .union(Secondary::CONCEAL_VMX_FROM_PT)
-    .union(Secondary::XSAVES)
     .union(Secondary::TSC_SCALING);
-const EXIT_OF_HOST: ExitControls = ExitControls::LOAD_PERF_GLOBAL
-    .union(ExitControls::ACKNOWLEDGE_INTERRUPT)
+/// The host's until the first entry: without them instructions raise exceptions.
+const SECONDARY_OF_FIRST: Secondary = Secondary::RDTSCP
+    .union(Secondary::UNRESTRICTED_GUEST)
+    .union(Secondary::INVPCID)
+    .union(Secondary::XSAVES);
+const EXIT_OF_HOST: ExitControls = ExitControls::ACKNOWLEDGE_INTERRUPT
     .union(ExitControls::SAVE_PREEMPTION_TIMER)
     .union(ExitControls::HOST_64_BIT);
 const EXIT: ExitControls =
     ExitControls::SAVE_DEBUG.union(ExitControls::SAVE_PAT).union(ExitControls::SAVE_EFER);
-const ENTRY_OF_HOST: EntryControls = EntryControls::LOAD_PERF_GLOBAL;
 const ENTRY: EntryControls =
     EntryControls::LOAD_DEBUG.union(EntryControls::LOAD_PAT).union(EntryControls::LOAD_EFER);
 
@@ -57,7 +56,7 @@ const ENTRY: EntryControls =
 const EXCEPTIONS: u64 = 1 << 17 | 1 << 1 | 1 << 18;
 
 /// Fields that are the host's.
-const OF_HOST: [u32; 9] = [
+const OF_HOST: [u32; 8] = [
     f::TSC_OFFSET.encoding(),
     f::TSC_MULTIPLIER.encoding(),
     f::VIRTUAL_APIC.encoding(),
@@ -65,7 +64,6 @@ const OF_HOST: [u32; 9] = [
     f::PREEMPTION_TIMER.encoding(),
     f::PAUSE_GAP.encoding(),
     f::PAUSE_WINDOW.encoding(),
-    f::HOST_PERF_GLOBAL.encoding(),
     f::EPT_POINTER.encoding(),
 ];
 
@@ -89,10 +87,13 @@ impl Guarded<'_> {
         let tagged = if tag == 0 { Secondary::empty() } else { Secondary::VPID };
         let pin = wanted.pin & Pin::PREEMPTION_TIMER | PIN;
         let primary = wanted.primary & PRIMARY_OF_HOST | PRIMARY;
-        let secondary = wanted.secondary & SECONDARY_OF_HOST | Secondary::EPT | tagged;
+        let before = Wanted::of(self.effective.fields()).secondary;
+        let first = if before.contains(Secondary::EPT) { before } else { wanted.secondary };
+        let secondary = wanted.secondary & SECONDARY_OF_HOST | first & SECONDARY_OF_FIRST;
+        let secondary = secondary | Secondary::EPT | tagged;
         let exit = wanted.exit & EXIT_OF_HOST | EXIT;
         let entry = Wanted::of(self.effective.fields()).entry & EntryControls::IA32E_GUEST;
-        let entry = entry | wanted.entry & ENTRY_OF_HOST | ENTRY;
+        let entry = entry | ENTRY;
         let (cr0, cr4) = visible(self.effective.fields());
         let own = [
             // What the VM has written itself, the shadows do not have.

@@ -26,6 +26,8 @@ pub(crate) enum Register {
 
 /// IA32_TSC_AUX.
 pub(crate) const TSC_AUX: u32 = 0xc000_0103;
+/// IA32_PERF_GLOBAL_CTRL.
+pub(crate) const PERF_GLOBAL_CTRL: u32 = 0x38f;
 /// IA32_XSS.
 pub(crate) const XSS: u32 = 0xda0;
 
@@ -59,6 +61,8 @@ impl Register {
                 cpuid(0x8000_0001, 0).edx & 1 << 27 != 0 || structured().ecx & 1 << 22 != 0
             }
             Self::Msr(XSS) => cpuid(0xd, 1).eax & 1 << 3 != 0,
+            // From version 2 of performance monitoring on.
+            Self::Msr(PERF_GLOBAL_CTRL) => cpuid(0, 0).eax >= 0xa && cpuid(0xa, 0).eax & 0xff >= 2,
             Self::Pkru => Cr4::read_raw() & Cr4Flags::PROTECTION_KEY_USER.bits() != 0,
             Self::Msr(_)
             | Self::Dr0

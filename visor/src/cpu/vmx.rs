@@ -63,6 +63,19 @@ pub(crate) unsafe fn load_fresh(region: Frame) -> Result<(), VmxError> {
     outcome(carry, zero)
 }
 
+/// Has the processor write what it holds of the VMCS in `region` back, which is not the current one.
+///
+/// # Safety
+/// `region` is one of this processor's that was loaded by [`load_fresh`], and is not selected again
+/// before that.
+pub(crate) unsafe fn unload(region: Frame) {
+    let address = region.base();
+    // SAFETY: the caller vouches for the region.
+    unsafe {
+        asm!("vmclear [{}]", in(reg) &raw const address, options(nostack));
+    }
+}
+
 /// Makes `region`, a VMCS of this processor's that was loaded before, the current one.
 #[inline(always)]
 pub(crate) fn select(region: &Frame) {

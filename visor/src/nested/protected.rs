@@ -63,14 +63,14 @@ fn launch(
     };
     sweep(machine);
     let Some(mut vcpu) = vcpus::create((vm, launch)) else {
-        return Err(stop(machine, vm, Cause::Memory));
+        return Err(stop(machine, (vm, launch), Cause::Memory));
     };
     let begins = begins_as(state, slot, host, registers)
         .and_then(|()| vcpu.guarded.first_entry(&mut slot.vcpu, host, registers));
     slot.vcpu.fields_mut().set_token(vcpu.token());
     slot.protected = Some(vcpu);
     machine.tables.vcpu_added(vm);
-    begins.map_err(|cause| stop_vcpu(machine, vm, cause))
+    begins.map_err(|cause| stop_vcpu(machine, (vm, launch), cause))
 }
 
 /// Refuses a vCPU without a ticket that would run on the tables of a protected VM.
@@ -109,13 +109,13 @@ fn begins_as(
     if fits { Ok(()) } else { Err(guard::Cause::FirstState) }
 }
 
-fn stop(machine: &Machine, vm: Vm, cause: Cause) -> ShutDown {
+fn stop(machine: &Machine, vm: (Vm, u64), cause: Cause) -> ShutDown {
     machine.tables.stop_vm(vm, cause);
     ShutDown
 }
 
-fn stop_vcpu(machine: &Machine, vm: Vm, cause: guard::Cause) -> ShutDown {
-    log::warn!("protected VM {}: {cause}", vm.number());
+fn stop_vcpu(machine: &Machine, vm: (Vm, u64), cause: guard::Cause) -> ShutDown {
+    log::warn!("protected VM {}: {cause}", vm.0.number());
     // The kind in bits 3:0, a detail above.
     let number = cause.number();
     let [kind, detail] = [number >> 8 & 0xf, number >> 16 & 0xfff];
@@ -170,9 +170,9 @@ fn go(
         return Err(ShutDown);
     }
     let entered = vcpu.guarded.enter(&mut slot.vcpu, registers);
-    entered.map_err(|cause| stop_vcpu(machine, vcpu.vm, cause))?;
+    entered.map_err(|cause| stop_vcpu(machine, vcpu.name(), cause))?;
     if vcpu.guarded.xcr0() != vcpu.state.xcr0() && !vcpu.state.set_xcr0(vcpu.guarded.xcr0()) {
-        return Err(stop(machine, vcpu.vm, Cause::Processor(EXTENDED_STATE)));
+        return Err(stop(machine, vcpu.name(), Cause::Processor(EXTENDED_STATE)));
     }
     vmx::select(&slot.guest);
     let environment = Environment { msr_bitmap: machine.guarded_bitmap.base(), ..*environment };
@@ -248,7 +248,7 @@ fn follow(
         Verdict::ExtendedState => extended_state(vcpu, registers),
         Verdict::Fault { address, access } => fault(nested, machine, (address, access), registers),
         Verdict::Stop(cause) => {
-            let _ = stop_vcpu(machine, vcpu.vm, cause);
+            let _ = stop_vcpu(machine, vcpu.name(), cause);
             shut_down(nested, machine, registers)
         }
     }
@@ -345,7 +345,7 @@ pub(super) fn take_back(slot: &mut Slot, registers: &mut Registers) {
 #[inline(never)]
 pub(super) fn give_up(nested: &mut Nested, machine: &Machine, registers: &mut Registers) -> Next {
     if let Some(vcpu) = &nested.slots.current().protected {
-        let _ = stop(machine, vcpu.vm, Cause::Processor(REFUSED));
+        let _ = stop(machine, vcpu.name(), Cause::Processor(REFUSED));
     }
     shut_down(nested, machine, registers)
 }

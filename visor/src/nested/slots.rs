@@ -177,12 +177,19 @@ impl Slot {
         }
     }
 
-    /// Takes what is hidden out of VMCS02. VMCS01 is current before and after.
+    /// Takes what is hidden out of VMCS02, which begins anew: some fields only exits write, and what they
+    /// say of a protected VM is nobody's business. VMCS01 is current before and after.
     fn detach(&mut self) {
         if let Some(mut vcpu) = self.protected.take() {
             vmx::select(&self.guest);
             vcpu.guarded.synchronize(&Current);
             vmx::select(&PerCpu::current().vmcs_region());
+            // SAFETY: the region is this slot's own, and `prepare` loads it as a fresh one.
+            unsafe { vmx::unload(self.guest) };
+            // SAFETY: the processor holds nothing of it any more, and no reference to it exists.
+            unsafe { memory::page_mut(self.guest) }.fill(0);
+            self.prepared = false;
+            self.entered = false;
             vcpus::detach(vcpu);
         }
     }

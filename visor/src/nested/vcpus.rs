@@ -1,7 +1,7 @@
 //! The vCPUs of protected VMs: what no VMCS of the host's holds.
 #![expect(unsafe_code, reason = "frames of a vCPU are references for as long as it exists")]
 
-use ept::addr::Frame;
+use ept::addr::{Frame, PAGE};
 use ept::ept01::TableMem;
 use ept::frames::Vm;
 use nested_vmx::guard::{Guarded, Secrets};
@@ -92,10 +92,15 @@ pub(super) fn detach(vcpu: Protected) {
     }
 }
 
+/// The memory of one; all or nothing.
+fn frames() -> Option<[Frame; 3]> {
+    let mut pool = shootdown::lock(&POOL);
+    (pool.left() >= 3 * PAGE).then(|| Some([pool.frame()?, pool.frame()?, pool.frame()?]))?
+}
+
 impl Protected {
     fn new((vm, launch): (Vm, u64), token: u64) -> Option<Self> {
-        let mut pool = shootdown::lock(&POOL);
-        let frames = [pool.frame()?, pool.frame()?, pool.frame()?];
+        let frames = frames()?;
         let [fields, secrets, state] = frames;
         let mut fields = memory::pointer::<Vmcs12>(fields)?;
         // SAFETY: the frame is zeroed, this vCPU's alone, and all-zero bytes are a valid page.
@@ -109,6 +114,11 @@ impl Protected {
         let state = unsafe { GuestState::new(state) }?;
         let guarded = Guarded::new(fields, secrets);
         Some(Self { guarded, state, vm, launch, pointer: None, token, frames })
+    }
+
+    /// The VM: its number and its launch.
+    pub(super) const fn name(&self) -> (Vm, u64) {
+        (self.vm, self.launch)
     }
 
     /// What the VMCS must hold that is this vCPU's.

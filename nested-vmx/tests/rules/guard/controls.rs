@@ -47,12 +47,29 @@ fn a_host_that_asks_for_nothing_gets_what_must_be() {
     let primary = Primary::from_bits_retain(v.read(f::PRIMARY_CONTROLS));
     let must = Primary::UNCONDITIONAL_IO | Primary::MSR_BITMAPS | Primary::RDPMC;
     assert!(primary.contains(must | Primary::SECONDARY));
-    assert_eq!(v.read(f::SECONDARY_CONTROLS), Secondary::EPT.bits());
+    assert_eq!(v.read(f::SECONDARY_CONTROLS) & !FIRST, Secondary::EPT.bits());
     assert_eq!(v.read(f::MSR_BITMAP), 0x5000);
     assert_eq!(v.read(f::CR0_MASK), 1 << 5 | 3 << 29);
     assert_eq!(v.read(f::CR4_MASK) & 0x6040, 0x6040);
     assert_eq!(v.read(f::ENTRY_CONTROLS) & 0xe204, 0xc204);
     assert_eq!(v.read(f::EXCEPTION_BITMAP), 1 << 17 | 1 << 18 | 1 << 1);
+}
+
+/// RDTSCP, unrestricted guest, INVPCID, XSAVES: without them instructions raise exceptions.
+const FIRST: u32 = 1 << 3 | 1 << 7 | 1 << 12 | 1 << 20;
+
+#[test]
+fn instructions_that_a_vm_had_at_first_it_keeps() {
+    let mut vm = Vm::running();
+    let first = vm.v02.read(f::SECONDARY_CONTROLS) & FIRST;
+    assert!(first != 0, "there is something to lose");
+    for asked in [0, FIRST, 0] {
+        vm.exit_to_host(1, 0);
+        let rest = vm.reads(f::SECONDARY_CONTROLS.encoding()) & !u64::from(FIRST);
+        vm.shown.write(f::SECONDARY_CONTROLS.encoding(), rest | u64::from(asked));
+        vm.enter().unwrap();
+        assert_eq!(vm.v02.read(f::SECONDARY_CONTROLS) & FIRST, first);
+    }
 }
 
 #[test]
