@@ -19,6 +19,7 @@ use crate::host_memory::{self, Reads};
 use crate::machine::Machine;
 use crate::memory;
 use crate::percpu::PerCpu;
+use crate::shootdown;
 
 /// Answers an EPT violation of the host at `address`, if it is a store to a table of a VM and can be
 /// performed. A series of stores goes on with the next exit.
@@ -35,7 +36,8 @@ pub(crate) fn store(machine: &Machine, address: u64, registers: &mut Registers) 
     {
         return None;
     }
-    let mut last = LAST.get(size(PerCpu::current().index.get().into()))?.try_lock()?;
+    let index = size(PerCpu::current().index.get().into());
+    let mut last = shootdown::lock(LAST.get(index)?);
     let store = fetch(machine, &mut last)?;
     let bytes = store.size.bytes();
     // The processor has reported the address of a byte, the registers have that of the operand.
@@ -61,8 +63,8 @@ struct Decoded {
     store: Store,
 }
 
-/// Each processor's last. None may wait for its lock: while it waits, what it has read may become a
-/// protected VM's.
+/// Each processor's last. None waits for its lock: meanwhile what it has read could become a protected
+/// VM's.
 static LAST: [Mutex<Option<Decoded>>; PROCESSORS] = [const { Mutex::new(None) }; PROCESSORS];
 /// Most processors that there are.
 const PROCESSORS: usize = 512;
