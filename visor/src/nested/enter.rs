@@ -269,20 +269,17 @@ impl Nested {
             self.answer_call(cpu, machine);
         }
         let slot = self.slots.current();
-        if cpu.guarded.get() {
-            return protected::pointer(machine, slot);
-        }
         let fields = slot.vcpu.fields();
-        if !Wanted::of(fields).secondary.contains(Secondary::EPT) {
-            return machine.tables.pointer();
-        }
         let pointer = fields.read(EPT_POINTER);
         let tables = &slot.tables;
         let usable = |generation| machine.tables.is_current(generation);
-        if tables.pointer == pointer && tables.generation.is_some_and(usable) {
+        if Wanted::of(fields).secondary.contains(Secondary::EPT)
+            && tables.pointer == pointer
+            && tables.generation.is_some_and(usable)
+        {
             return pointer;
         }
-        self.choose(cpu, machine, pointer)
+        self.choose(cpu, machine)
     }
 
     /// What a call to this processor leaves to be done while VMCS02 is current.
@@ -298,11 +295,20 @@ impl Nested {
         }
     }
 
-    /// Tries to use the tables at `pointer` as they stand, and shadows them otherwise.
+    /// Tries to use the host's tables as they stand, and shadows them otherwise; not those of a protected
+    /// VM.
     #[cold]
     #[inline(never)]
-    fn choose(&mut self, cpu: &PerCpu, machine: &Machine, pointer: u64) -> u64 {
-        let tables = &mut self.slots.current().tables;
+    fn choose(&mut self, cpu: &PerCpu, machine: &Machine) -> u64 {
+        let slot = self.slots.current();
+        if cpu.guarded.get() {
+            return protected::pointer(machine, slot);
+        }
+        let fields = slot.vcpu.fields();
+        if !Wanted::of(fields).secondary.contains(Secondary::EPT) {
+            return machine.tables.pointer();
+        }
+        let (pointer, tables) = (fields.read(EPT_POINTER), &mut slot.tables);
         if tables.pointer != pointer {
             *tables = TablesInUse { pointer, generation: None, patience: 0 };
         }

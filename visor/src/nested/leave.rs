@@ -52,18 +52,9 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
     if raw & ENTRY_FAILURE != 0 {
         return entry_failed(cpu, machine, &mut nested, (raw & 0xffff, registers));
     }
-    let is_probe = matches!(nested.mode, Mode::Probing | Mode::Doomed);
-    assert!(!is_probe, "the processor loads what it should not");
     if nested.mode == Mode::Entering {
-        nested.mode = Mode::Guest;
-        cpu.launch(false);
-        let slot = nested.slots.current();
-        if !slot.entered || slot.vcpu.fields().launched() == Launch::Clear {
-            slot.entered = true;
-            slot.vcpu.fields_mut().set_launched(Launch::Launched);
-        }
-    }
-    if cpu.guarded.get() {
+        nested.has_entered(cpu, Mode::Guest);
+    } else if nested.mode != Mode::Guest {
         return protected::exit(cpu, machine, &mut nested, (raw & 0xffff, registers));
     }
     let verdict = verdict(cpu, machine, &mut nested, raw & 0xffff, registers);
@@ -76,6 +67,20 @@ pub(crate) fn exit(cpu: &PerCpu, machine: &Machine, raw: u32, registers: &mut Re
                 (EXIT_QUALIFICATION.encoding(), qualification),
             ];
             reflect(&mut nested, machine, Cause::Other, &told)
+        }
+    }
+}
+
+impl Nested {
+    /// The host's VM-entry instruction has succeeded, and this is its first exit.
+    #[inline(always)]
+    pub(super) fn has_entered(&mut self, cpu: &PerCpu, mode: Mode) {
+        self.mode = mode;
+        cpu.launch(false);
+        let slot = self.slots.current();
+        if !slot.entered || slot.vcpu.fields().launched() == Launch::Clear {
+            slot.entered = true;
+            slot.vcpu.fields_mut().set_launched(Launch::Launched);
         }
     }
 }
@@ -376,7 +381,7 @@ pub(crate) fn reflect_nmi(cpu: &PerCpu, machine: &Machine, registers: &mut Regis
     if !takes_nmis(fields) || Current.read(ENTRY_INTERRUPTION) & 1 << 31 != 0 {
         return NmiFate::Event;
     }
-    let is_entering = nested.mode == Mode::Entering;
+    let is_entering = nested.mode.is_entering();
     let slot = nested.slots.current();
     let exit = Wanted::of(slot.vcpu.fields()).exit;
     vmx::select(&cpu.vmcs_region());

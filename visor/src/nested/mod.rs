@@ -63,12 +63,16 @@ pub(crate) enum Mode {
     Entering,
     /// A VM of the host.
     Guest,
+    /// A protected VM, for the first time since the host's VM-entry instruction.
+    EnteringGuarded,
+    /// A protected VM.
+    Guarded,
 }
 
 impl Mode {
     /// Whether the VM has not run yet since the host's VM-entry instruction.
     pub(crate) fn is_entering(self) -> bool {
-        matches!(self, Self::Probing | Self::Doomed | Self::Entering)
+        matches!(self, Self::Probing | Self::Doomed | Self::Entering | Self::EnteringGuarded)
     }
 }
 

@@ -179,7 +179,7 @@ fn go(
     vcpu.guarded.effective_mut().merge(&environment, &HostRegisters::UNUSED, &mut Current);
     vcpu.state.enter();
     enter::place_virtual_apic(machine, slot, &environment);
-    Ok(Mode::Entering)
+    Ok(Mode::EnteringGuarded)
 }
 
 /// The host's VM-entry instruction ends as if the VM had shut down at once. VMCS01 is current.
@@ -204,6 +204,13 @@ pub(super) fn exit(
     nested: &mut Nested,
     (reason, registers): (u32, &mut Registers),
 ) -> Next {
+    match nested.mode {
+        Mode::EnteringGuarded => nested.has_entered(cpu, Mode::Guarded),
+        Mode::Guarded => {}
+        Mode::Host | Mode::Probing | Mode::Doomed | Mode::Entering | Mode::Guest => {
+            panic!("the processor loads what it should not")
+        }
+    }
     let slot = nested.slots.current();
     let fields = slot.vcpu.fields();
     match reason {
