@@ -54,15 +54,17 @@ fn on_panic(info: &PanicInfo<'_>) -> ! {
         place.map_or("?", core::panic::Location::file),
         place.map_or(0, core::panic::Location::line),
     ));
+    // What the registers hold of a protected VM is not shown.
+    let guarded = machine.is_some() && PerCpu::current().guarded.get();
     print_regardless(format_args!(
         "visor: [panic] apic {} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x}\n",
         cpu::apic_id(),
         Cr0::read_raw(),
-        Cr2::read_raw(),
+        if guarded { 0 } else { Cr2::read_raw() },
         Cr3::read_raw().0.start_address().as_u64(),
         Cr4::read_raw(),
     ));
-    if machine.is_some() && PerCpu::current().running() && !PerCpu::current().guarded.get() {
+    if machine.is_some() && PerCpu::current().running() && !guarded {
         print_regardless(format_args!(
             "visor: [panic] last exit: reason {:#x} qualification {:#x} rip {:#x}\n",
             Current.read(EXIT_REASON),
