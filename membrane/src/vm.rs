@@ -276,12 +276,6 @@ impl Vm {
         self.sealed
     }
 
-    /// Its keys for other purposes than pages.
-    #[must_use]
-    pub const fn sealer(&self) -> &Sealer {
-        &self.sealer
-    }
-
     /// Gives the VM a private `page`, for which the host lends the frame of `found`.
     pub(crate) fn fill<H: Hardware>(
         &mut self,

@@ -85,6 +85,14 @@ impl Registers {
         Self { rdx: signature.into(), ..Self::default() }
     }
 
+    /// Sets what CPUID answers.
+    pub(crate) fn set_cpuid(&mut self, answer: cpuid::Answer) {
+        self.rax = answer.eax.into();
+        self.rbx = answer.ebx.into();
+        self.rcx = answer.ecx.into();
+        self.rdx = answer.edx.into();
+    }
+
     /// EDX:EAX.
     fn pair(&self) -> u64 {
         u64::from(low(self.rdx)) << 32 | u64::from(low(self.rax))
@@ -332,10 +340,7 @@ pub(crate) fn set_nmi_window(open: bool) {
 fn answer_cpuid(registers: &mut Registers) -> Next {
     let (leaf, subleaf) = (low(registers.rax), low(registers.rcx));
     let answer = cpuid::filter(leaf, subleaf, cpu::cpuid(leaf, subleaf), Current.read(GUEST_CR4));
-    registers.rax = answer.eax.into();
-    registers.rbx = answer.ebx.into();
-    registers.rcx = answer.ecx.into();
-    registers.rdx = answer.edx.into();
+    registers.set_cpuid(answer);
     Next::Step
 }
 

@@ -5,6 +5,8 @@ use core::sync::atomic::Ordering;
 
 use ept::addr::{LARGE, PAGE};
 use nested_vmx::exit::COUNTED_REASONS;
+use nested_vmx::io::{CONTROL_PORT, DATA_PORT};
+use ticket::port;
 
 use crate::cpu::{high, low, size};
 use crate::events;
@@ -14,12 +16,12 @@ use crate::percpu::PerCpu;
 use crate::shootdown;
 use crate::submit;
 
-const MAGIC: u32 = u32::from_le_bytes(*b"VISR");
-/// Major and minor version of this interface.
-const VERSION: u32 = ticket::port::VERSION;
-const UNKNOWN: u32 = u32::MAX;
-const COUNTERS: u32 = 0x100;
+const UNKNOWN: u32 = port::ABSENT;
+const COUNTERS: u32 = port::INDEX_COUNTER;
 const COUNTERS_END: u32 = 0x200;
+/// The high half of [`port::INDEX_TICKS`].
+const TICKS_HIGH: u32 = port::INDEX_TICKS + 1;
+const _: () = assert!(CONTROL_PORT == port::SELECT && DATA_PORT == port::DATA, "one interface");
 const MIB: u64 = LARGE / 2;
 
 /// The value that `cpu` selected.
@@ -32,19 +34,19 @@ pub(crate) fn answer(cpu: &PerCpu) -> u32 {
         low(value)
     };
     match cpu.control.get() {
-        0 => MAGIC,
-        1 => VERSION,
-        2 => low(machine.reservation.start() / MIB),
-        3 => low(machine.reservation.len() / MIB),
-        4 => machine.processors,
-        5 => u32::try_from(COUNTED_REASONS).unwrap_or(UNKNOWN),
-        6 => events::violations(),
-        7 => machine.tables.count_tables(),
-        8 => low(shootdown::lock(&POOL).left() / PAGE),
-        0x80 => wide(
+        port::INDEX_MAGIC => port::MAGIC,
+        port::INDEX_VERSION => port::VERSION,
+        port::INDEX_BASE => low(machine.reservation.start() / MIB),
+        port::INDEX_LENGTH => low(machine.reservation.len() / MIB),
+        port::INDEX_PROCESSORS => machine.processors,
+        port::INDEX_COUNTERS => u32::try_from(COUNTED_REASONS).unwrap_or(UNKNOWN),
+        port::INDEX_EVENTS => events::violations(),
+        port::INDEX_TABLES => machine.tables.count_tables(),
+        port::INDEX_FREE => low(shootdown::lock(&POOL).left() / PAGE),
+        port::INDEX_TICKS => wide(
             machine.each().fold(0, |sum, cpu| sum.wrapping_add(cpu.ticks.load(Ordering::Relaxed))),
         ),
-        0x81 => cpu.latched.get(),
+        TICKS_HIGH => cpu.latched.get(),
         index if (COUNTERS..COUNTERS_END).contains(&index) => {
             let (reason, is_high) = ((index - COUNTERS) / 2, index & 1 != 0);
             let reason = size(reason.into());

@@ -15,7 +15,6 @@ use crate::machine::Machine;
 use crate::nested;
 use crate::random;
 use crate::shootdown;
-use crate::vectors;
 
 /// What was selected, and how far a submission has come.
 struct Desk {
@@ -104,7 +103,7 @@ pub(crate) fn write(machine: &Machine, index: u32, value: u32) -> Progress {
     let mut desk = shootdown::lock(&DESK);
     match index {
         port::INDEX_BEGIN => desk.begin(machine, value),
-        port::INDEX_WORD => vectors::with(|| desk.word(machine, value)),
+        port::INDEX_WORD => desk.word(machine, value),
         port::INDEX_CANCEL => {
             desk.parser = None;
             desk.submission = Submission::None;

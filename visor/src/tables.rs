@@ -12,7 +12,7 @@ use ept::ept01::{self, Ept01, Rules, TableMem, Tlb};
 use ept::frames::{Event, FrameTable, Guard, Owner, State as FrameState, Vm};
 use ept::mtrr::{self, Mtrrs};
 use ept::shadow::Permission;
-use membrane::vm::{Cause, Fault, Filled, Life};
+use membrane::vm::{Cause, Fault, Filled};
 use membrane::vms::Vms;
 use membrane::{Pages, Progress};
 use spin::Mutex;
@@ -247,9 +247,9 @@ impl HostTables {
         vectors::with(|| self.with_vms(|_, trees| work(&mut PROTECTED.lock(), trees)))
     }
 
-    /// The VM that takes the oldest ticket that waits, with the first state that it asks for, and a
-    /// number that no VM had before. `None` if `root` is not a new VM's, or no ticket waits.
-    pub(crate) fn launch(&self, root: Frame) -> Option<(Vm, u64, ticket::State)> {
+    /// The VM that takes the oldest ticket that waits, by number and launch, with the first state that the
+    /// ticket asks for. `None` if `root` is not a new VM's, or no ticket waits.
+    pub(crate) fn launch(&self, root: Frame) -> Option<((Vm, u64), ticket::State)> {
         if self.with_vms(|direct, trees| direct.is_loaded(trees, root)) {
             return None;
         }
@@ -257,18 +257,15 @@ impl HostTables {
             let number = vms.launch(trees.hardware.cpu())?;
             let vm = vms.vm(number)?;
             let _ = RUNNING.fetch_add(1, Ordering::Relaxed);
-            let waiting = u32::try_from(vms.waiting()).unwrap_or(u32::MAX);
-            WAITING.store(waiting, Ordering::Relaxed);
-            Some((number, vm.launch(), vm.state()))
+            note_waiting(vms);
+            Some(((number, vm.launch()), vm.state()))
         })
     }
 
     /// The EPT pointer of the VM with this number and launch, if it may run.
-    pub(crate) fn ept_of(&self, number: Vm, launch: u64) -> Option<u64> {
+    pub(crate) fn ept_of(&self, (number, launch): (Vm, u64)) -> Option<u64> {
         let _lock = shootdown::lock(&self.state);
-        let vms = PROTECTED.lock();
-        let vm = vms.vm(number).filter(|vm| vm.launch() == launch && vm.life() == Life::Running)?;
-        Some(vm.pointer())
+        PROTECTED.lock().pointer_if_running(number, launch)
     }
 
     /// One more vCPU.
@@ -341,8 +338,7 @@ impl HostTables {
 
     /// Counts again how many tickets wait.
     pub(crate) fn count_tickets(&self) {
-        let waiting = self.with_protected(|vms, _| vms.waiting());
-        WAITING.store(u32::try_from(waiting).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.with_protected(|vms, _| note_waiting(vms));
     }
 
     /// How many roots were entered without a ticket.
@@ -362,13 +358,12 @@ impl HostTables {
     pub(crate) fn load_root(&self, root: Frame) -> Option<u64> {
         let loaded = self.with_vms(|direct, vms| {
             let is_new = !direct.is_loaded(vms, root);
-            let loaded = direct.load(vms, root, Guard::Counted, is_in_use)?;
-            Ok::<_, direct::Refused>((loaded, is_new))
+            let loaded = direct.load(vms, root, Guard::Counted, is_in_use);
+            if is_new && loaded.is_ok() {
+                let _ = UNPROTECTED.fetch_add(1, Ordering::Relaxed);
+            }
+            loaded
         });
-        if let Ok((_, true)) = loaded {
-            let _ = UNPROTECTED.fetch_add(1, Ordering::Relaxed);
-        }
-        let loaded = loaded.map(|(generation, _)| generation);
         loaded.inspect_err(|why| log::debug!("a VM runs on shadow tables: {why}")).ok()
     }
 
@@ -492,6 +487,11 @@ fn release_first(
     };
     let Store { table, index, new, .. } = store;
     Some(vectors::with(|| PROTECTED.lock().release_before(trees, table, index, new)))
+}
+
+/// Notes how many tickets wait.
+fn note_waiting(vms: &Vms) {
+    WAITING.store(u32::try_from(vms.waiting()).unwrap_or(u32::MAX), Ordering::Relaxed);
 }
 
 /// Whether a processor runs a VM with the tables at `root`.

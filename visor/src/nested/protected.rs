@@ -53,24 +53,26 @@ fn launch(
     slot: &mut Slot,
     (host, registers): (&HostRegisters, &mut Registers),
 ) -> Result<(), ShutDown> {
-    let fields = slot.vcpu.fields();
-    let root = Frame::containing(fields.read(EPT_POINTER));
-    if !Wanted::of(fields).secondary.contains(Secondary::EPT) {
-        return Ok(());
-    }
-    let Some((vm, launch, state)) = machine.tables.launch(root) else {
+    let Some((vm, state)) = root(slot).and_then(|root| machine.tables.launch(root)) else {
         return Ok(());
     };
     sweep(machine);
-    let Some(mut vcpu) = vcpus::create((vm, launch)) else {
-        return Err(stop(machine, (vm, launch), Cause::Memory));
+    let Some(mut vcpu) = vcpus::create(vm) else {
+        return Err(stop(machine, vm, Cause::Memory));
     };
     let begins = begins_as(state, slot, host, registers)
         .and_then(|()| vcpu.guarded.first_entry(&mut slot.vcpu, host, registers));
     slot.vcpu.fields_mut().set_token(vcpu.token());
     slot.protected = Some(vcpu);
-    machine.tables.vcpu_added(vm);
-    begins.map_err(|cause| stop_vcpu(machine, (vm, launch), cause))
+    machine.tables.vcpu_added(vm.0);
+    begins.map_err(|cause| stop_vcpu(machine, vm, cause))
+}
+
+/// The root of the host's tables for the VM, if it has some.
+fn root(slot: &Slot) -> Option<Frame> {
+    let fields = slot.vcpu.fields();
+    let has_ept = Wanted::of(fields).secondary.contains(Secondary::EPT);
+    has_ept.then(|| Frame::containing(fields.read(EPT_POINTER)))
 }
 
 /// Refuses a vCPU without a ticket that would run on the tables of a protected VM.
@@ -78,16 +80,14 @@ fn launch(
 /// # Errors
 /// [`ShutDown`] if it would.
 fn keep_out(machine: &Machine, slot: &Slot) -> Result<(), ShutDown> {
-    let fields = slot.vcpu.fields();
-    let foreign = tables::any_protected()
-        && Wanted::of(fields).secondary.contains(Secondary::EPT)
-        && machine.tables.is_guarded(Frame::containing(fields.read(EPT_POINTER)));
+    let foreign =
+        tables::any_protected() && root(slot).is_some_and(|root| machine.tables.is_guarded(root));
     if foreign { Err(ShutDown) } else { Ok(()) }
 }
 
 /// Frees the vCPUs of VMs that will not run again.
 pub(crate) fn sweep(machine: &Machine) {
-    vcpus::sweep(|vm, launch| machine.tables.ept_of(vm, launch).is_none());
+    vcpus::sweep(|vm| machine.tables.ept_of(vm).is_none());
 }
 
 /// Whether the first state of a vCPU is what the ticket says.
@@ -165,14 +165,14 @@ fn go(
     let Some(vcpu) = &mut slot.protected else {
         return Err(ShutDown);
     };
-    vcpu.pointer = machine.tables.ept_of(vcpu.vm, vcpu.launch);
+    vcpu.pointer = machine.tables.ept_of(vcpu.vm);
     if vcpu.pointer.is_none() {
         return Err(ShutDown);
     }
     let entered = vcpu.guarded.enter(&mut slot.vcpu, registers);
-    entered.map_err(|cause| stop_vcpu(machine, vcpu.name(), cause))?;
+    entered.map_err(|cause| stop_vcpu(machine, vcpu.vm, cause))?;
     if vcpu.guarded.xcr0() != vcpu.state.xcr0() && !vcpu.state.set_xcr0(vcpu.guarded.xcr0()) {
-        return Err(stop(machine, vcpu.name(), Cause::Processor(EXTENDED_STATE)));
+        return Err(stop(machine, vcpu.vm, Cause::Processor(EXTENDED_STATE)));
     }
     vmx::select(&slot.guest);
     let environment = Environment { msr_bitmap: machine.guarded_bitmap.base(), ..*environment };
@@ -255,7 +255,7 @@ fn follow(
         Verdict::ExtendedState => extended_state(vcpu, registers),
         Verdict::Fault { address, access } => fault(nested, machine, (address, access), registers),
         Verdict::Stop(cause) => {
-            let _ = stop_vcpu(machine, vcpu.name(), cause);
+            let _ = stop_vcpu(machine, vcpu.vm, cause);
             shut_down(nested, machine, registers)
         }
     }
@@ -264,11 +264,7 @@ fn follow(
 /// CPUID leaf 0xD: sizes that depend on XCR0, which is the VM's now.
 fn extended_state(vcpu: &Protected, registers: &mut Registers) -> Next {
     let subleaf = low(registers.rcx);
-    let answer = vcpu.guarded.extended_state(subleaf, cpu::cpuid(0xd, subleaf));
-    registers.rax = answer.eax.into();
-    registers.rbx = answer.ebx.into();
-    registers.rcx = answer.ecx.into();
-    registers.rdx = answer.edx.into();
+    registers.set_cpuid(vcpu.guarded.extended_state(subleaf, cpu::cpuid(0xd, subleaf)));
     Next::Step
 }
 
@@ -284,8 +280,7 @@ fn fault(
         return Next::Shutdown;
     };
     let pointer = slot.vcpu.fields().read(EPT_POINTER);
-    let filled =
-        machine.tables.fill((vcpu.vm, vcpu.launch), pointer, Fault { at: address, access });
+    let filled = machine.tables.fill(vcpu.vm, pointer, Fault { at: address, access });
     let (shown, v02) = (&mut slot.vcpu, &Current);
     let verdict = match filled {
         Filled::Mapped => {
@@ -352,7 +347,7 @@ pub(super) fn take_back(slot: &mut Slot, registers: &mut Registers) {
 #[inline(never)]
 pub(super) fn give_up(nested: &mut Nested, machine: &Machine, registers: &mut Registers) -> Next {
     if let Some(vcpu) = &nested.slots.current().protected {
-        let _ = stop(machine, vcpu.name(), Cause::Processor(REFUSED));
+        let _ = stop(machine, vcpu.vm, Cause::Processor(REFUSED));
     }
     shut_down(nested, machine, registers)
 }
@@ -376,7 +371,7 @@ pub(super) fn reflect_nmi(
 #[inline(never)]
 pub(super) fn pointer(machine: &Machine, slot: &mut Slot) -> u64 {
     slot.protected.as_mut().map_or(machine.nowhere, |vcpu| {
-        let ask = || machine.tables.ept_of(vcpu.vm, vcpu.launch).unwrap_or(machine.nowhere);
+        let ask = || machine.tables.ept_of(vcpu.vm).unwrap_or(machine.nowhere);
         *vcpu.pointer.get_or_insert_with(ask)
     })
 }

@@ -17,9 +17,8 @@ use crate::shootdown;
 pub(super) struct Protected {
     pub(super) guarded: Guarded<'static>,
     pub(super) state: &'static mut GuestState,
-    pub(super) vm: Vm,
-    /// Tells the VM from later ones with the same number.
-    pub(super) launch: u64,
+    /// The VM: its number, and its launch, which tells it from later ones with the same number.
+    pub(super) vm: (Vm, u64),
     /// The VM's EPT pointer; asked for again after every call to the processor.
     pub(super) pointer: Option<u64>,
     token: u64,
@@ -51,9 +50,9 @@ const fn token(place: u32, turn: u32) -> u64 {
 }
 
 /// Frees the vCPUs of VMs that are gone, as `is_gone` says, but for those that slots have.
-pub(super) fn sweep(is_gone: impl Fn(Vm, u64) -> bool) {
+pub(super) fn sweep(is_gone: impl Fn((Vm, u64)) -> bool) {
     for place in shootdown::lock(&PLACES).iter_mut() {
-        if place.vcpu.as_ref().is_some_and(|vcpu| is_gone(vcpu.vm, vcpu.launch))
+        if place.vcpu.as_ref().is_some_and(|vcpu| is_gone(vcpu.vm))
             && let Some(gone) = place.vcpu.take()
         {
             place.taken = false;
@@ -63,12 +62,12 @@ pub(super) fn sweep(is_gone: impl Fn(Vm, u64) -> bool) {
 }
 
 /// A new vCPU of `vm`; `None` if there is no room.
-pub(super) fn create((vm, launch): (Vm, u64)) -> Option<Protected> {
+pub(super) fn create(vm: (Vm, u64)) -> Option<Protected> {
     let mut places = shootdown::lock(&PLACES);
     let (number, place) = places.iter_mut().enumerate().find(|(_, place)| !place.taken)?;
     place.turn = place.turn.wrapping_add(1).max(1);
     let token = token(u32::try_from(number).ok()?, place.turn);
-    let vcpu = Protected::new((vm, launch), token)?;
+    let vcpu = Protected::new(vm, token)?;
     place.taken = true;
     Some(vcpu)
 }
@@ -99,7 +98,7 @@ fn frames() -> Option<[Frame; 3]> {
 }
 
 impl Protected {
-    fn new((vm, launch): (Vm, u64), token: u64) -> Option<Self> {
+    fn new(vm: (Vm, u64), token: u64) -> Option<Self> {
         let frames = frames()?;
         let [fields, secrets, state] = frames;
         let mut fields = memory::pointer::<Vmcs12>(fields)?;
@@ -113,12 +112,7 @@ impl Protected {
         // SAFETY: the frame is zeroed and this vCPU's alone.
         let state = unsafe { GuestState::new(state) }?;
         let guarded = Guarded::new(fields, secrets);
-        Some(Self { guarded, state, vm, launch, pointer: None, token, frames })
-    }
-
-    /// The VM: its number and its launch.
-    pub(super) const fn name(&self) -> (Vm, u64) {
-        (self.vm, self.launch)
+        Some(Self { guarded, state, vm, pointer: None, token, frames })
     }
 
     /// What the VMCS must hold that is this vCPU's.
