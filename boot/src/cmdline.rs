@@ -66,6 +66,8 @@ pub struct Options {
     pub vmcs_shadowing: bool,
     /// Whether tickets are taken in clear, from whoever may use the control port.
     pub dev_tickets: bool,
+    /// Whether VMs without a ticket may run.
+    pub unprotected_vms: bool,
 }
 
 impl Default for Options {
@@ -78,6 +80,7 @@ impl Default for Options {
             quirk: Quirk::None,
             vmcs_shadowing: true,
             dev_tickets: false,
+            unprotected_vms: true,
         }
     }
 }
@@ -128,6 +131,11 @@ pub const WORDS: &[Word] = &[
         values: "on|off",
         meaning: "Takes tickets for protected VMs in clear, for development (default: off).",
     },
+    Word {
+        name: "unprotected-vms",
+        values: "run|refuse",
+        meaning: "Lets VMs run that have no ticket, or refuses them (default: run).",
+    },
 ];
 
 /// Does what the word `name=value` says; `None` if it says nothing.
@@ -146,6 +154,8 @@ fn apply(options: &mut Options, name: &str, value: &str) -> Option<()> {
         ("vmcs-shadowing", "off") => options.vmcs_shadowing = false,
         ("dev-tickets", "" | "on") => options.dev_tickets = true,
         ("dev-tickets", "off") => options.dev_tickets = false,
+        ("unprotected-vms", "run") => options.unprotected_vms = true,
+        ("unprotected-vms", "refuse") => options.unprotected_vms = false,
         _ => return None,
     }
     Some(())

@@ -185,6 +185,11 @@ impl Vms {
         }
     }
 
+    /// The first VM without a ticket since boot runs, or was refused.
+    pub fn saw_unprotected(&mut self, cpu: u32) {
+        self.audit.push(cpu, Entry { kind: Kind::Unprotected, vm: None, a: 0, b: 0 });
+    }
+
     /// Stops the VM for good, unless it is stopped already.
     pub fn stop(&mut self, number: frames::Vm, cause: Cause, cpu: u32) {
         self.held.stop(&mut self.audit, cpu, number, cause);

@@ -60,7 +60,7 @@ kinds! {
     Destroyed = 7, "vm-destroyed";
     /// The host touched a private page: `a` is its guest-physical address. The first 16 of a VM only.
     Touched = 8, "host-touched-page";
-    /// A VM ran without a ticket: the first time of each.
+    /// A VM was entered without a ticket: the first time since boot.
     Unprotected = 9, "unprotected-vm";
 }
 

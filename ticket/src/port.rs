@@ -21,7 +21,7 @@ pub const DATA: u16 = 0xce4;
 /// What [`INDEX_MAGIC`] reads when a visor answers: "VISR".
 pub const MAGIC: u32 = u32::from_le_bytes(*b"VISR");
 /// Major version (high half) and minor version (low half) of what is described here.
-pub const VERSION: u32 = 0x0001_0001;
+pub const VERSION: u32 = 0x0001_0002;
 /// What an empty port reads, and an index that does not exist.
 pub const ABSENT: u32 = u32::MAX;
 
@@ -59,6 +59,8 @@ pub const INDEX_CANCEL: u32 = 0x402;
 pub const INDEX_WAITING: u32 = 0x403;
 /// Reads 1 if tickets are taken in clear.
 pub const INDEX_CLEAR: u32 = 0x404;
+/// Reads 1 if VMs without a ticket are refused. Since 1.2.
+pub const INDEX_REFUSES: u32 = 0x405;
 
 /// Write: selects a VM, 0..[`VMS`].
 pub const INDEX_VM: u32 = 0x410;

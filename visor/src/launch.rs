@@ -226,6 +226,7 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
         guarded_bitmap: bitmaps.guarded,
         nowhere: ept::entry::pointer(bitmaps.nowhere),
         dev_tickets: options.dev_tickets,
+        unprotected_vms: options.unprotected_vms,
         quirk: options.quirk,
         on_panic: options.panic,
     }

@@ -47,6 +47,8 @@ pub(crate) struct Machine {
     pub(crate) nowhere: u64,
     /// Whether tickets are taken in clear.
     pub(crate) dev_tickets: bool,
+    /// Whether VMs without a ticket may run.
+    pub(crate) unprotected_vms: bool,
     /// Processors on which the host is in VMX operation.
     pub(crate) in_vmx: AtomicU32,
     /// Frame table and EPT01.

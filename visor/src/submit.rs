@@ -36,6 +36,7 @@ pub(crate) fn read(machine: &Machine, index: u32) -> Option<u32> {
         port::INDEX_BEGIN => Some(desk.submission.word()),
         port::INDEX_WAITING => Some(tables.with_protected(|vms, _| count(vms.waiting()))),
         port::INDEX_CLEAR => Some(machine.dev_tickets.into()),
+        port::INDEX_REFUSES => Some((!machine.unprotected_vms).into()),
         port::INDEX_VM..=port::INDEX_VM_SEALED => about_vm(machine, vm, index),
         port::INDEX_UNPROTECTED => Some(tables.unprotected()),
         port::INDEX_AUDIT_END => Some(tables.with_protected(|vms, _| word(vms.audit.count()))),

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "storage of the frame table")]
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ept::addr::{Frame, LARGE, PAGE, Span};
 use ept::direct::{self, Direct, Generation, Store};
@@ -35,6 +35,8 @@ static WAITING: AtomicU32 = AtomicU32::new(0);
 
 /// Roots of VMs without a ticket.
 static UNPROTECTED: AtomicU32 = AtomicU32::new(0);
+/// Whether there was any.
+static SEEN: AtomicBool = AtomicBool::new(false);
 
 /// Whether a ticket waits for its VM.
 pub(crate) fn tickets_wait() -> bool {
@@ -341,6 +343,13 @@ impl HostTables {
         self.with_protected(|vms, _| note_waiting(vms));
     }
 
+    /// A VM without a ticket runs, or is refused: the first one since boot is recorded.
+    pub(crate) fn saw_unprotected(&self) {
+        if !SEEN.swap(true, Ordering::Relaxed) {
+            self.with_protected(|vms, trees| vms.saw_unprotected(trees.hardware.cpu()));
+        }
+    }
+
     /// How many roots were entered without a ticket.
     pub(crate) fn unprotected(&self) -> u32 {
         UNPROTECTED.load(Ordering::Relaxed)
@@ -359,11 +368,13 @@ impl HostTables {
         let loaded = self.with_vms(|direct, vms| {
             let is_new = !direct.is_loaded(vms, root);
             let loaded = direct.load(vms, root, Guard::Counted, is_in_use);
-            if is_new && loaded.is_ok() {
-                let _ = UNPROTECTED.fetch_add(1, Ordering::Relaxed);
-            }
-            loaded
+            loaded.map(|generation| (generation, is_new))
         });
+        if let Ok((_, true)) = loaded {
+            let _ = UNPROTECTED.fetch_add(1, Ordering::Relaxed);
+            self.saw_unprotected();
+        }
+        let loaded = loaded.map(|(generation, _)| generation);
         loaded.inspect_err(|why| log::debug!("a VM runs on shadow tables: {why}")).ok()
     }
 

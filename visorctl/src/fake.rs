@@ -35,6 +35,7 @@ pub(crate) struct Machine {
     pub(crate) fixed: BTreeMap<u32, u32>,
     pub(crate) version: u32,
     pub(crate) clear: bool,
+    pub(crate) refuses: bool,
     pub(crate) vms: BTreeMap<u32, FakeVm>,
     pub(crate) unprotected: u32,
     /// Pages of manifests that there is room for.
@@ -112,6 +113,7 @@ impl Machine {
                 self.vms.values().filter(waits).count().try_into().unwrap()
             }
             INDEX_CLEAR => self.clear.into(),
+            INDEX_REFUSES => self.refuses.into(),
             INDEX_VM_STATE => vm.map_or(VmState::None, |vm| vm.state).word(),
             INDEX_VM_CAUSE => vm.map_or(0, |vm| vm.cause),
             index @ INDEX_VM_ID..INDEX_VM_CPUS => {
@@ -231,6 +233,7 @@ impl Fake {
             fixed,
             version: VERSION,
             clear: true,
+            refuses: false,
             vms: BTreeMap::new(),
             unprotected: 0,
             room: u32::MAX,

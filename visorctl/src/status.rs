@@ -5,8 +5,8 @@ use std::fmt;
 use serde::Serialize;
 use ticket::port::{
     INDEX_AUDIT_END, INDEX_BASE, INDEX_CLEAR, INDEX_COUNTER, INDEX_COUNTERS, INDEX_EVENTS,
-    INDEX_FREE, INDEX_LENGTH, INDEX_PROCESSORS, INDEX_TABLES, INDEX_TICKS, INDEX_UNPROTECTED,
-    INDEX_WAITING, VMS, VmState,
+    INDEX_FREE, INDEX_LENGTH, INDEX_PROCESSORS, INDEX_REFUSES, INDEX_TABLES, INDEX_TICKS,
+    INDEX_UNPROTECTED, INDEX_WAITING, VMS, VmState,
 };
 
 use crate::failure::{Exit, Failure};
@@ -51,6 +51,8 @@ struct Memory {
 struct Protection {
     /// Whether tickets are taken in clear.
     clear_tickets: bool,
+    /// Whether VMs without a ticket are refused.
+    refuses_unprotected: bool,
     waiting_tickets: u32,
     running: u32,
     stopped: u32,
@@ -98,6 +100,7 @@ fn protection<P: Port>(visor: &mut Visor<P>) -> Result<Protection, Failure> {
     }
     Ok(Protection {
         clear_tickets: visor.value(INDEX_CLEAR) == 1,
+        refuses_unprotected: visor.value(INDEX_REFUSES) == 1,
         waiting_tickets: visor.value(INDEX_WAITING),
         running,
         stopped,
@@ -152,6 +155,9 @@ impl fmt::Display for Protection {
         }
         writeln!(f, "audit:       {} events", self.audit_events)?;
         match self.unprotected {
+            0 if self.refuses_unprotected => {
+                writeln!(f, "others:      VMs without a ticket are refused")
+            }
             0 => Ok(()),
             count => writeln!(f, "UNPROTECTED: {count} VMs ran without a ticket"),
         }

@@ -13,7 +13,7 @@ fn an_empty_line_gives_the_defaults() {
 #[test]
 fn every_word_does_what_it_says() {
     let line = b"log=debug serial=0x2f8,9600   panic=reset quirk=bochs-init vmcs-shadowing=off \
-                 dev-tickets";
+                 dev-tickets unprotected-vms=refuse";
     let expected = Options {
         log: LogLevel::Debug,
         serial: Serial::Port { port: 0x2f8, baud: 9600 },
@@ -21,10 +21,12 @@ fn every_word_does_what_it_says() {
         quirk: Quirk::BochsInit,
         vmcs_shadowing: false,
         dev_tickets: true,
+        unprotected_vms: false,
     };
     assert_eq!(parse(line), Ok(expected));
     let line = parse(b"vmcs-shadowing=on");
     assert!(line.is_ok_and(|options| options.vmcs_shadowing && !options.dev_tickets));
+    assert!(parse(b"unprotected-vms=run").is_ok_and(|options| options.unprotected_vms));
 }
 
 #[test]

@@ -412,6 +412,13 @@ fn without_memory_the_vm_stops_and_nothing_is_lost() {
 fn a_host_that_touches_a_page_gets_it_sealed_and_the_vm_gets_it_back() {
     let mut world = written();
     world.honest = true;
+#[test]
+fn a_vm_without_a_ticket_is_on_record() {
+    let mut world = World::new();
+    world.vms.saw_unprotected(3);
+    assert_eq!(events(&world), [(Kind::Unprotected.number(), 0, 0)]);
+}
+
     for _ in 0..20 {
         let sealed = world.host_read(F);
         assert!(sealed != ZERO);

@@ -75,11 +75,15 @@ fn root(slot: &Slot) -> Option<Frame> {
     has_ept.then(|| Frame::containing(fields.read(EPT_POINTER)))
 }
 
-/// Refuses a vCPU without a ticket that would run on the tables of a protected VM.
+/// Refuses a vCPU without a ticket, if all of them are, or if it would run on the tables of a protected VM.
 ///
 /// # Errors
 /// [`ShutDown`] if it would.
 fn keep_out(machine: &Machine, slot: &Slot) -> Result<(), ShutDown> {
+    if !machine.unprotected_vms {
+        machine.tables.saw_unprotected();
+        return Err(ShutDown);
+    }
     let foreign =
         tables::any_protected() && root(slot).is_some_and(|root| machine.tables.is_guarded(root));
     if foreign { Err(ShutDown) } else { Ok(()) }

@@ -26,7 +26,7 @@ fn the_status_has_everything_in_it() {
     assert_eq!(
         answer,
         value!({
-            "version": {"major": 1, "minor": 1},
+            "version": {"major": 1, "minor": 2},
             "memory": {"base": 1000_u64 << 20, "length": 24 << 20, "free_pages": 500},
             "processors": 2,
             "refused_accesses": 3,
@@ -35,6 +35,7 @@ fn the_status_has_everything_in_it() {
             "ticks": 0x1_0000_0005_u64,
             "protection": {
                 "clear_tickets": true,
+                "refuses_unprotected": false,
                 "waiting_tickets": 1,
                 "running": 1,
                 "stopped": 1,
@@ -52,6 +53,14 @@ fn people_see_in_the_status_what_is_insecure() {
     assert_eq!(good.exit, Exit::Good);
     assert!(good.out.contains("INSECURE:    tickets are taken in clear"), "{}", good.out);
     assert!(!good.out.contains("UNPROTECTED"), "{}", good.out);
+    fake.0.borrow_mut().refuses = true;
+    let strict = visorctl(&fake, ["status"]);
+    assert!(
+        strict.out.contains("\nothers:      VMs without a ticket are refused\n"),
+        "{}",
+        strict.out
+    );
+    assert!(!good.out.contains("refused\n"), "{}", good.out);
     fake.0.borrow_mut().clear = false;
     fake.0.borrow_mut().unprotected = 2;
     let bad = visorctl(&fake, ["status"]);
