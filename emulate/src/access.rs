@@ -18,12 +18,7 @@ impl<M: Memory> AddressSpace<'_, M> {
         for (linear, part) in parts(linear, bytes.len(), PAGE) {
             let physical = self.translate(linear, access)?;
             let page = bytes.get_mut(part).unwrap_or_default();
-            for (at, part) in parts(physical, page.len(), 8) {
-                let (address, skip) = word(at);
-                let word = self.memory.read(address).ok_or(Error::Unreachable(address))?;
-                let to = page.get_mut(part).unwrap_or_default().iter_mut();
-                to.zip(word.to_le_bytes().into_iter().skip(skip)).for_each(|(to, from)| *to = from);
-            }
+            load(self.memory, physical, page)?;
         }
         Ok(())
     }
@@ -54,24 +49,45 @@ impl<M: Memory> AddressSpace<'_, M> {
     /// changed the tables meanwhile.
     pub fn write(&self, linear: u64, bytes: &[u8]) -> Result<(), Error> {
         for (linear, _) in parts(linear, bytes.len(), PAGE) {
-            let (address, _) = word(self.translate(linear, Access::Write)?);
-            // Asks whether the page may be written, and changes nothing.
-            let asked = self.memory.compare_exchange(address, 0, 0);
-            let _ = asked.ok_or(Error::Unreachable(address))?;
+            ask(self.memory, self.translate(linear, Access::Write)?)?;
         }
         for (linear, part) in parts(linear, bytes.len(), PAGE) {
             let physical = self.translate(linear, Access::Write)?;
             let page = bytes.get(part).unwrap_or_default();
-            for (at, part) in parts(physical, page.len(), 8) {
-                store(self.memory, at, page.get(part).unwrap_or_default())?;
-            }
+            store(self.memory, physical, page)?;
         }
         Ok(())
     }
 }
 
+/// Whether the page of `physical` may be written. Changes nothing.
+pub(crate) fn ask(memory: &impl Memory, physical: u64) -> Result<(), Error> {
+    let (address, _) = word(physical);
+    let asked = memory.compare_exchange(address, 0, 0);
+    asked.map(|_| ()).ok_or(Error::Unreachable(address))
+}
+
+/// Reads what lies at `physical`, in one page.
+pub(crate) fn load(memory: &impl Memory, physical: u64, bytes: &mut [u8]) -> Result<(), Error> {
+    for (at, part) in parts(physical, bytes.len(), 8) {
+        let (address, skip) = word(at);
+        let word = memory.read(address).ok_or(Error::Unreachable(address))?;
+        let to = bytes.get_mut(part).unwrap_or_default().iter_mut();
+        to.zip(word.to_le_bytes().into_iter().skip(skip)).for_each(|(to, from)| *to = from);
+    }
+    Ok(())
+}
+
+/// Writes to `physical`, in one page.
+pub(crate) fn store(memory: &impl Memory, physical: u64, bytes: &[u8]) -> Result<(), Error> {
+    for (at, part) in parts(physical, bytes.len(), 8) {
+        store_unit(memory, at, bytes.get(part).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
 /// Stores `bytes`, which lie in one aligned unit of 8 bytes.
-fn store(memory: &impl Memory, at: u64, bytes: &[u8]) -> Result<(), Error> {
+fn store_unit(memory: &impl Memory, at: u64, bytes: &[u8]) -> Result<(), Error> {
     let (address, skip) = word(at);
     for _ in 0..ATTEMPTS {
         let old = memory.read(address).ok_or(Error::Unreachable(address))?;

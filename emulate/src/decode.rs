@@ -1,18 +1,30 @@
-//! Which instruction stored to memory (SDM vol. 2, chapter 2 and the opcode maps in appendix A).
+//! Which instruction accessed memory (SDM vol. 2, chapter 2 and the opcode maps in appendix A).
 //!
-//! Known are the instructions by which page tables are written. Any other is `None`, and so is any
-//! form of these that no compiler makes. The address is not computed: the processor has reported
-//! where the store went.
+//! Known are the instructions by which page tables are written, and those by which devices are
+//! accessed. Any other is `None`, and so is any form of these that no compiler makes.
 
 use crate::access::LONGEST;
+use crate::instruction::{Action, Instruction};
+use crate::operand::{Base, Place};
 use crate::store::{Operation, RAX, Register, Series, Size, Store};
 
 const REX_W: u8 = 8;
 const REX_R: u8 = 4;
+const REX_X: u8 = 2;
+const REX_B: u8 = 1;
+
+// Numbers of registers.
+const BX: u8 = 3;
+const SP: u8 = 4;
+const BP: u8 = 5;
+const SI: u8 = 6;
+const DI: u8 = 7;
 
 /// The kind of code that is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
+    /// 16-bit code: CS.D = 0 outside 64-bit mode.
+    Bits16,
     /// 32-bit code: protected or compatibility mode, CS.D = 1.
     Bits32,
     /// 64-bit mode.
@@ -20,40 +32,43 @@ pub enum Mode {
 }
 
 /// The store that the instruction at the start of `bytes` does. It has a memory operand and was
-/// executed up to the store.
+/// executed up to the store. The address is not computed: the processor has reported where the
+/// store went.
 #[must_use]
 pub fn decode(bytes: &[u8], mode: Mode) -> Option<Store> {
+    let found = parse(bytes, mode, 0)?;
+    matches!(found.action, Action::Store | Action::Change).then_some(found.store)
+}
+
+/// The instruction at the start of `bytes`, which lies at `rip`.
+pub(crate) fn parse(bytes: &[u8], mode: Mode, rip: u64) -> Option<Instruction> {
     let bytes = bytes.get(..LONGEST).unwrap_or(bytes);
-    let mut decoder =
-        Decoder { rest: bytes, mode, lock: false, repeat: false, small: false, rex: 0 };
+    let mut decoder = Decoder::new(bytes, mode);
     let opcode = decoder.opcode()?;
-    let size = decoder.size(opcode);
-    let address_size = if mode == Mode::Bits64 { Size::EIGHT } else { Size::FOUR };
-    let (mut series, mut register, mut immediate) = (None, RAX, None);
-    let operation = match opcode {
-        0xa2 | 0xa3 => {
-            decoder.skip(usize::try_from(address_size.bytes()).ok()?)?;
-            Operation::Set
-        }
-        0xaa | 0xab => {
-            series = Some(Series { address_size, counted: decoder.repeat });
-            Operation::Set
-        }
-        _ => {
-            let reg = decoder.memory()?;
-            register = decoder.register(reg, size);
-            immediate = decoder.immediate(opcode, size)?;
-            decoder.operation(opcode, reg)?
-        }
-    };
-    // xchg and xadd
-    let exchange = matches!(opcode, 0x86 | 0x87 | 0x0fc0 | 0x0fc1);
-    let no_lock = operation == Operation::Set && !exchange;
-    if decoder.lock && no_lock || decoder.repeat && series.is_none() {
+    let (size, to) = decoder.sizes(opcode);
+    let (reg, register, mut source) = decoder.operand(opcode, to)?;
+    let immediate = decoder.immediate(opcode, reg, size)?;
+    let (action, operation) = decoder.form(opcode, reg)?;
+    let is_string = is_string(opcode);
+    if decoder.lock && action != Action::Change || decoder.repeat && !is_string {
         return None;
     }
     let length = u64::try_from(bytes.len() - decoder.rest.len()).ok()?;
-    Some(Store { length, size, operation, series, register, immediate, exchange })
+    if decoder.relative {
+        source.displacement = source.displacement.wrapping_add(rip).wrapping_add(length);
+    }
+    let (mut target, mut series) = (source, None);
+    if is_string {
+        (target.base, target.segment) = (Some(DI), Base::Es);
+        let reads = matches!(action, Action::Load | Action::Move | Action::Out);
+        let moves = (reads, !matches!(action, Action::Load | Action::Out));
+        series = Some(Series { address_size: source.width, counted: decoder.repeat, moves });
+    }
+    // xchg and xadd
+    let exchange = matches!(opcode, 0x86 | 0x87 | 0x0fc0 | 0x0fc1);
+    let signed = matches!(opcode, 0x63 | 0x0fbe | 0x0fbf);
+    let store = Store { length, size, operation, series, register, immediate, exchange };
+    Some(Instruction { action, store, extend: (to, signed), source, target })
 }
 
 struct Decoder<'a> {
@@ -61,22 +76,41 @@ struct Decoder<'a> {
     mode: Mode,
     lock: bool,
     repeat: bool,
-    /// Whether a prefix asks for operands of 2 bytes.
-    small: bool,
+    /// Whether a prefix asks for the other size of operands.
+    other: bool,
+    /// Size of addresses.
+    width: Size,
+    segment: Option<Base>,
     /// 0 if there is none: a REX prefix is never 0.
     rex: u8,
+    /// Whether the operand's address is relative to the next instruction's.
+    relative: bool,
 }
 
-impl Decoder<'_> {
+impl<'a> Decoder<'a> {
+    const fn new(rest: &'a [u8], mode: Mode) -> Self {
+        let width = match mode {
+            Mode::Bits16 => Size::TWO,
+            Mode::Bits32 => Size::FOUR,
+            Mode::Bits64 => Size::EIGHT,
+        };
+        let (lock, repeat, other, segment, rex, relative) = (false, false, false, None, 0, false);
+        Self { rest, mode, lock, repeat, other, width, segment, rex, relative }
+    }
+
     fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.rest.split_first()?;
         self.rest = rest;
         Some(*first)
     }
 
-    fn skip(&mut self, count: usize) -> Option<()> {
-        self.rest = self.rest.get(count..)?;
-        Some(())
+    /// Reads a number of so many bytes, and extends its sign.
+    fn number(&mut self, bytes: u64) -> Option<u64> {
+        let (value, rest) = self.rest.split_at_checked(usize::try_from(bytes).ok()?)?;
+        self.rest = rest;
+        let negative = value.last().is_some_and(|last| last & 0x80 != 0);
+        let sign = if negative { u64::MAX } else { 0 };
+        Some(value.iter().rev().fold(sign, |value, byte| value << 8 | u64::from(*byte)))
     }
 
     /// Reads prefixes and opcode. One of two bytes begins with 0x0f.
@@ -84,8 +118,16 @@ impl Decoder<'_> {
         let mut byte = self.byte()?;
         loop {
             match byte {
-                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => {}
-                0x66 => self.small = true,
+                0x26 | 0x2e | 0x36 | 0x3e if self.mode == Mode::Bits64 => {}
+                0x26 => self.segment = Some(Base::Es),
+                0x2e => self.segment = Some(Base::Cs),
+                0x36 => self.segment = Some(Base::Ss),
+                0x3e => self.segment = Some(Base::Ds),
+                0x64 => self.segment = Some(Base::Fs),
+                0x65 => self.segment = Some(Base::Gs),
+                0x66 => self.other = true,
+                0x67 if self.mode == Mode::Bits32 => self.width = Size::TWO,
+                0x67 => self.width = Size::FOUR,
                 0xf0 => self.lock = true,
                 0xf3 => self.repeat = true,
                 _ => break,
@@ -102,80 +144,161 @@ impl Decoder<'_> {
         Some(u16::from_be_bytes(bytes))
     }
 
-    /// Size of the memory operand. Bit 0 of nearly all opcodes tells one byte from more.
-    fn size(&self, opcode: u16) -> Size {
-        match (opcode & 1, self.rex & REX_W, self.small) {
-            (0, _, _) if opcode != 0x0fba => Size::ONE,
-            (_, REX_W, _) => Size::EIGHT,
-            (_, _, true) => Size::TWO,
-            (_, _, false) => Size::FOUR,
+    /// Sizes of the operand in memory and of that in a register. Bit 0 of nearly all opcodes tells
+    /// one byte from more.
+    fn sizes(&self, opcode: u16) -> (Size, Size) {
+        let small = self.other != (self.mode == Mode::Bits16);
+        let wide = match (self.rex & REX_W, small) {
+            (REX_W, _) => Size::EIGHT,
+            // movnti has no operands of 2 bytes.
+            (_, true) if opcode != 0x0fc3 => Size::TWO,
+            _ => Size::FOUR,
+        };
+        match opcode {
+            0x0fb6 | 0x0fbe => (Size::ONE, wide),
+            0x0fb7 | 0x0fbf => (Size::TWO, wide),
+            // movsxd
+            0x63 if self.rex & REX_W != 0 => (Size::FOUR, wide),
+            // Ports have 4 bytes at most.
+            0x6d | 0x6f if self.rex & REX_W != 0 => (Size::FOUR, Size::FOUR),
+            _ if opcode & 1 == 0 && opcode != 0x0fba => (Size::ONE, Size::ONE),
+            _ => (wide, wide),
         }
     }
 
-    /// Passes ModRM, SIB and displacement of a memory operand (SDM vol. 2, 2.1.5). Returns ModRM.reg.
-    fn memory(&mut self) -> Option<u8> {
+    /// A memory operand in the `segment` that the instruction uses if no prefix says otherwise.
+    fn place(&self, base: Option<u8>, segment: Base) -> Place {
+        let segment = self.segment.unwrap_or(segment);
+        let (width, mode) = (self.width, self.mode);
+        Place { segment, base, index: None, scale: 0, displacement: 0, width, mode }
+    }
+
+    /// Reads ModRM, SIB and displacement of a memory operand (SDM vol. 2, 2.1.5). Returns ModRM.reg
+    /// with it.
+    fn memory(&mut self) -> Option<(u8, Place)> {
         let modrm = self.byte()?;
-        let mut base = modrm & 7;
-        if modrm >> 6 == 3 {
+        let (form, reg, rm) = (modrm >> 6, modrm >> 3 & 7, modrm & 7);
+        let short = self.width == Size::TWO;
+        let (mut index, mut scale, mut base) = (None, 0, rm);
+        if form == 3 {
             return None;
+        } else if short {
+            (base, index) = match rm {
+                0 => (BX, Some(SI)),
+                1 => (BX, Some(DI)),
+                2 => (BP, Some(SI)),
+                3 => (BP, Some(DI)),
+                4 => (SI, None),
+                5 => (DI, None),
+                6 => (BP, None),
+                _ => (BX, None),
+            };
+        } else if rm == SP {
+            let sib = self.byte()?;
+            (base, scale) = (sib & 7, sib >> 6);
+            index = Some(sib >> 3 & 7 | self.extension(REX_X)).filter(|index| *index != SP);
         }
-        if base == 4 {
-            base = self.byte()? & 7;
-        }
-        self.skip(match (modrm >> 6, base) {
-            (0, 5) | (2, _) => 4,
-            (1, _) => 1,
-            _ => 0,
+        // What would be plain [BP] has a displacement and no base.
+        let no_base = form == 0 && base == BP && !(short && index.is_some());
+        self.relative = no_base && rm == BP && !short && self.mode == Mode::Bits64;
+        let displacement = self.number(match form {
+            1 => 1,
+            0 if !no_base => 0,
+            _ => {
+                if short {
+                    2
+                } else {
+                    4
+                }
+            }
         })?;
-        Some(modrm >> 3 & 7)
+        base |= self.extension(REX_B);
+        let segment = if !no_base && matches!(base, SP | BP) { Base::Ss } else { Base::Ds };
+        let place = self.place((!no_base).then_some(base), segment);
+        Some((reg, Place { index, scale, displacement, ..place }))
+    }
+
+    /// Reads what names the operands: ModRM.reg, the register, where memory is. A string's is that
+    /// which is read.
+    fn operand(&mut self, opcode: u16, size: Size) -> Option<(u8, Register, Place)> {
+        Some(match opcode {
+            0xa0..=0xa3 => {
+                let displacement = self.number(self.width.bytes())?;
+                (0, RAX, Place { displacement, ..self.place(None, Base::Ds) })
+            }
+            _ if is_string(opcode) => (0, RAX, self.place(Some(SI), Base::Ds)),
+            _ => {
+                let (reg, place) = self.memory()?;
+                (reg, self.register(reg, size), place)
+            }
+        })
+    }
+
+    /// The high bit of a register's number.
+    const fn extension(&self, bit: u8) -> u8 {
+        if self.rex & bit == 0 { 0 } else { 8 }
     }
 
     /// The register that ModRM.reg names.
     fn register(&self, reg: u8, size: Size) -> Register {
         match (size, self.rex) {
             (Size::ONE, 0) if reg >= 4 => Register { number: reg - 4, shift: 8 },
-            (_, rex) if rex & REX_R != 0 => Register { number: reg | 8, shift: 0 },
-            _ => Register { number: reg, shift: 0 },
+            _ => Register { number: reg | self.extension(REX_R), shift: 0 },
         }
     }
 
     /// The sign-extended immediate operand, cut to `size`; `Some(None)` if there is none.
-    fn immediate(&mut self, opcode: u16, size: Size) -> Option<Option<u64>> {
-        let bytes = match opcode {
-            0x80 | 0x83 | 0xc6 | 0x0fba => 1,
+    fn immediate(&mut self, opcode: u16, reg: u8, size: Size) -> Option<Option<u64>> {
+        let bytes = match (opcode, reg) {
+            (0x80 | 0x83 | 0xc6 | 0x0fba, _) => 1,
             // There are no immediate operands of 8 bytes.
-            0x81 | 0xc7 => size.bytes().min(4),
+            (0x81 | 0xc7, _) | (0xf6 | 0xf7, 0) => size.bytes().min(4),
             _ => return Some(None),
         };
-        let (value, rest) = self.rest.split_at_checked(usize::try_from(bytes).ok()?)?;
-        self.rest = rest;
-        let sign = if value.last()? & 0x80 != 0 { u64::MAX } else { 0 };
-        let value = value.iter().rev().fold(sign, |value, byte| value << 8 | u64::from(*byte));
-        Some(Some(value & size.mask()))
+        Some(Some(self.number(bytes)? & size.mask()))
     }
 
     /// What an opcode with its ModRM.reg stands for.
-    fn operation(&self, opcode: u16, reg: u8) -> Option<Operation> {
+    fn form(&self, opcode: u16, reg: u8) -> Option<(Action, Operation)> {
         Some(match (opcode, reg) {
-            (0x00..=0x3f, _) if opcode & 6 == 0 => return arithmetic(opcode >> 3),
-            (0x80 | 0x81 | 0x83, _) => return arithmetic(reg.into()),
-            (0x86..=0x89, _) | (0xc6 | 0xc7, 0) => Operation::Set,
-            (0xf6 | 0xf7, 2) => Operation::Not,
-            (0xf6 | 0xf7, 3) => Operation::Negate,
-            (0xfe | 0xff, 0) => Operation::Increment,
-            (0xfe | 0xff, 1) => Operation::Decrement,
-            (0x0fab, _) | (0x0fba, 5) => Operation::SetBit,
-            (0x0fb3, _) | (0x0fba, 6) => Operation::ResetBit,
-            (0x0fbb, _) | (0x0fba, 7) => Operation::ComplementBit,
-            (0x0fb0 | 0x0fb1, _) => Operation::CompareExchange,
-            (0x0fc0 | 0x0fc1, _) => Operation::Add,
-            (0x0fc3, _) if !self.small => Operation::Set,
+            (0x38 | 0x39, _) | (0x80 | 0x81 | 0x83, 7) => (Action::Test, Operation::Subtract),
+            (0x3a | 0x3b, _) => (Action::Compare, Operation::Subtract),
+            (0x00..=0x3f, _) if opcode & 6 == 0 => (Action::Change, arithmetic(opcode >> 3)?),
+            (0x00..=0x3f, _) if opcode & 6 == 2 => (Action::Load, arithmetic(opcode >> 3)?),
+            (0x80 | 0x81 | 0x83, _) => (Action::Change, arithmetic(reg.into())?),
+            (0x84 | 0x85, _) | (0xf6 | 0xf7, 0) => (Action::Test, Operation::And),
+            (0x86 | 0x87, _) => (Action::Change, Operation::Set),
+            (0x88 | 0x89 | 0xa2 | 0xa3 | 0xaa | 0xab, _) | (0xc6 | 0xc7, 0) => {
+                (Action::Store, Operation::Set)
+            }
+            (0x0fc3, _) if !self.other => (Action::Store, Operation::Set),
+            (0x63, _) if self.mode != Mode::Bits64 => return None,
+            (0x63 | 0x8a | 0x8b | 0xa0 | 0xa1 | 0xac | 0xad, _)
+            | (0x0fb6 | 0x0fb7 | 0x0fbe | 0x0fbf, _) => (Action::Load, Operation::Set),
+            (0xa4 | 0xa5, _) => (Action::Move, Operation::Set),
+            (0x6c | 0x6d, _) => (Action::In, Operation::Set),
+            (0x6e | 0x6f, _) => (Action::Out, Operation::Set),
+            (0xf6 | 0xf7, 2) => (Action::Change, Operation::Not),
+            (0xf6 | 0xf7, 3) => (Action::Change, Operation::Negate),
+            (0xfe | 0xff, 0) => (Action::Change, Operation::Increment),
+            (0xfe | 0xff, 1) => (Action::Change, Operation::Decrement),
+            (0x0fba, 4) => (Action::Test, Operation::SetBit),
+            (0x0fab, _) | (0x0fba, 5) => (Action::Change, Operation::SetBit),
+            (0x0fb3, _) | (0x0fba, 6) => (Action::Change, Operation::ResetBit),
+            (0x0fbb, _) | (0x0fba, 7) => (Action::Change, Operation::ComplementBit),
+            (0x0fb0 | 0x0fb1, _) => (Action::Change, Operation::CompareExchange),
+            (0x0fc0 | 0x0fc1, _) => (Action::Change, Operation::Add),
             _ => return None,
         })
     }
 }
 
-/// The operation of this number in the opcode maps; 7 is cmp, which does not store.
+/// ins, outs, movs, stos, lods
+const fn is_string(opcode: u16) -> bool {
+    matches!(opcode, 0x6c..=0x6f | 0xa4 | 0xa5 | 0xaa..=0xad)
+}
+
+/// The operation of this number in the opcode maps; 7 is cmp, a subtraction that stores nothing.
 fn arithmetic(number: u16) -> Option<Operation> {
     Some(match number {
         0 => Operation::Add,

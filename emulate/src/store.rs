@@ -32,16 +32,17 @@ pub(crate) struct Register {
 
 pub(crate) const RAX: Register = Register { number: 0, shift: 0 };
 const RCX: Register = Register { number: 1, shift: 0 };
+const RSI: Register = Register { number: 6, shift: 0 };
 const RDI: Register = Register { number: 7, shift: 0 };
 
 impl Register {
     /// The value of this size.
-    fn get(self, size: Size, registers: &impl Registers) -> u64 {
+    pub(crate) fn get(self, size: Size, registers: &impl Registers) -> u64 {
         registers.general(self.number) >> self.shift & size.mask()
     }
 
     /// Writes a value of this size. One of 4 bytes clears the upper half (SDM vol. 1, 3.4.1.1).
-    fn set(self, size: Size, value: u64, registers: &mut impl Registers) {
+    pub(crate) fn set(self, size: Size, value: u64, registers: &mut impl Registers) {
         let keep = if size == Size::FOUR { 0 } else { !(size.mask() << self.shift) };
         let old = registers.general(self.number);
         registers.set_general(self.number, old & keep | (value & size.mask()) << self.shift);
@@ -111,13 +112,15 @@ pub enum Operation {
     ComplementBit,
 }
 
-/// A series of equal stores to ascending addresses: stos, rep stos.
+/// What a string instruction does once, or as often as it is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Series {
     /// Size of the registers that count and address.
     pub(crate) address_size: Size,
     /// Whether RCX counts: rep.
     pub(crate) counted: bool,
+    /// Whether RSI moves on, and RDI.
+    pub(crate) moves: (bool, bool),
 }
 
 /// An instruction that stores to memory.
@@ -252,23 +255,30 @@ impl Size {
 }
 
 impl Series {
-    /// Where the next store goes, relative to ES: RDI, or EDI in 32-bit code. `None` if none is left,
-    /// or it goes downwards: that is not supported.
+    /// Where the next store of stos goes, relative to ES: RDI, or as much of it as addresses have.
+    /// `None` if none is left, or it goes downwards: that is not supported.
     #[must_use]
     pub fn offset(self, registers: &impl Registers) -> Option<u64> {
         let upwards = registers.rflags() & DIRECTION == 0;
         (upwards && self.left(registers) > 0).then(|| RDI.get(self.address_size, registers))
     }
 
-    fn left(self, registers: &impl Registers) -> u64 {
+    /// How many elements are left.
+    pub(crate) fn left(self, registers: &impl Registers) -> u64 {
         if self.counted { RCX.get(self.address_size, registers) } else { 1 }
     }
 
-    /// Moves on by one store. Whether it was the last.
+    /// Moves on by one element. Whether it was the last.
     fn advance(self, size: Size, registers: &mut impl Registers) -> bool {
         let left = self.left(registers).saturating_sub(1);
-        let offset = RDI.get(self.address_size, registers).wrapping_add(size.bytes);
-        RDI.set(self.address_size, offset, registers);
+        let upwards = registers.rflags() & DIRECTION == 0;
+        let step = if upwards { size.bytes } else { size.bytes.wrapping_neg() };
+        for (register, moves) in [(RSI, self.moves.0), (RDI, self.moves.1)] {
+            if moves {
+                let offset = register.get(self.address_size, registers).wrapping_add(step);
+                register.set(self.address_size, offset, registers);
+            }
+        }
         if self.counted {
             RCX.set(self.address_size, left, registers);
         }

@@ -15,5 +15,6 @@ mod model;
 mod native;
 mod oracle;
 mod other;
+mod plans;
 mod seeds;
 mod walk;

@@ -7,7 +7,7 @@ use crate::instructions::{registers, tidy, wild};
 use crate::other::{compare, is_supported, other};
 
 fn mode() -> impl Strategy<Value = Mode> {
-    prop_oneof![2 => Just(Mode::Bits64), 1 => Just(Mode::Bits32)]
+    prop_oneof![2 => Just(Mode::Bits64), 1 => Just(Mode::Bits32), 1 => Just(Mode::Bits16)]
 }
 
 proptest! {

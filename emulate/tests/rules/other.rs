@@ -28,7 +28,11 @@ impl store::Registers for Registers {
 
 /// What `iced-x86` takes `bytes` for; `None` for what is no instruction.
 pub(crate) fn other(bytes: &[u8], mode: Mode) -> Option<Instruction> {
-    let bits = if mode == Mode::Bits64 { 64 } else { 32 };
+    let bits = match mode {
+        Mode::Bits16 => 16,
+        Mode::Bits32 => 32,
+        Mode::Bits64 => 64,
+    };
     let found = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE).decode();
     (!found.is_invalid()).then_some(found)
 }
@@ -95,7 +99,7 @@ fn operation(found: &Instruction) -> Option<Operation> {
 
 /// Whether the first operand is memory that is written by a supported instruction.
 pub(crate) fn is_supported(found: &Instruction) -> bool {
-    let kinds = [OpKind::Memory, OpKind::MemoryESRDI, OpKind::MemoryESEDI];
+    let kinds = [OpKind::Memory, OpKind::MemoryESRDI, OpKind::MemoryESEDI, OpKind::MemoryESDI];
     let vector = found.op_count() > 1
         && found.op1_kind() == OpKind::Register
         && !found.op1_register().is_gpr();
@@ -125,14 +129,16 @@ pub(crate) fn compare(store: &Store, bytes: &[u8], mode: Mode, registers: &Regis
         assert_eq!(store.source(registers) & bits, source & bits, "{name:?}");
     }
     match store.series {
-        Some(_) => compare_series(store, found, registers, mode),
+        Some(_) => compare_series(store, found, registers),
         None => compare_registers(store, found, registers),
     }
 }
 
 /// Checks how much a string instruction stores, and where.
-fn compare_series(store: &Store, found: &Instruction, registers: &Registers, mode: Mode) {
-    let mask = if mode == Mode::Bits64 { u64::MAX } else { 0xffff_ffff };
+fn compare_series(store: &Store, found: &Instruction, registers: &Registers) {
+    let kinds = [OpKind::MemoryESDI, OpKind::MemoryESEDI, OpKind::MemoryESRDI];
+    let masks = [0xffff, 0xffff_ffff, u64::MAX];
+    let mask = kinds.into_iter().zip(masks).find(|(kind, _)| *kind == found.op0_kind()).unwrap().1;
     let left = if found.has_rep_prefix() { registers.general[1] & mask } else { 1 };
     let some = left > 0 && registers.rflags & 1 << 10 == 0;
     let next = store.series.unwrap().offset(registers);
