@@ -46,7 +46,7 @@ pub(crate) fn parse(bytes: &[u8], mode: Mode, rip: u64) -> Option<Instruction> {
     let mut decoder = Decoder::new(bytes, mode);
     let opcode = decoder.opcode()?;
     let (size, to) = decoder.sizes(opcode);
-    let (reg, register, mut source) = decoder.operand(opcode, to)?;
+    let (reg, register) = decoder.operands(opcode, to)?;
     let immediate = decoder.immediate(opcode, reg, size)?;
     let (action, operation) = decoder.form(opcode, reg)?;
     let is_string = is_string(opcode);
@@ -54,6 +54,7 @@ pub(crate) fn parse(bytes: &[u8], mode: Mode, rip: u64) -> Option<Instruction> {
         return None;
     }
     let length = u64::try_from(bytes.len() - decoder.rest.len()).ok()?;
+    let mut source = decoder.place;
     if decoder.relative {
         source.displacement = source.displacement.wrapping_add(rip).wrapping_add(length);
     }
@@ -73,17 +74,15 @@ pub(crate) fn parse(bytes: &[u8], mode: Mode, rip: u64) -> Option<Instruction> {
 
 struct Decoder<'a> {
     rest: &'a [u8],
-    mode: Mode,
     lock: bool,
     repeat: bool,
     /// Whether a prefix asks for the other size of operands.
     other: bool,
-    /// Size of addresses.
-    width: Size,
     segment: Option<Base>,
     /// 0 if there is none: a REX prefix is never 0.
     rex: u8,
-    /// Whether the operand's address is relative to the next instruction's.
+    place: Place,
+    /// Whether the place is relative to the next instruction's.
     relative: bool,
 }
 
@@ -94,8 +93,10 @@ impl<'a> Decoder<'a> {
             Mode::Bits32 => Size::FOUR,
             Mode::Bits64 => Size::EIGHT,
         };
+        let (segment, base, index) = (Base::Ds, None, None);
+        let place = Place { segment, base, index, scale: 0, displacement: 0, width, mode };
         let (lock, repeat, other, segment, rex, relative) = (false, false, false, None, 0, false);
-        Self { rest, mode, lock, repeat, other, width, segment, rex, relative }
+        Self { rest, lock, repeat, other, segment, rex, place, relative }
     }
 
     fn byte(&mut self) -> Option<u8> {
@@ -118,7 +119,7 @@ impl<'a> Decoder<'a> {
         let mut byte = self.byte()?;
         loop {
             match byte {
-                0x26 | 0x2e | 0x36 | 0x3e if self.mode == Mode::Bits64 => {}
+                0x26 | 0x2e | 0x36 | 0x3e if self.place.mode == Mode::Bits64 => {}
                 0x26 => self.segment = Some(Base::Es),
                 0x2e => self.segment = Some(Base::Cs),
                 0x36 => self.segment = Some(Base::Ss),
@@ -126,8 +127,8 @@ impl<'a> Decoder<'a> {
                 0x64 => self.segment = Some(Base::Fs),
                 0x65 => self.segment = Some(Base::Gs),
                 0x66 => self.other = true,
-                0x67 if self.mode == Mode::Bits32 => self.width = Size::TWO,
-                0x67 => self.width = Size::FOUR,
+                0x67 if self.place.mode == Mode::Bits32 => self.place.width = Size::TWO,
+                0x67 => self.place.width = Size::FOUR,
                 0xf0 => self.lock = true,
                 0xf3 => self.repeat = true,
                 _ => break,
@@ -136,7 +137,7 @@ impl<'a> Decoder<'a> {
         }
         // REX counts only as the last prefix: what follows is taken for an opcode, and no opcode
         // known here equals a prefix.
-        if byte & 0xf0 == 0x40 && self.mode == Mode::Bits64 {
+        if byte & 0xf0 == 0x40 && self.place.mode == Mode::Bits64 {
             self.rex = byte;
             byte = self.byte()?;
         }
@@ -147,7 +148,7 @@ impl<'a> Decoder<'a> {
     /// Sizes of the operand in memory and of that in a register. Bit 0 of nearly all opcodes tells
     /// one byte from more.
     fn sizes(&self, opcode: u16) -> (Size, Size) {
-        let small = self.other != (self.mode == Mode::Bits16);
+        let small = self.other != (self.place.mode == Mode::Bits16);
         let wide = match (self.rex & REX_W, small) {
             (REX_W, _) => Size::EIGHT,
             // movnti has no operands of 2 bytes.
@@ -166,72 +167,53 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// A memory operand in the `segment` that the instruction uses if no prefix says otherwise.
-    fn place(&self, base: Option<u8>, segment: Base) -> Place {
-        let segment = self.segment.unwrap_or(segment);
-        let (width, mode) = (self.width, self.mode);
-        Place { segment, base, index: None, scale: 0, displacement: 0, width, mode }
+    /// Reads what names the operands: where memory is, of a string that which is read; ModRM.reg;
+    /// and the register.
+    fn operands(&mut self, opcode: u16, size: Size) -> Option<(u8, Register)> {
+        let mut named = (0, RAX);
+        if is_string(opcode) {
+            self.place.base = Some(SI);
+        } else if matches!(opcode, 0xa0..=0xa3) {
+            self.place.displacement = self.number(self.place.width.bytes())?;
+        } else {
+            let reg = self.memory()?;
+            named = (reg, self.register(reg, size));
+        }
+        self.place.segment = self.segment.unwrap_or(self.place.segment);
+        Some(named)
     }
 
-    /// Reads ModRM, SIB and displacement of a memory operand (SDM vol. 2, 2.1.5). Returns ModRM.reg
-    /// with it.
-    fn memory(&mut self) -> Option<(u8, Place)> {
+    /// Reads ModRM, SIB and displacement of a memory operand (SDM vol. 2, 2.1.5). Returns ModRM.reg.
+    fn memory(&mut self) -> Option<u8> {
+        /// Base and index by ModRM.rm where addresses have 2 bytes. SP stands for no index.
+        const SHORT: [(u8, u8); 8] =
+            [(BX, SI), (BX, DI), (BP, SI), (BP, DI), (SI, SP), (DI, SP), (BP, SP), (BX, SP)];
         let modrm = self.byte()?;
         let (form, reg, rm) = (modrm >> 6, modrm >> 3 & 7, modrm & 7);
-        let short = self.width == Size::TWO;
-        let (mut index, mut scale, mut base) = (None, 0, rm);
+        let short = self.place.width == Size::TWO;
+        let (mut base, mut index, mut scale) = (rm, SP, 0);
         if form == 3 {
             return None;
         } else if short {
-            (base, index) = match rm {
-                0 => (BX, Some(SI)),
-                1 => (BX, Some(DI)),
-                2 => (BP, Some(SI)),
-                3 => (BP, Some(DI)),
-                4 => (SI, None),
-                5 => (DI, None),
-                6 => (BP, None),
-                _ => (BX, None),
-            };
+            (base, index) = *SHORT.get(usize::from(rm))?;
         } else if rm == SP {
             let sib = self.byte()?;
-            (base, scale) = (sib & 7, sib >> 6);
-            index = Some(sib >> 3 & 7 | self.extension(REX_X)).filter(|index| *index != SP);
+            (base, index, scale) = (sib & 7, sib >> 3 & 7 | self.extension(REX_X), sib >> 6);
         }
         // What would be plain [BP] has a displacement and no base.
-        let no_base = form == 0 && base == BP && !(short && index.is_some());
-        self.relative = no_base && rm == BP && !short && self.mode == Mode::Bits64;
+        let no_base = form == 0 && base == BP && !(short && index != SP);
+        self.relative = no_base && rm == BP && !short && self.place.mode == Mode::Bits64;
         let displacement = self.number(match form {
             1 => 1,
             0 if !no_base => 0,
-            _ => {
-                if short {
-                    2
-                } else {
-                    4
-                }
-            }
+            _ if short => 2,
+            _ => 4,
         })?;
         base |= self.extension(REX_B);
         let segment = if !no_base && matches!(base, SP | BP) { Base::Ss } else { Base::Ds };
-        let place = self.place((!no_base).then_some(base), segment);
-        Some((reg, Place { index, scale, displacement, ..place }))
-    }
-
-    /// Reads what names the operands: ModRM.reg, the register, where memory is. A string's is that
-    /// which is read.
-    fn operand(&mut self, opcode: u16, size: Size) -> Option<(u8, Register, Place)> {
-        Some(match opcode {
-            0xa0..=0xa3 => {
-                let displacement = self.number(self.width.bytes())?;
-                (0, RAX, Place { displacement, ..self.place(None, Base::Ds) })
-            }
-            _ if is_string(opcode) => (0, RAX, self.place(Some(SI), Base::Ds)),
-            _ => {
-                let (reg, place) = self.memory()?;
-                (reg, self.register(reg, size), place)
-            }
-        })
+        let (base, index) = ((!no_base).then_some(base), (index != SP).then_some(index));
+        self.place = Place { segment, base, index, scale, displacement, ..self.place };
+        Some(reg)
     }
 
     /// The high bit of a register's number.
@@ -272,7 +254,7 @@ impl<'a> Decoder<'a> {
                 (Action::Store, Operation::Set)
             }
             (0x0fc3, _) if !self.other => (Action::Store, Operation::Set),
-            (0x63, _) if self.mode != Mode::Bits64 => return None,
+            (0x63, _) if self.place.mode != Mode::Bits64 => return None,
             (0x63 | 0x8a | 0x8b | 0xa0 | 0xa1 | 0xac | 0xad, _)
             | (0x0fb6 | 0x0fb7 | 0x0fbe | 0x0fbf, _) => (Action::Load, Operation::Set),
             (0xa4 | 0xa5, _) => (Action::Move, Operation::Set),

@@ -63,12 +63,6 @@ impl fmt::Display for Trouble {
     }
 }
 
-impl From<Error> for Trouble {
-    fn from(error: Error) -> Self {
-        Self::Memory(error)
-    }
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Kind {
     #[default]
@@ -80,44 +74,32 @@ enum Kind {
 /// What of an operand lies in one page; nothing if it has no bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Part {
-    physical: u64,
-    bytes: u8,
     kind: Kind,
+    is_written: bool,
+    physical: u64,
+    /// Number of bytes, and how many bytes of the operand lie before.
+    bytes: u8,
+    skip: u8,
 }
 
-/// An operand, in one page or in two.
-type Operand = [Part; 2];
-
-/// The piece of `operand` from byte `at` on; `None` behind its end.
-fn piece(operand: Operand, at: u8) -> Option<(Kind, Piece)> {
-    let [first, second] = operand;
-    let (part, at) = match at.checked_sub(first.bytes) {
-        Some(at) => (second, at),
-        None => (first, at),
-    };
-    let bytes = 1 << part.bytes.checked_sub(at)?.checked_ilog2()?;
-    Some((part.kind, Piece { physical: part.physical + u64::from(at), bytes }))
-}
-
-/// The parts of `operand` that are memory, each with its first byte in the operand.
-fn memory(operand: Operand) -> impl Iterator<Item = (u8, Part)> {
-    let [first, second] = operand;
-    [(0, first), (first.bytes, second)].into_iter().filter(|(_, part)| part.kind == Kind::Memory)
+impl Part {
+    fn mask(&self) -> u64 {
+        u64::MAX >> (64 - 8 * self.bytes)
+    }
 }
 
 /// An instruction on its way: one round of it, if it is repeated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
     action: Action,
     store: Store,
     extend: (Size, bool),
-    read: Operand,
-    written: Operand,
+    /// What is read, then what is written.
+    parts: [Part; 4],
     /// What was read so far.
     loaded: u64,
-    /// How many bytes of both operands are done.
+    /// How many bytes of devices and ports are done.
     done: u8,
-    begun: bool,
 }
 
 impl Plan {
@@ -138,109 +120,113 @@ impl Plan {
             return Err(Trouble::Ordinary);
         }
         let bytes = store.size.bytes();
-        let locate = |place: &Place, access| {
+        let operand = |place: &Place, access| {
             let denied = Trouble::Segment(place.segment);
             let linear = place.linear((bytes, access), registers, segments).ok_or(denied)?;
             let last = linear.wrapping_add(bytes - 1);
             if !space.context.is_canonical(linear) || !space.context.is_canonical(last) {
                 return Err(denied);
             }
-            locate(space, linear, bytes, access, &is_device)
+            let kind = |at| if is_device(at) { Kind::Device } else { Kind::Memory };
+            parts(space, (linear, bytes), access, kind).map_err(Trouble::Memory)
         };
         let count = u8::try_from(bytes).unwrap_or_default();
-        let port = [Part { bytes: count, kind: Kind::Port, physical: 0 }, Part::default()];
-        let none = Operand::default();
-        let (read, written) = match action {
-            Action::Store => (none, locate(&target, Access::Write)?),
-            Action::Change => {
-                let operand = locate(&target, Access::Write)?;
-                (operand, operand)
+        let port = Part { kind: Kind::Port, bytes: count, ..Part::default() };
+        let written = match action {
+            Action::Store | Action::Change | Action::Move | Action::In => {
+                operand(&target, Access::Write)?
             }
-            Action::Test | Action::Load | Action::Compare => (locate(&source, Access::Read)?, none),
-            Action::Move => (locate(&source, Access::Read)?, locate(&target, Access::Write)?),
-            Action::In => (port, locate(&target, Access::Write)?),
-            Action::Out => (locate(&source, Access::Read)?, port),
+            Action::Out => [Part { is_written: true, ..port }, Part::default()],
+            Action::Test | Action::Load | Action::Compare => [Part::default(); 2],
         };
-        let has = |kind| read.iter().chain(&written).any(|part| part.kind == kind);
-        match (has(Kind::Port), has(Kind::Device)) {
-            (true, true) => return Err(Trouble::Unsupported),
-            (false, false) => return Err(Trouble::Ordinary),
-            _ => {}
+        let [third, fourth] = written;
+        let [first, second] = match action {
+            Action::Store => [Part::default(); 2],
+            Action::Change => written.map(|part| Part { is_written: false, ..part }),
+            Action::In => [port, Part::default()],
+            Action::Test | Action::Load | Action::Compare | Action::Move | Action::Out => {
+                operand(&source, Access::Read)?
+            }
+        };
+        let parts = [first, second, third, fourth];
+        let has = |kind| parts.iter().any(|part| part.kind == kind);
+        if has(Kind::Port) == has(Kind::Device) {
+            let both = has(Kind::Port);
+            return Err(if both { Trouble::Unsupported } else { Trouble::Ordinary });
         }
         let mut loaded = 0;
-        for (at, part) in memory(read) {
+        for part in parts.iter().filter(|part| part.kind == Kind::Memory && !part.is_written) {
             let mut bytes = [0; 8];
-            let end = usize::from(part.bytes);
-            load(space.memory, part.physical, bytes.get_mut(..end).unwrap_or_default())?;
-            loaded |= u64::from_le_bytes(bytes) << (8 * at);
+            let to = bytes.get_mut(..part.bytes.into()).unwrap_or_default();
+            load(space.memory, part.physical, to).map_err(Trouble::Memory)?;
+            loaded |= u64::from_le_bytes(bytes) << (8 * part.skip);
         }
-        Ok(Self { action, store, extend, read, written, loaded, done: 0, begun: false })
+        Ok(Self { action, store, extend, parts, loaded, done: 0 })
     }
 
     /// Takes the `answer` to what was the next step before: what was loaded, of which no more counts
     /// than was asked for, or anything for a store. Without one, that step is the next again.
-    pub fn next(&mut self, mut answer: Option<u64>, registers: &impl Registers) -> Step {
-        let [first, second] = self.read;
-        let end = first.bytes + second.bytes;
-        loop {
-            let (loads, at) = match self.done.checked_sub(end) {
-                Some(at) => (false, at),
-                None => (true, self.done),
-            };
-            let operand = if loads { self.read } else { self.written };
-            let Some((kind, piece)) = piece(operand, at) else {
-                return Step::Finish;
-            };
-            let mask = u64::MAX >> (64 - 8 * piece.bytes);
-            if kind != Kind::Memory {
-                let Some(value) = answer.take() else {
-                    let value = || self.outcome(registers).new >> (8 * at) & mask;
-                    return match (kind == Kind::Port, loads) {
-                        (false, true) => Step::Load(piece),
-                        (false, false) => Step::Store(piece, value()),
-                        (true, true) => Step::In(piece.bytes),
-                        (true, false) => Step::Out(piece.bytes, value()),
-                    };
-                };
-                self.begun = true;
-                if loads {
-                    self.loaded |= (value & mask) << (8 * at);
-                }
+    pub fn next(&mut self, answer: Option<u64>, registers: &impl Registers) -> Step {
+        if let (Some(value), Some(part)) = (answer, self.piece()) {
+            self.done += part.bytes;
+            if !part.is_written {
+                self.loaded |= (value & part.mask()) << (8 * part.skip);
             }
-            self.done += piece.bytes;
         }
+        let Some(part) = self.piece() else {
+            return Step::Finish;
+        };
+        let Part { physical, bytes, .. } = part;
+        let value = || self.outcome(registers).new >> (8 * part.skip) & part.mask();
+        match (part.kind == Kind::Port, part.is_written) {
+            (false, false) => Step::Load(Piece { physical, bytes }),
+            (false, true) => Step::Store(Piece { physical, bytes }, value()),
+            (true, false) => Step::In(bytes),
+            (true, true) => Step::Out(bytes, value()),
+        }
+    }
+
+    /// The piece that comes next: as much of a part as one access can do.
+    fn piece(&self) -> Option<Part> {
+        let mut done = self.done;
+        for part in self.pieces() {
+            if let Some(log) = part.bytes.checked_sub(done).and_then(u8::checked_ilog2) {
+                let physical = part.physical + u64::from(done);
+                return Some(Part { physical, bytes: 1 << log, skip: part.skip + done, ..*part });
+            }
+            done -= part.bytes;
+        }
+        None
+    }
+
+    /// The parts that are no memory.
+    fn pieces(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().filter(|part| part.kind != Kind::Memory)
     }
 
     /// Whether a step was answered: then the instruction must not be begun anew.
     #[must_use]
     pub const fn is_begun(&self) -> bool {
-        self.begun
+        self.done != 0
     }
 
     /// Whether there is one step only, but for the last.
     #[must_use]
     pub fn is_single(&self) -> bool {
-        let parts = self.read.iter().chain(&self.written);
-        // As many pieces as powers of two.
-        let pieces =
-            parts.filter(|part| part.kind != Kind::Memory).map(|part| part.bytes.count_ones());
-        pieces.sum::<u32>() == 1
+        // There are as many pieces as powers of two.
+        self.pieces().map(|part| part.bytes.count_ones()).sum::<u32>() == 1
     }
 
     /// What the operation gives with what was loaded.
     fn outcome(&self, registers: &impl Registers) -> Outcome {
         let (store, (size, signed)) = (&self.store, self.extend);
-        match self.action {
-            Action::Store | Action::Change | Action::Test => store.apply(self.loaded, registers),
-            Action::Load | Action::Compare | Action::Move | Action::In | Action::Out => {
-                let mask = store.size.mask();
-                let negative = signed && self.loaded & (mask ^ mask >> 1) != 0;
-                let value = if negative { self.loaded | !mask } else { self.loaded };
-                let immediate = Some(value & size.mask());
-                let old = store.register.get(size, registers);
-                Store { size, immediate, ..*store }.apply(old, registers)
-            }
+        if matches!(self.action, Action::Store | Action::Change | Action::Test) {
+            return store.apply(self.loaded, registers);
         }
+        let sign = if signed { store.size.mask() ^ store.size.mask() >> 1 } else { 0 };
+        let value = (self.loaded ^ sign).wrapping_sub(sign) & size.mask();
+        let old = store.register.get(size, registers);
+        Store { size, immediate: Some(value), ..*store }.apply(old, registers)
     }
 
     /// Does all that is left, after the last step: to memory, to registers, to flags. Returns by how
@@ -254,10 +240,9 @@ impl Plan {
         registers: &mut impl Registers,
     ) -> Result<u64, Error> {
         let outcome = self.outcome(registers);
-        for (at, part) in self::memory(self.written) {
-            let (start, len) = (usize::from(at), usize::from(part.bytes));
-            let bytes = outcome.new.to_le_bytes();
-            store(memory, part.physical, bytes.get(start..start + len).unwrap_or_default())?;
+        for part in self.parts.iter().filter(|part| part.kind == Kind::Memory && part.is_written) {
+            let bytes = (outcome.new >> (8 * part.skip)).to_le_bytes();
+            store(memory, part.physical, bytes.get(..part.bytes.into()).unwrap_or_default())?;
         }
         if self.action == Action::Load {
             self.store.register.set(self.extend.0, outcome.new, registers);
@@ -266,26 +251,26 @@ impl Plan {
     }
 }
 
-/// Translates so many bytes at `linear`.
-fn locate<M: Memory>(
+/// Translates so many bytes at a linear address.
+fn parts<M: Memory>(
     space: &AddressSpace<'_, M>,
-    linear: u64,
-    bytes: u64,
+    (linear, bytes): (u64, u64),
     access: Access,
-    is_device: &impl Fn(u64) -> bool,
-) -> Result<Operand, Trouble> {
+    kind: impl Fn(u64) -> Kind,
+) -> Result<[Part; 2], Error> {
     let first = bytes.min(PAGE - linear % PAGE);
-    let part = |linear: u64, bytes: u64| {
-        let physical = space.translate(linear, access)?;
-        let kind = if is_device(physical) { Kind::Device } else { Kind::Memory };
-        if kind == Kind::Memory && access == Access::Write {
+    let mut parts = [Part::default(); 2];
+    for (part, (skip, end)) in parts.iter_mut().zip([(0, first), (first, bytes)]) {
+        if skip == end {
+            break;
+        }
+        let physical = space.translate(linear.wrapping_add(skip), access)?;
+        let (kind, is_written) = (kind(physical), access == Access::Write);
+        if kind == Kind::Memory && is_written {
             ask(space.memory, physical)?;
         }
-        Ok::<_, Trouble>(Part { physical, bytes: u8::try_from(bytes).unwrap_or_default(), kind })
-    };
-    let second = match bytes - first {
-        0 => Part::default(),
-        rest => part(linear.wrapping_add(first), rest)?,
-    };
-    Ok([part(linear, first)?, second])
+        let [skip, bytes] = [skip, end - skip].map(|n| u8::try_from(n).unwrap_or_default());
+        *part = Part { kind, is_written, physical, bytes, skip };
+    }
+    Ok(parts)
 }
