@@ -20,13 +20,14 @@ use iced_x86::{
 use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
 /// What may be done with them anywhere: moves, and making zeros.
-const MOVES: [Mnemonic; 8] = [
+const MOVES: [Mnemonic; 9] = [
     Mnemonic::Movaps,
     Mnemonic::Movups,
     Mnemonic::Movdqa,
     Mnemonic::Movdqu,
     Mnemonic::Movd,
     Mnemonic::Movq,
+    Mnemonic::Movsd,
     Mnemonic::Xorps,
     Mnemonic::Pxor,
 ];
