@@ -20,6 +20,9 @@ pub trait Pages {
     fn with_page<T>(&mut self, frame: Frame, work: impl FnOnce(&mut [u8; 4096]) -> T) -> T;
     /// The number of this processor, for the audit log.
     fn cpu(&self) -> u32;
+    /// The 8 bytes at `index` of the page, at guest-physical address `window`, in which the host is shown
+    /// accesses to devices.
+    fn window_word(index: usize, window: u64) -> u64;
 }
 
 /// What protected VMs are run with: tables, the host's memory, all processors, and pages.

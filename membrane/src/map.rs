@@ -31,6 +31,15 @@ impl Map {
     pub fn class(&self, page: GuestFrame) -> Option<Class> {
         self.0.iter().find(|range| range.contains(page.base())).map(|range| range.class)
     }
+
+    /// The page in which the host is shown accesses to devices: the first one of a window, below 4 GiB so
+    /// that code without long mode reaches it.
+    #[must_use]
+    pub fn window(&self) -> Option<GuestFrame> {
+        const END: u64 = 1 << 32;
+        let first = self.0.iter().find(|range| range.class == Class::Window)?;
+        GuestFrame::at(first.start).filter(|page| page.base() < END)
+    }
 }
 
 impl Default for Map {
@@ -57,6 +66,21 @@ mod tests {
         let (private, shared) = (Some(Class::Private), Some(Class::Shared));
         let expected = [None, private, private, shared, None, None, Some(Class::Window), None];
         assert_eq!(classes, expected);
+    }
+
+    #[test]
+    fn the_window_page_is_the_first_one_of_a_window_below_4_gib() {
+        let mut map = Map::new();
+        map.add(range(1, 2, Class::Private)).unwrap();
+        assert_eq!(map.window(), None);
+        map.add(range(8, 3, Class::Window)).unwrap();
+        map.add(range(11, 1, Class::Window)).unwrap();
+        assert_eq!(map.window(), GuestFrame::at(8 * 4096));
+        for (number, window) in [(0xf_ffff, GuestFrame::at(0xffff_f000)), (0x10_0000, None)] {
+            let mut map = Map::new();
+            map.add(range(number, 1, Class::Window)).unwrap();
+            assert_eq!(map.window(), window);
+        }
     }
 
     #[test]

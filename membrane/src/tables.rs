@@ -51,6 +51,14 @@ impl Tables {
         frame_of(mem.read(place.table, place.index))
     }
 
+    /// The frame of `page`, if the VM may access it so without being asked.
+    #[must_use]
+    pub fn reach(&self, mem: &impl TableMem, page: GuestFrame, access: Access) -> Option<Frame> {
+        let place = self.find(mem, page).ok()?;
+        let raw = mem.read(place.table, place.index);
+        frame_of(raw).filter(|_| Access::from_bits(raw).allows(access))
+    }
+
     /// What the VM may do with `page` without being asked.
     #[must_use]
     pub fn rights(&self, mem: &impl TableMem, page: GuestFrame) -> Access {

@@ -49,7 +49,8 @@ pub enum Cause {
     Memory,
     /// The VM has used up the versions of its pages.
     Versions,
-    /// The VM accessed this address, which is a device's.
+    /// The VM accessed this address, which is a device's, in a way in which that cannot be done; or the host
+    /// has memory there.
     Device(u64),
     /// The host destroys it.
     Destroyed,
@@ -103,7 +104,7 @@ impl fmt::Display for Cause {
             Self::Record(page) => write!(f, "the record of page {:#x} is damaged", page.base()),
             Self::Memory => f.write_str("the visor has no memory left for the VM"),
             Self::Versions => f.write_str("the VM has no version left to seal a page with"),
-            Self::Device(at) => write!(f, "device memory is not supported yet: {at:#x}"),
+            Self::Device(at) => write!(f, "{at:#x} is a device's, and cannot be accessed so"),
             Self::Destroyed => f.write_str("it was destroyed"),
             Self::Processor(number) => write!(f, "a processor of it, cause {number}"),
         }
@@ -149,8 +150,13 @@ pub enum Filled {
         /// What they permit.
         rights: Access,
     },
-    /// It goes to a device.
-    Device(u64),
+    /// It goes to a device, and the window page is fit to show that in.
+    Device {
+        /// The address.
+        at: u64,
+        /// The window page.
+        window: GuestFrame,
+    },
     /// The VM has been stopped.
     Stopped(Cause),
 }
@@ -233,6 +239,22 @@ impl Vm {
     #[must_use]
     pub const fn launch(&self) -> u64 {
         self.launch
+    }
+
+    /// The host-physical address of `address`, if the VM may access that so without being asked. Only valid
+    /// in the same hold of the lock.
+    #[must_use]
+    pub fn reach(&self, mem: &impl TableMem, address: u64, access: Access) -> Option<u64> {
+        let page = GuestFrame::at(address & !0xfff)?;
+        let frame = self.tables.reach(mem, page, access)?;
+        Some(frame.base() | address & 0xfff)
+    }
+
+    /// Whether `address` is a device's: the ticket has no memory there.
+    #[must_use]
+    pub fn is_device(&self, address: u64) -> bool {
+        let page = GuestFrame::at(address & !0xfff);
+        page.and_then(|page| self.map.class(page)).is_none()
     }
 
     /// Whether it will never run again.

@@ -170,11 +170,16 @@ impl Vms {
         self.held.vm(number)
     }
 
+    /// The VM of this launch, if it runs.
+    #[must_use]
+    pub fn running(&self, number: frames::Vm, launch: u64) -> Option<&Vm> {
+        self.vm(number).filter(|vm| vm.launch == launch && vm.life == Life::Running)
+    }
+
     /// The EPTP that processors run the VM with, if it runs, and is the one of this launch.
     #[must_use]
     pub fn pointer_if_running(&self, number: frames::Vm, launch: u64) -> Option<u64> {
-        let vm = self.vm(number)?;
-        (vm.launch == launch && vm.life == Life::Running).then(|| vm.pointer())
+        Some(self.running(number, launch)?.pointer())
     }
 
     /// A vCPU was added to the VM.
@@ -231,7 +236,7 @@ impl Vms {
         }
         let page = GuestFrame::containing(fault.at);
         let class = vm.map.class(page).filter(|_| fault.at < GUEST_END);
-        let Some(class) = class else { return Ok(Filled::Device(fault.at)) };
+        let Some(class) = class else { return device(vm, machine, eptp, fault.at) };
         let found = match walk::walk(machine, Frame::containing(eptp), page) {
             Ok(Some(found)) if found.rights.allows(Access::READ) => found,
             Ok(_) => return Ok(Filled::Absent(page)),
@@ -386,4 +391,44 @@ impl Vms {
         self.record(cpu, Kind::Destroyed, number);
         Progress::Done
     }
+}
+
+/// Answers an access to `at`, which is a device's by the ticket: makes the window page fit, in which the
+/// host is shown it. The page is the host's, and what it makes of it then is its own loss.
+fn device<H: Hardware>(
+    vm: &Vm,
+    machine: &mut Machine<'_, '_, H>,
+    eptp: u64,
+    at: u64,
+) -> Result<Filled, Cause> {
+    let root = Frame::containing(eptp);
+    let Some(page) = GuestFrame::at(at & !0xfff) else { return Err(Cause::Device(at)) };
+    match walk::walk(machine, root, page) {
+        // The host has memory where the ticket has none: it would not take this for a device's.
+        Ok(Some(found)) if found.rights.allows(Access::READ) => return Err(Cause::Device(at)),
+        Ok(_) => {}
+        Err(Unloaded) => return Ok(Filled::Unloaded),
+    }
+    let window = vm.map.window().ok_or(Cause::Device(at))?;
+    let found = match walk::walk(machine, root, window) {
+        Ok(Some(found)) if found.rights.allows(Access::READ) => found,
+        Ok(_) => return Ok(Filled::Absent(window)),
+        Err(Unloaded) => return Ok(Filled::Unloaded),
+    };
+    // The host could otherwise have the visor overwrite whatever it likes.
+    if !matches!(machine.frames.state(found.frame), Some(State::Plain { .. })) {
+        return Err(Cause::Frame(window));
+    }
+    let (hardware, word) = (&mut *machine.hardware, |index| H::window_word(index, window.base()));
+    if hardware.entry(found.frame, 0) != word(0) {
+        if !found.rights.allows(Access::WRITE) {
+            return Ok(Filled::Denied { at: window, rights: found.rights });
+        }
+        // The first word last: where it is, so is the rest.
+        for index in (0..512).rev() {
+            let old = hardware.entry(found.frame, index);
+            let _ = hardware.exchange(found.frame, index, old, word(index));
+        }
+    }
+    Ok(Filled::Device { at, window })
 }

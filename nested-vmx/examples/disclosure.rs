@@ -12,13 +12,20 @@ says what is real, and what the host may change by its answer. What it writes be
 effect. An exit without a row stops the VM.
 
 These are always real, because hosts remember what they have seen of them: CR0, CR4, EFER, CS.L and
-CS.D, RFLAGS.IF, the interruptibility and activity states, and the reason of the exit.
+CS.D, RFLAGS.IF, the interruptibility and activity states, and the reason of the exit. While an
+instruction is done of which the host has seen a part, RFLAGS.IF is 0.
 
 An instruction counts as completed when the host has moved RIP on by its length; otherwise it is
 executed again. Events are a matter of their own: the host may inject interrupts with vectors from 32
 (in real mode from 8) but not 0x80, and NMIs, when the VM can take them; of exceptions only those in
 the last column. An event of the VM's own whose delivery an exit cuts short the visor delivers again
 without telling. A halted VM may be woken at any time.
+
+An instruction that accesses device memory the visor does itself, but for its accesses to the device. Each
+of those, in parts of 1, 2, 4 or 8 bytes that cross no page, is an EPT violation at a `mov` in the VM's
+window page: RIP and CR3 are that page's, and RBX has the address or, with paging, what of it is
+below the page. So the host learns neither which instruction it was, nor its operands in registers and
+memory, nor any linear address. INS and OUTS are an IN or OUT for each element.
 
 | exit | the host is told | it sees | it may change | answer |
 |---|---|---|---|---|
@@ -33,7 +40,7 @@ fn part(part: &Part) -> String {
         Register::Operand => ("", "", "operand (31:0)", "operand (as RAX)"),
     };
     match part.width {
-        Width::Access => format!("{byte}, {word} or {half}, by size"),
+        Width::Access => format!("{byte}, {word}, {half} or {full}, by size"),
         Width::Four => format!("{full}, bits 3:0"),
         Width::Half => half.to_owned(),
         Width::Full => full.to_owned(),
@@ -46,6 +53,7 @@ fn told(told: &Told) -> &'static str {
         Told::Event => "the event",
         Told::Delivery => "its own event that was cut short",
         Told::Port => "port, direction, size",
+        Told::Device => "address, direction, size",
         Told::Control => "which register and instruction",
         Told::Source => "the four bits to load",
         Told::Page => "page address, as a write (a fetch if it is mapped)",

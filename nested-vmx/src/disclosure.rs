@@ -35,7 +35,7 @@ impl Register {
 /// Which bits of a register take part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
-    /// As many bytes as the access has: 1, 2 or 4.
+    /// As many bytes as the access has: 1, 2, 4 or 8.
     Access,
     /// Bits 3:0. As a change it makes the others 0.
     Four,
@@ -66,6 +66,8 @@ pub enum Told {
     Delivery,
     /// Port, direction and size.
     Port,
+    /// Guest-physical address, direction and size. The length is that of an instruction of the visor's.
+    Device,
     /// Which control register, and which instruction.
     Control,
     /// The four bits that LMSW loads.
@@ -140,10 +142,14 @@ pub enum Exit {
     ReadPriority,
     /// XSETBV.
     ExtendedControl,
-    /// IN.
+    /// IN, or one element of INS.
     PortIn,
-    /// OUT.
+    /// OUT, or one element of OUTS.
     PortOut,
+    /// Part of a load from device memory.
+    DeviceRead,
+    /// Part of a store to device memory.
+    DeviceWrite,
     /// RDMSR of a register that hosts emulate.
     ReadMsr,
     /// WRMSR likewise.
@@ -212,6 +218,7 @@ const PRIORITY: &[Part] = &[part(Register::Operand, Width::Four)];
 const LENGTH: &[Told] = &[Told::Length];
 const CONTROL: &[Told] = &[Told::Length, Told::Control];
 const PORT: &[Told] = &[Told::Length, Told::Port];
+const DEVICE: &[Told] = &[Told::Length, Told::Device];
 const GP_OR_NOT: Answer = Answer::CompletesOrRaises(Exception::GeneralProtection);
 
 /// Who is told what, sees what, and may change what.
@@ -224,7 +231,7 @@ const fn row(exit: Exit, name: &'static str, rights: Rights, answer: Answer) -> 
 }
 
 /// The table.
-pub const ROWS: [Row; 33] = [
+pub const ROWS: [Row; 35] = [
     row(Exit::Interrupt, "interrupt of the host", (&[Told::Event], &[], &[]), Answer::Resumes),
     row(Exit::Nmi, "NMI of the host", (&[Told::Event, Told::Delivery], &[], &[]), Answer::Resumes),
     row(Exit::Signal, "INIT, start-up IPI of the host", NOTHING, Answer::Resumes),
@@ -259,8 +266,10 @@ pub const ROWS: [Row; 33] = [
     row(Exit::WritePriority, "MOV to CR8", (CONTROL, PRIORITY, &[]), GP_OR_NOT),
     row(Exit::ReadPriority, "MOV from CR8", (CONTROL, &[], PRIORITY), Answer::Completes),
     row(Exit::ExtendedControl, "XSETBV", (LENGTH, INDEX_AND_PAIR, &[]), GP_OR_NOT),
-    row(Exit::PortIn, "IN", (PORT, &[], ACCESS), Answer::Completes),
-    row(Exit::PortOut, "OUT", (PORT, ACCESS, &[]), Answer::Completes),
+    row(Exit::PortIn, "IN, an element of INS", (PORT, &[], ACCESS), Answer::Completes),
+    row(Exit::PortOut, "OUT, an element of OUTS", (PORT, ACCESS, &[]), Answer::Completes),
+    row(Exit::DeviceRead, "load from device memory", (DEVICE, &[], ACCESS), Answer::Completes),
+    row(Exit::DeviceWrite, "store to device memory", (DEVICE, ACCESS, &[]), Answer::Completes),
     row(Exit::ReadMsr, "RDMSR of an emulated register", (LENGTH, INDEX, PAIR), GP_OR_NOT),
     row(
         Exit::WriteMsr,

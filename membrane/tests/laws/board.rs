@@ -288,6 +288,11 @@ impl Tlb for Board {
     }
 }
 
+/// What the window page holds at `index`.
+pub(crate) fn window_word(index: usize, window: u64) -> u64 {
+    window | 0x1000_0000_0000 | u64::try_from(index).unwrap()
+}
+
 impl Pages for Board {
     fn with_page<T>(&mut self, frame: Frame, work: impl FnOnce(&mut Page) -> T) -> T {
         self.remember();
@@ -299,6 +304,10 @@ impl Pages for Board {
         let result = work(&mut page);
         self.set_page(frame, &page);
         result
+    }
+
+    fn window_word(index: usize, window: u64) -> u64 {
+        window_word(index, window)
     }
 
     fn cpu(&self) -> u32 {

@@ -10,6 +10,7 @@
 
 mod board;
 mod checks;
+mod devices;
 mod pieces;
 mod play;
 mod refusals;

@@ -115,7 +115,7 @@ fn access(world: &mut World, host: &mut Host, input: &mut Input<'_>, at: (usize,
                 let place = host.places[&at];
                 let _ = world.store(tables(at.0).pt, at.1, place | LEAF);
             }
-            Filled::Mapped | Filled::Unloaded | Filled::Device(_) | Filled::Stopped(_) => {
+            Filled::Mapped | Filled::Unloaded | Filled::Device { .. } | Filled::Stopped(_) => {
                 panic!("an honest host is told {filled:?}")
             }
         }

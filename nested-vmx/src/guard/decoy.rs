@@ -7,7 +7,7 @@ use crate::merge::plain_guest_fields;
 use crate::vcpu::Vcpu;
 use crate::vmcs12::{Class, INFORMATION};
 
-/// The RIP that the host sees at every exit.
+/// The RIP that the host sees at every exit but those by accesses to devices.
 pub const DECOY_RIP: u64 = 0x1000;
 
 const INSTRUCTION_ERROR: u32 = f::INSTRUCTION_ERROR.encoding();
@@ -21,7 +21,7 @@ const MODE: u32 = 1 << 14 | 1 << 13;
 const PAT: u64 = 0x0007_0406_0007_0406;
 /// RFLAGS: interrupts are enabled; the bit that is always 1.
 pub(super) const IF: u64 = 1 << 9;
-const FIXED: u64 = 1 << 1;
+pub(super) const FIXED: u64 = 1 << 1;
 
 /// Puts constants where the state was, and what a last exit may have told.
 pub(super) fn cover(shown: &mut Vcpu<'_>) {
@@ -31,21 +31,29 @@ pub(super) fn cover(shown: &mut Vcpu<'_>) {
     for encoding in plain_guest_fields(&[Class::Guest, Class::HotGuest]) {
         put(shown, encoding, 0);
     }
-    for segment in Segment::ALL {
-        let fields = segment.fields();
-        let (limit, rights) = match segment {
-            Segment::Cs => (u32::MAX, CODE),
-            Segment::Tr => (0x67, BUSY_TSS),
-            Segment::Ldtr => (0, UNUSABLE),
-            Segment::Es | Segment::Ss | Segment::Ds | Segment::Fs | Segment::Gs => (u32::MAX, DATA),
-        };
-        put(shown, fields.limit.encoding(), limit.into());
-        put(shown, fields.rights.encoding(), rights.into());
-    }
+    flatten(shown);
     put(shown, f::GUEST_PAT.encoding(), PAT);
     put(shown, f::GUEST_DR7.encoding(), 0x400);
     put(shown, f::GUEST_DEBUGCTL.encoding(), 0);
     put(shown, f::GUEST_PERF_GLOBAL.encoding(), 0);
+}
+
+/// Makes all segments flat. [`uncover`] has the rights of CS and SS right.
+pub(super) fn flatten(shown: &mut Vcpu<'_>) {
+    for segment in Segment::ALL {
+        let fields = segment.fields();
+        let (limit, rights) = match segment {
+            Segment::Tr => (0x67, Some(BUSY_TSS)),
+            Segment::Ldtr => (0, Some(UNUSABLE)),
+            Segment::Cs | Segment::Ss => (u32::MAX, None),
+            Segment::Es | Segment::Ds | Segment::Fs | Segment::Gs => (u32::MAX, Some(DATA)),
+        };
+        put(shown, fields.base.encoding(), 0);
+        put(shown, fields.limit.encoding(), limit.into());
+        if let Some(rights) = rights {
+            put(shown, fields.rights.encoding(), rights.into());
+        }
+    }
 }
 
 /// Tells the host what it must know, because it relies on what it has seen of it before, and renews

@@ -2,8 +2,8 @@
 
 use super::exits::FAULT;
 use super::start::visible;
-use super::{Cause, DECOY_RIP, Delivery, File, Guarded, Registers, answers, decoy, low};
-use super::{restore, save};
+use super::{Cause, Delivery, Entered, File, Guarded, Registers, Space, answers, decoy};
+use super::{low, restore, save};
 use crate::check::is_canonical;
 use crate::cpuid;
 use crate::cr::CR0_PE;
@@ -33,13 +33,28 @@ impl Guarded<'_> {
         &mut self,
         shown: &mut Vcpu<'_>,
         registers: &mut impl Registers,
-    ) -> Result<(), Cause> {
-        let fields = shown.fields();
+        space: &impl Space,
+    ) -> Result<Entered, Cause> {
         save(registers, &mut self.secrets.outside);
         let raised = match self.secrets.pending.take().and_then(Exit::row) {
-            Some(row) => self.take_answer(row, fields)?,
+            Some(row) => self.take_answer(row, shown)?,
             None => None,
         };
+        if self.secrets.job.is_some() {
+            return self.resume(shown, registers, space);
+        }
+        self.run(raised, shown, registers);
+        Ok(Entered::Run)
+    }
+
+    /// Prepares an entry that the VM runs after, of which the answer is taken: it raises `raised`.
+    pub(super) fn run(
+        &mut self,
+        raised: Option<Event>,
+        shown: &mut Vcpu<'_>,
+        registers: &mut impl Registers,
+    ) {
+        let fields = shown.fields();
         self.wake(fields);
         let event = self.next_event(raised, fields);
         for (encoding, value) in [
@@ -52,19 +67,24 @@ impl Guarded<'_> {
         self.take_controls(fields);
         shown.settle();
         restore(&self.secrets.gprs, registers);
-        Ok(())
     }
 
     /// The host's answer to the exit: completed, an exception, or neither.
-    fn take_answer(&mut self, row: &Row, shown: &Vmcs12) -> Result<Option<Event>, Cause> {
+    fn take_answer(&mut self, row: &Row, shown: &mut Vcpu<'_>) -> Result<Option<Event>, Cause> {
         let exception = match row.answer {
             Answer::Visor | Answer::Resumes | Answer::Ends => return Ok(None),
             Answer::Completes => None,
             Answer::CompletesOrRaises(exception) => Some(exception),
         };
-        let length = self.effective.fields().read(f::EXIT_INSTRUCTION_LENGTH);
-        if length == 0 || shown.read(f::GUEST_RIP) != DECOY_RIP + u64::from(length) {
-            return Ok(exception.and_then(|exception| raised(exception, shown)));
+        let (rip, length) = self.secrets.told;
+        let completes = shown.fields().read(f::GUEST_RIP) == rip + u64::from(length) && length != 0;
+        if self.secrets.job.is_some() {
+            let [rax, ..] = self.secrets.outside;
+            self.answer_access(shown, completes.then_some(rax));
+            return Ok(None);
+        }
+        if !completes {
+            return Ok(exception.and_then(|exception| raised(exception, shown.fields())));
         }
         if let Some(event) = self.perform(row.exit)? {
             return Ok(Some(event));
@@ -103,7 +123,7 @@ impl Guarded<'_> {
 
     /// Goes on after the instruction that has exited (SDM vol. 3, 29.2.5), or raises what the next one
     /// would.
-    fn step(&mut self, length: u64) -> Option<Event> {
+    pub(super) fn step(&mut self, length: u64) -> Option<Event> {
         const TRAP: u64 = 1 << 8;
         const SINGLE_STEP: u64 = 1 << 14;
         const LA57: u64 = 1 << 12;

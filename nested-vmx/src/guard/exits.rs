@@ -1,6 +1,6 @@
 //! Which kind of exit the processor's exit reasons are (SDM vol. 3D, appendix C).
 
-use super::Cause;
+use super::{Cause, Verdict};
 use crate::disclosure::Exit;
 use crate::exit::{self, Event};
 use crate::field::{self as f, Vmcs};
@@ -15,25 +15,27 @@ const MACHINE_CHECK: u32 = 3 << 8 | 18;
 /// CPUID leaf of the extended state.
 const EXTENDED_STATE: u32 = 0xd;
 
+/// IN, OUT.
+pub(super) const PORT: u32 = 30;
 /// EPT violation, as the host is told of an absent page.
 pub(super) const EPT_VIOLATION: u32 = 48;
 const EPT_MISCONFIGURATION: u32 = 49;
 /// Triple fault, as the host is told of a VM that was stopped.
 pub(super) const TRIPLE_FAULT: u32 = 2;
 
-/// The kind of the exit in `v`, of which `leaf` is EAX.
-pub(super) fn decode(v: &impl Vmcs, leaf: u32) -> Result<Exit, Cause> {
+/// The kind of the exit in `v`, of which `leaf` is EAX; or what becomes of one that has none.
+pub(super) fn decode(v: &impl Vmcs, leaf: u32) -> Result<Exit, Verdict> {
     let [low, high, ..] = v.read(f::EXIT_REASON).to_le_bytes();
     let basic = u16::from_le_bytes([low, high]);
-    let none = Cause::NoRule(basic);
+    let none = Verdict::Stop(Cause::NoRule(basic));
     Ok(match u32::from(basic) {
         0 => exception(v.read(f::EXIT_INTERRUPTION)).ok_or(none)?,
         1 => Exit::Interrupt,
-        TRIPLE_FAULT => return Err(Cause::Shutdown),
+        TRIPLE_FAULT => return Err(Verdict::Stop(Cause::Shutdown)),
         3 | 4 => Exit::Signal,
         7 => Exit::InterruptWindow,
         8 => Exit::NmiWindow,
-        9 => return Err(Cause::TaskSwitch),
+        9 => return Err(Verdict::Stop(Cause::TaskSwitch)),
         10 if leaf == EXTENDED_STATE => Exit::ExtendedState,
         10 => Exit::Cpuid,
         12 => Exit::Halt,
@@ -43,7 +45,7 @@ pub(super) fn decode(v: &impl Vmcs, leaf: u32) -> Result<Exit, Cause> {
         // GETSEC, VMCLEAR to VMXON, INVEPT, INVVPID, VMFUNC
         11 | 19..=27 | 50 | 53 | 59 => Exit::Hidden,
         28 => control(v.read(f::EXIT_QUALIFICATION)).ok_or(none)?,
-        30 => port(v.read(f::EXIT_QUALIFICATION))?,
+        PORT => port(v.read(f::EXIT_QUALIFICATION))?,
         31 => Exit::ReadMsr,
         32 => Exit::WriteMsr,
         36 | 39 => Exit::Wait,
@@ -82,11 +84,11 @@ fn control(qualification: u64) -> Option<Exit> {
 }
 
 /// SDM vol. 3, table 29-5.
-fn port(qualification: u64) -> Result<Exit, Cause> {
+fn port(qualification: u64) -> Result<Exit, Verdict> {
     const STRING: u64 = 1 << 4;
     const IN: u64 = 1 << 3;
     if qualification & STRING != 0 {
-        return Err(Cause::StringPort);
+        return Err(Verdict::StringPort);
     }
     Ok(if qualification & IN != 0 { Exit::PortIn } else { Exit::PortOut })
 }

@@ -2,22 +2,24 @@
 
 use ept::shadow::Access;
 
+use super::device::Job;
 use super::exits::{self, EPT_VIOLATION, FAULT, TRIPLE_FAULT};
 use super::msr::{self, Rule};
-use super::{COUNT, Cause, Delivery, Guarded, RSP, Registers, Verdict, decoy, low, put, save};
+use super::{COUNT, Cause, DECOY_RIP, Delivery, Guarded, RSP, Registers, Verdict, decoy, low};
+use super::{put, save};
 use crate::control::ExitControls;
 use crate::disclosure::{Answer, Exit, Register, Row, Told, Width};
 use crate::exit::{self, Event};
 use crate::field::{self as f, Segment, Vmcs};
 use crate::vcpu::Vcpu;
 
-const VALID: u32 = 1 << 31;
+pub(super) const VALID: u32 = 1 << 31;
 /// Bit 12 of interruption information and of the qualification of an EPT violation: an IRET had ended
 /// the blocking of NMIs.
 const UNBLOCKED: u32 = 1 << 12;
 const BLOCKED_BY_NMI: u32 = 1 << 3;
 const BLOCKED_BY_INSTRUCTION: u32 = 0b11;
-const NMI: u32 = VALID | 2 << 8 | 2;
+pub(super) const NMI: u32 = VALID | 2 << 8 | 2;
 /// RFLAGS, and bit 14 of pending debug exceptions and DR6.
 const TRAP: u64 = 1 << 8;
 const SINGLE_STEP: u64 = 1 << 14;
@@ -38,7 +40,7 @@ impl Guarded<'_> {
         const LEVEL: u32 = 3 << 5;
         let exit = match exits::decode(v02, low(registers.get(0))) {
             Ok(exit) => exit,
-            Err(cause) => return Verdict::Stop(cause),
+            Err(verdict) => return verdict,
         };
         let level = v02.read(Segment::Ss.fields().rights) & LEVEL;
         if exits::is_privileged(exit) && level != 0 {
@@ -149,7 +151,11 @@ impl Guarded<'_> {
     }
 
     /// Takes over what the VM has left in the processor.
-    fn take_over(&mut self, (exit, registers): (Exit, &impl Registers), v02: &impl Vmcs) {
+    pub(super) fn take_over(
+        &mut self,
+        (exit, registers): (Exit, &impl Registers),
+        v02: &impl Vmcs,
+    ) {
         save(registers, &mut self.secrets.gprs);
         self.effective.capture(v02);
         // What the answer may change besides hot fields: control registers, EFER, the activity state,
@@ -182,26 +188,23 @@ impl Guarded<'_> {
             Some(page) => (EPT_VIOLATION, page.qualification(), page.address & !0xfff),
             None => (fields.read(f::EXIT_REASON) & 0xffff, self.qualification(row), 0),
         };
-        let only = |told, value: u32| if row.tells(told) { value.into() } else { 0 };
-        for (encoding, value) in [
-            (f::EXIT_REASON.encoding(), reason.into()),
-            (f::EXIT_QUALIFICATION.encoding(), qualification),
-            (f::EXIT_INTERRUPTION.encoding(), only(Told::Event, event)),
-            (f::IDT_VECTORING.encoding(), delivery.into()),
-            (f::EXIT_INSTRUCTION_LENGTH.encoding(), only(Told::Length, length)),
-            (f::GUEST_PHYSICAL_ADDRESS.encoding(), address),
-        ] {
-            shown.tell(encoding, value);
-        }
-        let timer = fields.read(f::PREEMPTION_TIMER);
-        if shown.fields().read(f::EXIT_CONTROLS) & ExitControls::SAVE_PREEMPTION_TIMER.bits() != 0 {
-            put(shown, f::PREEMPTION_TIMER.encoding(), timer.into());
-        }
-        consume_event(shown);
+        let only = |told, value| if row.tells(told) { value } else { 0 };
+        let (event, length) = (only(Told::Event, event), only(Told::Length, length));
+        inform(shown, (reason, qualification), (event, delivery), (length, address));
+        self.tell_timer(shown);
         decoy::uncover(shown, fields, v02);
         self.reveal(row, registers);
         self.secrets.pending = Some(exit);
+        self.secrets.told = (DECOY_RIP, length);
         Verdict::Host
+    }
+
+    /// Tells the host what is left of its time.
+    pub(super) fn tell_timer(&self, shown: &mut Vcpu<'_>) {
+        let timer = self.effective.fields().read(f::PREEMPTION_TIMER);
+        if shown.fields().read(f::EXIT_CONTROLS) & ExitControls::SAVE_PREEMPTION_TIMER.bits() != 0 {
+            put(shown, f::PREEMPTION_TIMER.encoding(), timer.into());
+        }
     }
 
     /// What becomes of an event whose delivery the exit cut short: interruption information for the
@@ -243,7 +246,7 @@ impl Guarded<'_> {
     }
 
     /// The exit qualification, as far as the host may know it.
-    fn qualification(&self, row: &Row) -> u64 {
+    pub(super) fn qualification(&self, row: &Row) -> u64 {
         /// Size, direction, port.
         const PORT: u64 = 0xffff_000f;
         /// Register and instruction. The operand is shown as RAX, number 0.
@@ -256,16 +259,16 @@ impl Guarded<'_> {
     }
 
     /// Leaves in the registers what the host may see.
-    fn reveal(&self, row: &Row, registers: &mut impl Registers) {
+    pub(super) fn reveal(&self, row: &Row, registers: &mut impl Registers) {
         for number in (0..COUNT).filter(|number| *number != RSP) {
             registers.set(number, 0);
         }
         for part in row.sees {
             let number = part.register.number();
-            let value = if part.register == Register::Operand {
-                self.operand()
-            } else {
-                self.secrets.gprs.get(usize::from(number)).copied().unwrap_or(0)
+            let value = match &self.secrets.job {
+                Some(job) => job.data(),
+                None if part.register == Register::Operand => self.operand(),
+                None => self.secrets.gprs.get(usize::from(number)).copied().unwrap_or(0),
             };
             registers.set(number, value & self.mask(part.width));
         }
@@ -275,8 +278,9 @@ impl Guarded<'_> {
     pub(super) fn mask(&self, width: Width) -> u64 {
         match width {
             Width::Access => {
-                let fields = self.effective.fields();
-                let bytes = exits::port_bytes(fields.read(f::EXIT_QUALIFICATION));
+                let port =
+                    || exits::port_bytes(self.effective.fields().read(f::EXIT_QUALIFICATION));
+                let bytes = self.secrets.job.as_ref().map_or_else(port, Job::bytes);
                 u64::MAX >> (64 - 8 * bytes)
             }
             Width::Four => 0xf,
@@ -288,16 +292,16 @@ impl Guarded<'_> {
 
 /// What the host is told of a page.
 #[derive(Clone, Copy)]
-struct Page {
-    address: u64,
-    access: Access,
-    rights: Access,
+pub(super) struct Page {
+    pub(super) address: u64,
+    pub(super) access: Access,
+    pub(super) rights: Access,
 }
 
 impl Page {
     /// The qualification of an EPT violation (SDM vol. 3, table 29-7): for a linear address that has
     /// been translated.
-    const fn qualification(self) -> u64 {
+    pub(super) const fn qualification(self) -> u64 {
         const TRANSLATED: u64 = 0b11 << 7;
         self.access.bits() | self.rights.bits() << 3 | TRANSLATED
     }
@@ -327,8 +331,25 @@ fn debug(v02: &mut impl Vmcs) -> Verdict {
     Verdict::Debug(v02.read(f::EXIT_QUALIFICATION) & TOLD)
 }
 
-/// An event that the host has injected is not pending any more.
-fn consume_event(shown: &mut Vcpu<'_>) {
+/// Tells the host of an exit: reason and qualification; the event that it is, and the one that it has
+/// cut short; length of the instruction, and guest-physical address. An event that the host has injected
+/// is not pending any more.
+pub(super) fn inform(
+    shown: &mut Vcpu<'_>,
+    (reason, qualification): (u32, u64),
+    (event, delivery): (u32, u32),
+    (length, address): (u32, u64),
+) {
+    for (encoding, value) in [
+        (f::EXIT_REASON.encoding(), reason.into()),
+        (f::EXIT_QUALIFICATION.encoding(), qualification),
+        (f::EXIT_INTERRUPTION.encoding(), event.into()),
+        (f::IDT_VECTORING.encoding(), delivery.into()),
+        (f::EXIT_INSTRUCTION_LENGTH.encoding(), length.into()),
+        (f::GUEST_PHYSICAL_ADDRESS.encoding(), address),
+    ] {
+        shown.tell(encoding, value);
+    }
     let injected = shown.fields().read(f::ENTRY_INTERRUPTION) & !VALID;
     put(shown, f::ENTRY_INTERRUPTION.encoding(), injected.into());
 }
@@ -336,17 +357,7 @@ fn consume_event(shown: &mut Vcpu<'_>) {
 /// Tells the host that its VM has shut down: what every exit and entry of one that was stopped
 /// becomes.
 pub fn shut_down(shown: &mut Vcpu<'_>, registers: &mut impl Registers) {
-    for (encoding, value) in [
-        (f::EXIT_REASON.encoding(), u64::from(TRIPLE_FAULT)),
-        (f::EXIT_QUALIFICATION.encoding(), 0),
-        (f::EXIT_INTERRUPTION.encoding(), 0),
-        (f::IDT_VECTORING.encoding(), 0),
-        (f::EXIT_INSTRUCTION_LENGTH.encoding(), 0),
-        (f::GUEST_PHYSICAL_ADDRESS.encoding(), 0),
-    ] {
-        shown.tell(encoding, value);
-    }
-    consume_event(shown);
+    inform(shown, (TRIPLE_FAULT, 0), (0, 0), (0, 0));
     for number in (0..COUNT).filter(|number| *number != RSP) {
         registers.set(number, 0);
     }

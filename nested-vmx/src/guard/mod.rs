@@ -12,14 +12,17 @@
 mod answers;
 mod controls;
 mod decoy;
+mod device;
 mod enter;
 mod exits;
 mod leave;
 pub mod msr;
 pub mod start;
+pub mod window;
 
 use core::fmt;
 
+use emulate::walk::Memory;
 use ept::shadow::Access;
 
 use crate::disclosure::Exit;
@@ -29,6 +32,7 @@ use crate::vcpu::Vcpu;
 use crate::vmcs12::Vmcs12;
 
 pub use decoy::DECOY_RIP;
+use device::Job;
 pub use leave::shut_down;
 
 /// The general-purpose registers of whoever the processor is about to run, or was running, by their
@@ -39,6 +43,16 @@ pub trait Registers {
     fn get(&self, number: u8) -> u64;
     /// Sets the register with this number.
     fn set(&mut self, number: u8, value: u64);
+}
+
+/// What the guard needs of the VM besides its VMCS: its memory, and what is where in it.
+pub trait Space: Memory {
+    /// Whether the VM has a device at this guest-physical address: its ticket has no memory there.
+    fn is_device(&self, address: u64) -> bool;
+    /// PKRU of the VM.
+    fn pkru(&self) -> u32;
+    /// Bits in a physical address of the VM, at most 52.
+    fn physical_bits(&self) -> u32;
 }
 
 /// Bits 31:0.
@@ -84,6 +98,10 @@ pub struct Secrets {
     outside: File,
     /// The exit that the host has not answered yet.
     pending: Option<Exit>,
+    /// RIP and the length of the instruction as the host knows them of that exit.
+    told: (u64, u32),
+    /// What that exit is an access of.
+    job: Option<Job>,
     delivery: Option<Delivery>,
     start_up: Option<u8>,
     /// Translations of the VM's must go.
@@ -105,6 +123,8 @@ impl Secrets {
             gprs: [0; 16],
             outside: [0; 16],
             pending: None,
+            told: (0, 0),
+            job: None,
             delivery: None,
             start_up: None,
             flush: false,
@@ -153,8 +173,35 @@ pub enum Verdict {
         /// Kinds of access.
         access: Access,
     },
+    /// INS or OUTS: [`Guarded::string_port`] is to be called.
+    StringPort,
+    /// The VM gets a page fault: its CR2 is to become `linear`.
+    PageFault {
+        /// Linear address.
+        linear: u64,
+        /// Error code.
+        code: u32,
+    },
     /// The VM cannot go on.
     Stop(Cause),
+}
+
+/// What becomes of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Entered {
+    /// The VM runs.
+    Run,
+    /// The VM does not run: the shown VMCS12 and the registers hold the next exit.
+    Show,
+    /// The VM does not run before it has this page with these rights. Then [`Guarded::resume`], or
+    /// [`Guarded::show_page`] if the host has to provide it.
+    Page {
+        /// Guest-physical address.
+        address: u64,
+        /// Kinds of access.
+        access: Access,
+    },
 }
 
 /// Why a protected VM is stopped.
@@ -164,14 +211,17 @@ pub enum Cause {
     NoRule(u16),
     /// It has shut down (triple fault).
     Shutdown,
-    /// INS or OUTS.
-    StringPort,
     /// A task switch.
     TaskSwitch,
     /// Paging by PAE outside IA-32e mode.
     PaePaging,
     /// Its first state is one in which no VM may start.
     FirstState,
+    /// It has accessed a device at this guest-physical address in a way that none can be accessed: to
+    /// fetch code, to walk page tables, to deliver an event.
+    Device(u64),
+    /// It has accessed a device by an instruction that is not known.
+    Instruction,
 }
 
 impl Cause {
@@ -181,10 +231,11 @@ impl Cause {
         match self {
             Self::NoRule(reason) => 0x100 | u64::from(reason) << 16,
             Self::Shutdown => 0x200,
-            Self::StringPort => 0x300,
             Self::TaskSwitch => 0x400,
             Self::PaePaging => 0x500,
             Self::FirstState => 0x600,
+            Self::Device(_) => 0x700,
+            Self::Instruction => 0x800,
         }
     }
 }
@@ -194,10 +245,11 @@ impl fmt::Display for Cause {
         match self {
             Self::NoRule(reason) => write!(f, "no rule for exits of basic reason {reason}"),
             Self::Shutdown => f.write_str("the VM has shut down"),
-            Self::StringPort => f.write_str("INS and OUTS are not supported in protected VMs yet"),
             Self::TaskSwitch => f.write_str("task switches are not supported in protected VMs"),
             Self::PaePaging => f.write_str("32-bit PAE paging is not supported in protected VMs"),
             Self::FirstState => f.write_str("the VM starts in a state in which none may start"),
+            Self::Device(address) => write!(f, "no such access to a device, at {address:#x}"),
+            Self::Instruction => f.write_str("an instruction on a device is not supported"),
         }
     }
 }

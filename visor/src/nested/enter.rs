@@ -17,6 +17,7 @@ use nested_vmx::operation::{Answer, Scope, enterable};
 use nested_vmx::vcpu::Refusal;
 use nested_vmx::vmcs12::{Launch, REVISION, Vmcs12};
 
+use super::protected::NoRun;
 use super::slots::{Slot, TablesInUse};
 use super::{Mode, Nested, context, instruction, leave, lists, protected};
 use crate::cpu::{self, vmx, vmx::Current};
@@ -83,7 +84,7 @@ pub(super) fn enter(
                 Refused::State(qualification) => {
                     fail(nested, machine, (INVALID_GUEST_STATE, qualification))
                 }
-                Refused::ShutDown => protected::refuse(nested, machine, registers),
+                Refused::NoRun(why) => protected::refuse(nested, machine, (why, registers)),
             }
         }
     }
@@ -102,13 +103,13 @@ enum Refused {
     Instruction(Answer),
     /// The entry fails for the VM's state, with this exit qualification.
     State(u64),
-    /// The VM is a protected one that was stopped.
-    ShutDown,
+    /// The VM is a protected one that does not run now.
+    NoRun(NoRun),
 }
 
-impl From<protected::ShutDown> for Refused {
-    fn from(protected::ShutDown: protected::ShutDown) -> Self {
-        Self::ShutDown
+impl From<NoRun> for Refused {
+    fn from(why: NoRun) -> Self {
+        Self::NoRun(why)
     }
 }
 

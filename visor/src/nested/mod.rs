@@ -4,6 +4,7 @@
 //! processor, and which of them is current.
 
 mod enter;
+mod guest_memory;
 mod instruction;
 mod leave;
 mod lists;

@@ -7,14 +7,16 @@ use ept::shadow::Access;
 use membrane::vm::{Cause, Fault, Filled};
 use nested_vmx::check::Wanted;
 use nested_vmx::control::{Primary, Secondary};
-use nested_vmx::exit;
+use nested_vmx::exit::{self, Event};
 use nested_vmx::field::{EPT_POINTER, EXIT_INTERRUPTION, GUEST_EFER, GUEST_PAT, Vmcs};
-use nested_vmx::guard::{self, Verdict};
+use nested_vmx::guard::{self, Entered, Verdict};
 use nested_vmx::leave::{Cause as By, Inherited};
 use nested_vmx::merge::{Environment, HostRegisters};
+use nested_vmx::vcpu::Vcpu;
 use nested_vmx::vmcs12::Launch;
 use sha2::{Digest, Sha256};
 
+use super::guest_memory::Space;
 use super::leave::{self, NmiFate};
 use super::slots::Slot;
 use super::vcpus::{self, Protected};
@@ -29,8 +31,15 @@ use crate::vectors;
 const EXCEPTION_OR_NMI: u32 = 0;
 const NMI_WINDOW: u32 = 8;
 
-/// The VM does not run: the host is told that it has shut down.
-pub(super) struct ShutDown;
+/// Why a VM that the host enters does not run.
+pub(super) enum NoRun {
+    /// It has shut down, and the host is told so.
+    ShutDown,
+    /// It has not finished an instruction for which the host is needed: it is told.
+    Shown,
+}
+
+use NoRun::ShutDown;
 
 impl guard::Registers for Registers {
     fn get(&self, number: u8) -> u64 {
@@ -45,14 +54,14 @@ impl guard::Registers for Registers {
 /// is a new one. VMCS01 is current.
 ///
 /// # Errors
-/// [`ShutDown`] if it does not begin as the ticket says.
+/// [`NoRun::ShutDown`] if it does not begin as the ticket says.
 #[cold]
 #[inline(never)]
 fn launch(
     machine: &Machine,
     slot: &mut Slot,
     (host, registers): (&HostRegisters, &mut Registers),
-) -> Result<(), ShutDown> {
+) -> Result<(), NoRun> {
     let Some((vm, state)) = root(slot).and_then(|root| machine.tables.launch(root)) else {
         return Ok(());
     };
@@ -78,8 +87,8 @@ fn root(slot: &Slot) -> Option<Frame> {
 /// Refuses a vCPU without a ticket, if all of them are, or if it would run on the tables of a protected VM.
 ///
 /// # Errors
-/// [`ShutDown`] if it would.
-fn keep_out(machine: &Machine, slot: &Slot) -> Result<(), ShutDown> {
+/// [`NoRun::ShutDown`] if it would.
+fn keep_out(machine: &Machine, slot: &Slot) -> Result<(), NoRun> {
     if !machine.unprotected_vms {
         machine.tables.saw_unprotected();
         return Err(ShutDown);
@@ -113,12 +122,12 @@ fn begins_as(
     if fits { Ok(()) } else { Err(guard::Cause::FirstState) }
 }
 
-fn stop(machine: &Machine, vm: (Vm, u64), cause: Cause) -> ShutDown {
+fn stop(machine: &Machine, vm: (Vm, u64), cause: Cause) -> NoRun {
     machine.tables.stop_vm(vm, cause);
     ShutDown
 }
 
-fn stop_vcpu(machine: &Machine, vm: (Vm, u64), cause: guard::Cause) -> ShutDown {
+fn stop_vcpu(machine: &Machine, vm: (Vm, u64), cause: guard::Cause) -> NoRun {
     log::warn!("protected VM {}: {cause}", vm.0.number());
     // The kind in bits 3:0, a detail above.
     let number = cause.number();
@@ -134,7 +143,7 @@ const EXTENDED_STATE: u16 = 0xe;
 /// is not. VMCS01 or the decoy is current before, VMCS02 afterwards; or any, if there is an error.
 ///
 /// # Errors
-/// [`ShutDown`] if the VM is not to run.
+/// [`NoRun::ShutDown`] if the VM is not to run.
 #[inline(never)]
 pub(super) fn enter(
     cpu: &PerCpu,
@@ -142,7 +151,7 @@ pub(super) fn enter(
     slot: &mut Slot,
     (asks, environment, host): (Launch, &Environment<'_>, &HostRegisters),
     registers: &mut Registers,
-) -> Result<Option<Mode>, ShutDown> {
+) -> Result<Option<Mode>, NoRun> {
     if asks == Launch::Clear && slot.protected.is_none() && tables::tickets_wait() {
         vmx::select(&cpu.vmcs_region());
         launch(machine, slot, (host, registers))?;
@@ -159,13 +168,14 @@ pub(super) fn enter(
 /// does not switch. VMCS02 is current afterwards; or any, if there is an error.
 ///
 /// # Errors
-/// [`ShutDown`] if the host demands what it may not, or the VM was stopped before.
+/// Why the VM does not run: the host demands what it may not, the VM was stopped before, or the host has to
+/// answer something first.
 fn go(
     machine: &Machine,
     slot: &mut Slot,
     environment: &Environment<'_>,
     registers: &mut Registers,
-) -> Result<Mode, ShutDown> {
+) -> Result<Mode, NoRun> {
     let Some(vcpu) = &mut slot.protected else {
         return Err(ShutDown);
     };
@@ -173,8 +183,7 @@ fn go(
     if vcpu.pointer.is_none() {
         return Err(ShutDown);
     }
-    let entered = vcpu.guarded.enter(&mut slot.vcpu, registers);
-    entered.map_err(|cause| stop_vcpu(machine, vcpu.vm, cause))?;
+    answer(machine, (vcpu, &mut slot.vcpu), registers)?;
     if vcpu.guarded.xcr0() != vcpu.state.xcr0() && !vcpu.state.set_xcr0(vcpu.guarded.xcr0()) {
         return Err(stop(machine, vcpu.vm, Cause::Processor(EXTENDED_STATE)));
     }
@@ -186,13 +195,51 @@ fn go(
     Ok(Mode::EnteringGuarded)
 }
 
-/// The host's VM-entry instruction ends as if the VM had shut down at once. VMCS01 is current.
+/// Takes the host's answer to the VM's last exit.
+///
+/// # Errors
+/// Why the VM does not run.
+fn answer(
+    machine: &Machine,
+    (vcpu, shown): (&mut Protected, &mut Vcpu<'_>),
+    registers: &mut Registers,
+) -> Result<(), NoRun> {
+    let (vm, space) = (vcpu.vm, Space { machine, vm: vcpu.vm });
+    let mut entered = vcpu.guarded.enter(shown, registers, &space);
+    loop {
+        let at = match entered.map_err(|cause| stop_vcpu(machine, vm, cause))? {
+            Entered::Run => return Ok(()),
+            Entered::Show => return Err(NoRun::Shown),
+            Entered::Page { address, access } => Fault { at: address, access },
+        };
+        let told = match machine.tables.fill(vm, shown.fields().read(EPT_POINTER), at) {
+            Filled::Mapped => {
+                entered = vcpu.guarded.resume(shown, registers, &space);
+                continue;
+            }
+            Filled::Absent(page) => (page.base(), Access::NONE),
+            Filled::Denied { at, rights } => (at.base(), rights),
+            Filled::Unloaded | Filled::Device { .. } | Filled::Stopped(_) => return Err(ShutDown),
+        };
+        vcpu.guarded.show_page(shown, registers, told);
+        return Err(NoRun::Shown);
+    }
+}
+
+/// The host's VM-entry instruction ends as if the VM had run, and exited at once. VMCS01 is current.
 #[cold]
 #[inline(never)]
-pub(super) fn refuse(nested: &mut Nested, machine: &Machine, registers: &mut Registers) -> Next {
+pub(super) fn refuse(
+    nested: &mut Nested,
+    machine: &Machine,
+    (why, registers): (NoRun, &mut Registers),
+) -> Next {
     let slot = nested.slots.current();
     slot.vcpu.fields_mut().set_launched(Launch::Launched);
-    guard::shut_down(&mut slot.vcpu, registers);
+    match why {
+        ShutDown => guard::shut_down(&mut slot.vcpu, registers),
+        NoRun::Shown => {}
+    }
     if machine.decoys.is_some() {
         slot.with_decoy(|vcpu, decoy| vcpu.push(decoy));
     }
@@ -257,6 +304,12 @@ fn follow(
             Next::Stay
         }
         Verdict::ExtendedState => extended_state(vcpu, registers),
+        Verdict::PageFault { linear, code } => {
+            // The processor has the VM's CR2.
+            cpu::set_page_fault_address(linear);
+            Next::Raise(Event::PageFault(code))
+        }
+        Verdict::StringPort => string_port(nested, machine, registers),
         Verdict::Fault { address, access } => fault(nested, machine, (address, access), registers),
         Verdict::Stop(cause) => {
             let _ = stop_vcpu(machine, vcpu.vm, cause);
@@ -272,6 +325,19 @@ fn extended_state(vcpu: &Protected, registers: &mut Registers) -> Next {
     Next::Step
 }
 
+/// INS or OUTS.
+#[cold]
+#[inline(never)]
+fn string_port(nested: &mut Nested, machine: &Machine, registers: &mut Registers) -> Next {
+    let slot = nested.slots.current();
+    let Some(vcpu) = &mut slot.protected else {
+        return Next::Shutdown;
+    };
+    let space = Space { machine, vm: vcpu.vm };
+    let verdict = vcpu.guarded.string_port(&mut slot.vcpu, registers, &Current, &space);
+    follow(nested, machine, (verdict, By::Other), registers)
+}
+
 /// The VM has touched a page that it does not have (so).
 fn fault(
     nested: &mut Nested,
@@ -285,7 +351,7 @@ fn fault(
     };
     let pointer = slot.vcpu.fields().read(EPT_POINTER);
     let filled = machine.tables.fill(vcpu.vm, pointer, Fault { at: address, access });
-    let (shown, v02) = (&mut slot.vcpu, &Current);
+    let (shown, v02) = (&mut slot.vcpu, &mut Current);
     let verdict = match filled {
         Filled::Mapped => {
             host::deliver_again();
@@ -297,7 +363,11 @@ fn fault(
         Filled::Denied { at, rights } => {
             vcpu.guarded.tell_page(shown, registers, v02, (at.base(), rights))
         }
-        Filled::Unloaded | Filled::Device(_) | Filled::Stopped(_) => {
+        Filled::Device { at, window } => {
+            let space = Space { machine, vm: vcpu.vm };
+            vcpu.guarded.device(shown, registers, v02, (&space, at, window.base()))
+        }
+        Filled::Unloaded | Filled::Stopped(_) => {
             return shut_down(nested, machine, registers);
         }
     };

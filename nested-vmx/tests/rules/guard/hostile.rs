@@ -260,7 +260,11 @@ fn every_basic_exit_reason_has_a_rule_or_stops_the_vm() {
             Verdict::Host | Verdict::Fault { .. } => shown.contains(&reason),
             Verdict::Step | Verdict::Raise(_) => alone.contains(&reason),
             Verdict::Stop(_) => !shown.contains(&reason) && !alone.contains(&reason),
-            Verdict::Stay | Verdict::Debug(_) | Verdict::ExtendedState => false,
+            Verdict::Stay
+            | Verdict::Debug(_)
+            | Verdict::ExtendedState
+            | Verdict::StringPort
+            | Verdict::PageFault { .. } => false,
         };
         assert!(as_expected, "{reason}: {verdict:?}");
     }

@@ -2,15 +2,18 @@
 
 mod answers;
 mod controls;
+mod device;
 mod events;
 mod hostile;
 mod start;
 mod told;
+mod world;
 
+use emulate::walk::Memory;
 use ept::shadow::Access;
 use nested_vmx::control::ExitControls;
 use nested_vmx::field::{self as f, Segment, Vmcs};
-use nested_vmx::guard::{Cause, DECOY_RIP, Guarded, Registers, Secrets, Verdict};
+use nested_vmx::guard::{Cause, DECOY_RIP, Entered, Guarded, Registers, Secrets, Space, Verdict};
 use nested_vmx::merge::{Environment, HostRegisters};
 use nested_vmx::vcpu::Vcpu;
 use nested_vmx::vmcs12::Vmcs12;
@@ -31,6 +34,33 @@ impl Registers for Gprs {
     fn set(&mut self, number: u8, value: u64) {
         assert_ne!(number, 4);
         self.0[usize::from(number)] = value;
+    }
+}
+
+/// The memory of a VM that has none.
+struct Empty;
+
+impl Memory for Empty {
+    fn read(&self, _: u64) -> Option<u64> {
+        None
+    }
+
+    fn compare_exchange(&self, _: u64, _: u64, _: u64) -> Option<bool> {
+        None
+    }
+}
+
+impl Space for Empty {
+    fn is_device(&self, _: u64) -> bool {
+        false
+    }
+
+    fn pkru(&self) -> u32 {
+        0
+    }
+
+    fn physical_bits(&self) -> u32 {
+        52
     }
 }
 
@@ -112,7 +142,21 @@ impl Vm {
 
     /// The host enters it.
     pub(crate) fn enter(&mut self) -> Result<(), Cause> {
-        self.guarded.enter(&mut self.shown, &mut self.gprs)?;
+        assert_eq!(self.enter_with(&Empty)?, Entered::Run);
+        Ok(())
+    }
+
+    /// The host enters it, and it has this memory.
+    pub(crate) fn enter_with(&mut self, space: &impl Space) -> Result<Entered, Cause> {
+        let entered = self.guarded.enter(&mut self.shown, &mut self.gprs, space)?;
+        if entered == Entered::Run {
+            self.merge();
+        }
+        Ok(entered)
+    }
+
+    /// The processor enters it.
+    pub(crate) fn merge(&mut self) {
         let host = good::host_controls();
         let environment = Environment {
             host: &host,
@@ -122,7 +166,6 @@ impl Vm {
             virtual_apic: 0x8000,
         };
         self.guarded.effective_mut().merge(&environment, &HOST, &mut self.v02);
-        Ok(())
     }
 
     /// It exits for this reason, by an instruction of 2 bytes.

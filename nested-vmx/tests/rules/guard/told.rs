@@ -169,7 +169,7 @@ fn what_the_visor_answers_alone_the_host_does_not_see() {
         (9, 0, Verdict::Stop(Cause::TaskSwitch)),
         (28, 3, Verdict::Stop(Cause::NoRule(28))),
         (29, 0, Verdict::Stop(Cause::NoRule(29))),
-        (30, 0x10, Verdict::Stop(Cause::StringPort)),
+        (30, 0x10, Verdict::StringPort),
         (37, 0, Verdict::Stop(Cause::NoRule(37))),
         (70, 0, Verdict::Stop(Cause::NoRule(70))),
     ] {

@@ -1,19 +1,19 @@
 //! The frame table and EPT01: who owns which frame, and what the host can therefore reach.
 #![expect(unsafe_code, reason = "storage of the frame table")]
 
+mod protected;
+
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ept::addr::{Frame, LARGE, PAGE, Span};
-use ept::direct::{self, Direct, Generation, Store};
+use ept::direct::{self, Direct, Generation};
 use ept::entry::Level;
 use ept::entry::Rights;
 use ept::ept01::{self, Ept01, Rules, TableMem, Tlb};
-use ept::frames::{Event, FrameTable, Guard, Owner, State as FrameState, Vm};
+use ept::frames::{Event, FrameTable, Guard, Owner, State as FrameState};
 use ept::mtrr::{self, Mtrrs};
 use ept::shadow::Permission;
-use membrane::vm::{Cause, Fault, Filled};
-use membrane::vms::Vms;
 use membrane::{Pages, Progress};
 use spin::Mutex;
 
@@ -23,30 +23,13 @@ use crate::machine::Machine;
 use crate::memory::{self, POOL, Pool};
 use crate::percpu::PerCpu;
 use crate::shootdown;
-use crate::vectors;
-
-/// Cause of a stop: the host's tables cannot be watched.
-const TABLES: u16 = 0xd;
-
-/// Protected VMs that were launched so far.
-static RUNNING: AtomicU32 = AtomicU32::new(0);
-/// Tickets that wait for their VM.
-static WAITING: AtomicU32 = AtomicU32::new(0);
 
 /// Roots of VMs without a ticket.
 static UNPROTECTED: AtomicU32 = AtomicU32::new(0);
 /// Whether there was any.
 static SEEN: AtomicBool = AtomicBool::new(false);
 
-/// Whether a ticket waits for its VM.
-pub(crate) fn tickets_wait() -> bool {
-    WAITING.load(Ordering::Relaxed) != 0
-}
-
-/// Whether there was a protected VM since the visor runs.
-pub(crate) fn any_protected() -> bool {
-    RUNNING.load(Ordering::Relaxed) != 0
-}
+pub(crate) use protected::{any_protected, tickets_wait};
 
 /// What the host can reach, and why.
 pub(crate) struct HostTables {
@@ -92,9 +75,6 @@ pub(crate) struct AllProcessors<'p>(&'p mut Pool);
 /// What VMs' tables are checked against.
 pub(crate) type Trees<'a, 'p> = direct::Machine<'a, 'static, AllProcessors<'p>>;
 
-/// The protected VMs. Only touched while the lock of [`HostTables`] is held.
-static PROTECTED: Mutex<Vms> = Mutex::new(Vms::new());
-
 impl TableMem for AllProcessors<'_> {
     fn allocate(&mut self) -> Option<Frame> {
         self.0.allocate()
@@ -129,6 +109,10 @@ impl membrane::Pages for AllProcessors<'_> {
 
     fn cpu(&self) -> u32 {
         PerCpu::current().index.get()
+    }
+
+    fn window_word(index: usize, window: u64) -> u64 {
+        nested_vmx::guard::window::word(index, window)
     }
 }
 
@@ -241,108 +225,6 @@ impl HostTables {
         work(&mut state.direct, &mut vms)
     }
 
-    /// Does something with the protected VMs, which may seal and hash.
-    pub(crate) fn with_protected<T>(
-        &self,
-        work: impl FnOnce(&mut Vms, &mut Trees<'_, '_>) -> T,
-    ) -> T {
-        vectors::with(|| self.with_vms(|_, trees| work(&mut PROTECTED.lock(), trees)))
-    }
-
-    /// The VM that takes the oldest ticket that waits, by number and launch, with the first state that the
-    /// ticket asks for. `None` if `root` is not a new VM's, or no ticket waits.
-    pub(crate) fn launch(&self, root: Frame) -> Option<((Vm, u64), ticket::State)> {
-        if self.with_vms(|direct, trees| direct.is_loaded(trees, root)) {
-            return None;
-        }
-        self.with_protected(|vms, trees| {
-            let number = vms.launch(trees.hardware.cpu())?;
-            let vm = vms.vm(number)?;
-            let _ = RUNNING.fetch_add(1, Ordering::Relaxed);
-            note_waiting(vms);
-            Some(((number, vm.launch()), vm.state()))
-        })
-    }
-
-    /// The EPT pointer of the VM with this number and launch, if it may run.
-    pub(crate) fn ept_of(&self, (number, launch): (Vm, u64)) -> Option<u64> {
-        let _lock = shootdown::lock(&self.state);
-        PROTECTED.lock().pointer_if_running(number, launch)
-    }
-
-    /// One more vCPU.
-    pub(crate) fn vcpu_added(&self, number: Vm) {
-        self.with_protected(|vms, trees| vms.vcpu_added(number, trees.hardware.cpu()));
-    }
-
-    /// Stops a VM for good.
-    pub(crate) fn stop_vm(&self, (number, launch): (Vm, u64), cause: Cause) {
-        log::warn!("protected VM {} is stopped, cause {}", number.number(), cause.number());
-        self.with_protected(|vms, trees| {
-            if vms.vm(number).is_some_and(|vm| vm.launch() == launch) {
-                vms.stop(number, cause, trees.hardware.cpu());
-            }
-        });
-    }
-
-    /// Whether protected VMs may have more of the visor's memory.
-    pub(crate) fn may_spend(&self) -> bool {
-        shootdown::lock(&POOL).left() > self.kept
-    }
-
-    /// Lets a VM have the page that it has touched, by what the host's tables at `eptp` say.
-    pub(crate) fn fill(&self, (number, launch): (Vm, u64), eptp: u64, fault: Fault) -> Filled {
-        loop {
-            let filled = self.with_protected(|vms, trees| {
-                match vms.vm(number).filter(|vm| vm.launch() == launch) {
-                    Some(_) => vms.fill(trees, number, eptp, fault),
-                    None => Filled::Stopped(Cause::Destroyed),
-                }
-            });
-            if !self.may_spend() {
-                self.stop_vm((number, launch), Cause::Memory);
-                return Filled::Stopped(Cause::Memory);
-            }
-            match filled {
-                Filled::Unloaded if self.guard(number, eptp) => {}
-                Filled::Unloaded => {
-                    self.stop_vm((number, launch), Cause::Processor(TABLES));
-                    return filled;
-                }
-                Filled::Device(at) => {
-                    self.stop_vm((number, launch), Cause::Device(at));
-                    return filled;
-                }
-                Filled::Mapped | Filled::Absent(_) | Filled::Denied { .. } | Filled::Stopped(_) => {
-                    return filled;
-                }
-            }
-        }
-    }
-
-    /// Has the host's stores to a protected VM's tables come to the visor from now on; `false` if they
-    /// cannot be used so.
-    fn guard(&self, number: Vm, eptp: u64) -> bool {
-        let root = Frame::containing(eptp);
-        let is_loaded = self.with_vms(|direct, trees| {
-            if direct.is_loaded(trees, root) && !trees.is_guarded(root) {
-                direct.release(trees, root);
-            }
-            let loaded = direct.load(trees, root, Guard::Guarded, is_in_use);
-            loaded.inspect_err(|why| log::warn!("a protected VM's tables: {why}")).is_ok()
-        });
-        if is_loaded {
-            // What the host has stored before nobody has seen.
-            self.with_protected(|vms, trees| vms.unwatched(trees, number));
-        }
-        is_loaded
-    }
-
-    /// Counts again how many tickets wait.
-    pub(crate) fn count_tickets(&self) {
-        self.with_protected(|vms, _| note_waiting(vms));
-    }
-
     /// A VM without a ticket runs, or is refused: the first one since boot is recorded.
     pub(crate) fn saw_unprotected(&self) {
         if !SEEN.swap(true, Ordering::Relaxed) {
@@ -353,13 +235,6 @@ impl HostTables {
     /// How many roots were entered without a ticket.
     pub(crate) fn unprotected(&self) -> u32 {
         UNPROTECTED.load(Ordering::Relaxed)
-    }
-
-    /// Gives back `frame` to the host that was stopped at it, sealed, if it is a protected VM's.
-    pub(crate) fn give_back(&self, frame: Frame) -> bool {
-        let state = shootdown::lock(&self.state).frames.state(frame);
-        matches!(state, Some(FrameState::Private { .. }))
-            && self.with_protected(|vms, trees| vms.touched(trees, frame))
     }
 
     /// The generation for which the tables at `root` can be used as they stand; `None` if they
@@ -396,8 +271,7 @@ impl HostTables {
     /// tables.
     pub(crate) fn demote(&self, table: Frame) -> Progress {
         self.with_vms(|direct, trees| {
-            let sealed = !trees.is_guarded(table)
-                || vectors::with(|| PROTECTED.lock().seal_all(trees)) == Progress::Done;
+            let sealed = !trees.is_guarded(table) || protected::seal_all(trees) == Progress::Done;
             if sealed {
                 direct.demote(trees, table);
             }
@@ -438,7 +312,7 @@ impl HostTables {
     ) -> Option<Progress> {
         self.with_vms(|direct, vms| {
             if any_protected()
-                && release_first(vms, (address, bytes), &mut change)? == Progress::Again
+                && protected::release_first(vms, (address, bytes), &mut change)? == Progress::Again
             {
                 return Some(Progress::Again);
             }
@@ -482,27 +356,6 @@ impl HostTables {
         let is_hosts = owner == Some(Owner::Host) && address.is_multiple_of(8);
         is_hosts.then(|| memory::read_u64(address))
     }
-}
-
-/// Has protected VMs give up what the host's store is about to unmap; `None` if there can be no such
-/// store.
-#[cold]
-#[inline(never)]
-fn release_first(
-    trees: &mut Trees<'_, '_>,
-    (address, bytes): (u64, u8),
-    change: &mut dyn FnMut(u64) -> u64,
-) -> Option<Progress> {
-    let Some(store) = trees.before_write(address, bytes, change).ok()? else {
-        return Some(Progress::Done);
-    };
-    let Store { table, index, new, .. } = store;
-    Some(vectors::with(|| PROTECTED.lock().release_before(trees, table, index, new)))
-}
-
-/// Notes how many tickets wait.
-fn note_waiting(vms: &Vms) {
-    WAITING.store(u32::try_from(vms.waiting()).unwrap_or(u32::MAX), Ordering::Relaxed);
 }
 
 /// Whether a processor runs a VM with the tables at `root`.

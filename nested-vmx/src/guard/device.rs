@@ -1,0 +1,417 @@
+//! Device memory and string I/O of a protected VM.
+//!
+//! The visor decodes the VM's instruction, translates its operands, and does all of it but the accesses
+//! to the device. Of those the host is told one after the other: of one to memory as an EPT violation at a
+//! `mov` in the window page, which does the same access with registers that say nothing else; of an
+//! element of INS or OUTS as an IN or OUT. Once an access has been answered the instruction is finished,
+//! whatever happens meanwhile, as devices notice when an access is repeated.
+
+use emulate::access::LONGEST;
+use emulate::context::{self, Context};
+use emulate::decode::Mode;
+use emulate::instruction::instruction;
+use emulate::operand::{Base, Segments};
+use emulate::plan::{Plan, Step, Trouble};
+use emulate::store;
+use emulate::walk::{AddressSpace, Error};
+use ept::shadow::Access;
+
+use super::exits::{EPT_VIOLATION, FAULT, PORT};
+use super::leave::{NMI, Page, VALID, inform};
+use super::{Cause, DECOY_RIP, Delivery, Entered, File, Guarded, RSP, Registers, Secrets, Space};
+use super::{Verdict, decoy, put, window};
+use crate::check::Wanted;
+use crate::control::Secondary;
+use crate::cr::{CR0_PE, CR0_PG};
+use crate::disclosure::Exit;
+use crate::exit::{self, Event};
+use crate::field::{self as f, Segment, SegmentFields, Vmcs};
+use crate::vcpu::Vcpu;
+use crate::vmcs12::Vmcs12;
+
+const RBX: u8 = 3;
+
+/// An instruction of the VM's that accesses a device.
+pub(super) struct Job {
+    plan: Plan,
+    /// What the host is told of, until that has been answered.
+    step: Step,
+    /// The window page; `None` for INS and OUTS.
+    window: Option<u64>,
+}
+
+impl Job {
+    /// Bytes of the access that the host is told of.
+    pub(super) fn bytes(&self) -> u32 {
+        match self.step {
+            Step::Load(piece) | Step::Store(piece, _) => piece.bytes.into(),
+            Step::In(bytes) | Step::Out(bytes, _) => bytes.into(),
+            Step::Finish => 0,
+        }
+    }
+
+    /// What it stores, or 0.
+    pub(super) const fn data(&self) -> u64 {
+        match self.step {
+            Step::Store(_, data) | Step::Out(_, data) => data,
+            Step::Load(_) | Step::In(_) | Step::Finish => 0,
+        }
+    }
+}
+
+/// Access rights: 32-bit code, or offsets.
+const BIG: u32 = 1 << 14;
+
+/// The VM's registers, for an instruction that the visor does.
+struct Processor<'p, 'v> {
+    file: &'p mut File,
+    vcpu: &'p mut Vcpu<'v>,
+}
+
+impl store::Registers for Processor<'_, '_> {
+    fn general(&self, number: u8) -> u64 {
+        if number == RSP {
+            return self.vcpu.fields().read(f::GUEST_RSP);
+        }
+        self.file.get(usize::from(number)).copied().unwrap_or(0)
+    }
+
+    fn set_general(&mut self, number: u8, value: u64) {
+        if number == RSP {
+            put(self.vcpu, f::GUEST_RSP.encoding(), value);
+        } else if let Some(register) = self.file.get_mut(usize::from(number)) {
+            *register = value;
+        }
+    }
+
+    fn rflags(&self) -> u64 {
+        self.vcpu.fields().read(f::GUEST_RFLAGS)
+    }
+
+    fn set_rflags(&mut self, value: u64) {
+        put(self.vcpu, f::GUEST_RFLAGS.encoding(), value);
+    }
+}
+
+const fn fields_of(segment: Base) -> SegmentFields {
+    match segment {
+        Base::Es => Segment::Es.fields(),
+        Base::Cs => Segment::Cs.fields(),
+        Base::Ss => Segment::Ss.fields(),
+        Base::Ds => Segment::Ds.fields(),
+        Base::Fs => Segment::Fs.fields(),
+        Base::Gs => Segment::Gs.fields(),
+    }
+}
+
+impl Segments for Processor<'_, '_> {
+    fn base(&self, segment: Base) -> u64 {
+        self.vcpu.fields().read(fields_of(segment).base)
+    }
+
+    /// SDM vol. 3, 5.3 and 5.5; access rights as in table 26-2.
+    fn permits(&self, segment: Base, offset: u64, bytes: u64, access: context::Access) -> bool {
+        const CODE: u32 = 1 << 3;
+        const DOWN: u32 = 1 << 2;
+        const ALLOWS: u32 = 1 << 1;
+        const UNUSABLE: u32 = 1 << 16;
+        const VIRTUAL_8086: u64 = 1 << 17;
+        let (fields, place) = (self.vcpu.fields(), fields_of(segment));
+        let (limit, rights) = (u64::from(fields.read(place.limit)), fields.read(place.rights));
+        let typed = fields.read(f::GUEST_CR0) & CR0_PE != 0
+            && fields.read(f::GUEST_RFLAGS) & VIRTUAL_8086 == 0;
+        let is_code = rights & CODE != 0;
+        let of_type = if access == context::Access::Write {
+            !is_code && rights & ALLOWS != 0
+        } else {
+            !is_code || rights & ALLOWS != 0
+        };
+        let last = offset.saturating_add(bytes - 1);
+        let within = if !is_code && rights & DOWN != 0 {
+            offset > limit && last <= if rights & BIG != 0 { 0xffff_ffff } else { 0xffff }
+        } else {
+            last <= limit
+        };
+        within && rights & UNUSABLE == 0 && (of_type || !typed)
+    }
+}
+
+impl Processor<'_, '_> {
+    fn context(&self, space: &impl Space) -> Context {
+        let fields = self.vcpu.fields();
+        let [level, ..] = (fields.read(Segment::Ss.fields().rights) >> 5 & 3).to_le_bytes();
+        Context {
+            cr0: fields.read(f::GUEST_CR0),
+            cr3: fields.read(f::GUEST_CR3),
+            cr4: fields.read(f::GUEST_CR4),
+            efer: fields.read(f::GUEST_EFER),
+            rflags: fields.read(f::GUEST_RFLAGS),
+            pkru: space.pkru(),
+            cpl: level,
+            physical_bits: space.physical_bits(),
+            huge_pages: true,
+            ..Context::default()
+        }
+    }
+
+    /// What the instruction at RIP does.
+    ///
+    /// # Errors
+    /// What becomes of the exit, if it cannot be done.
+    fn plan(&self, space: &impl Space) -> Result<Plan, Verdict> {
+        let (context, mode) = (self.context(space), mode(self.vcpu.fields()));
+        let memory = AddressSpace { context: &context, memory: space };
+        let rip = self.vcpu.fields().read(f::GUEST_RIP);
+        let base = if mode == Mode::Bits64 { 0 } else { self.base(Base::Cs) };
+        let at = base.wrapping_add(rip);
+        let failed = |error| failed(space, error);
+        let mut bytes = [0; LONGEST];
+        let code = memory.fetch(at, &mut bytes).map_err(failed)?;
+        let Some(instruction) = instruction(code, mode, rip) else {
+            if code.len() < LONGEST {
+                // It may go on where nothing can be fetched from at the moment.
+                let next = at.wrapping_add(u64::try_from(code.len()).unwrap_or(0));
+                memory.read(next, &mut [0], context::Access::Fetch).map_err(failed)?;
+            }
+            return Err(Verdict::Stop(Cause::Instruction));
+        };
+        let is_device = |address| space.is_device(address);
+        let plan = Plan::new(&instruction, &memory, self, self, is_device);
+        plan.map_err(|trouble| match trouble {
+            Trouble::Memory(error) => failed(error),
+            Trouble::Segment(Base::Ss) => Verdict::Raise(Event::StackFault),
+            Trouble::Segment(_) => Verdict::Raise(FAULT),
+            // Code or tables have changed meanwhile.
+            Trouble::Ordinary => Verdict::Stay,
+            Trouble::Unsupported => Verdict::Stop(Cause::Instruction),
+        })
+    }
+}
+
+impl Guarded<'_> {
+    /// After [`Verdict::Fault`], for an `address` that is a device's: finds out what the VM does there,
+    /// and tells the host of its first access. The page at guest-physical address `window` holds what
+    /// [`window::word`] says.
+    pub fn device(
+        &mut self,
+        shown: &mut Vcpu<'_>,
+        registers: &mut impl Registers,
+        v02: &impl Vmcs,
+        (space, address, window): (&impl Space, u64, u64),
+    ) -> Verdict {
+        /// By a linear address, and not in the walk that translates it.
+        const DATA: u64 = 0b11 << 7;
+        const FETCH: u64 = 1 << 2;
+        let qualification = v02.read(f::EXIT_QUALIFICATION);
+        // A host without unrestricted guests runs code without paging on tables of its own.
+        let secondary = Wanted::of(shown.fields()).secondary;
+        if v02.read(f::EXIT_REASON) & 0xffff != EPT_VIOLATION
+            || qualification & (DATA | FETCH) != DATA
+            || v02.read(f::IDT_VECTORING) & VALID != 0
+            || !secondary.contains(Secondary::UNRESTRICTED_GUEST)
+        {
+            return Verdict::Stop(Cause::Device(address));
+        }
+        self.begin(shown, registers, v02, (space, Some(window)))
+    }
+
+    /// After [`Verdict::StringPort`]: tells the host of the first element that the VM transfers.
+    pub fn string_port(
+        &mut self,
+        shown: &mut Vcpu<'_>,
+        registers: &mut impl Registers,
+        v02: &impl Vmcs,
+        space: &impl Space,
+    ) -> Verdict {
+        self.begin(shown, registers, v02, (space, None))
+    }
+
+    fn begin(
+        &mut self,
+        shown: &mut Vcpu<'_>,
+        registers: &mut impl Registers,
+        v02: &impl Vmcs,
+        (space, window): (&impl Space, Option<u64>),
+    ) -> Verdict {
+        self.take_over((Exit::DeviceRead, registers), v02);
+        self.effective.fetch(v02);
+        let processor = Processor { file: &mut self.secrets.gprs, vcpu: &mut self.effective };
+        let mut plan = match processor.plan(space) {
+            Ok(plan) => plan,
+            Err(verdict) => return verdict,
+        };
+        let step = plan.next(None, &processor);
+        if matches!(step, Step::In(_) | Step::Out(..)) != window.is_none() {
+            // The code has changed meanwhile.
+            return Verdict::Stay;
+        }
+        self.secrets.job = Some(Job { plan, step, window });
+        self.tell_timer(shown);
+        self.show_access(shown, registers);
+        Verdict::Host
+    }
+
+    /// Tells the host of the access that is due.
+    fn show_access(&mut self, shown: &mut Vcpu<'_>, registers: &mut impl Registers) {
+        let Some(job) = &self.secrets.job else {
+            return;
+        };
+        let (exit, access, address) = match job.step {
+            Step::Load(piece) => (Exit::DeviceRead, Access::READ, piece.physical),
+            Step::Store(piece, _) => (Exit::DeviceWrite, Access::WRITE, piece.physical),
+            Step::In(_) => (Exit::PortIn, Access::READ, 0),
+            Step::Out(..) => (Exit::PortOut, Access::WRITE, 0),
+            Step::Finish => return,
+        };
+        let Some(row) = exit.row() else {
+            return;
+        };
+        let effective = self.effective.fields();
+        let is_paging = effective.read(f::GUEST_CR0) & CR0_PG != 0;
+        decoy::uncover(shown, effective, effective);
+        self.reveal(row, registers);
+        let (reason, qualification, told) = match job.window {
+            None => {
+                let length = effective.read(f::EXIT_INSTRUCTION_LENGTH);
+                (PORT, self.qualification(row), (DECOY_RIP, length))
+            }
+            Some(window) => {
+                let page = Page { address, access, rights: Access::NONE };
+                let (slot, length) = window::instruction(mode(effective), access, job.bytes());
+                let (base, linear) =
+                    if is_paging { (0, address & 0xfff) } else { (window, address) };
+                decoy::flatten(shown);
+                put(shown, f::GUEST_CR3.encoding(), window);
+                shown.tell(f::GUEST_LINEAR_ADDRESS.encoding(), linear);
+                registers.set(RBX, linear);
+                (EPT_VIOLATION, page.qualification(), (base + slot, length))
+            }
+        };
+        inform(shown, (reason, qualification), (0, 0), (told.1, address));
+        put(shown, f::GUEST_RIP.encoding(), told.0);
+        if !job.plan.is_single() {
+            // An interrupt would have to wait. The host keeps it if it believes that it is blocked.
+            put(shown, f::GUEST_RFLAGS.encoding(), decoy::FIXED);
+        }
+        self.secrets.pending = Some(exit);
+        self.secrets.told = told;
+    }
+
+    /// Takes the host's answer to the access that it was told of, if it completes it: RAX. An instruction
+    /// of which no access was answered is begun anew.
+    pub(super) fn answer_access(&mut self, shown: &mut Vcpu<'_>, answer: Option<u64>) {
+        let Secrets { job, gprs, .. } = &mut *self.secrets;
+        let Some(job) = job else {
+            return;
+        };
+        if answer.is_some() {
+            let processor = Processor { file: gprs, vcpu: &mut self.effective };
+            job.step = job.plan.next(answer, &processor);
+        } else if !job.plan.is_begun() {
+            self.end(shown);
+        }
+    }
+
+    /// The VM's instruction is done, or given up.
+    fn end(&mut self, shown: &mut Vcpu<'_>) {
+        shown.tell(f::GUEST_LINEAR_ADDRESS.encoding(), 0);
+        self.secrets.job = None;
+    }
+
+    /// After [`Entered::Page`], when the VM has the page: goes on with the same entry.
+    ///
+    /// # Errors
+    /// Why the VM must stop.
+    pub fn resume(
+        &mut self,
+        shown: &mut Vcpu<'_>,
+        registers: &mut impl Registers,
+        space: &impl Space,
+    ) -> Result<Entered, Cause> {
+        let Secrets { job, gprs, .. } = &mut *self.secrets;
+        let Some(job) = job else {
+            return Err(Cause::Instruction);
+        };
+        if job.step != Step::Finish {
+            self.keep_nmi(shown.fields());
+            self.show_access(shown, registers);
+            return Ok(Entered::Show);
+        }
+        let mut processor = Processor { file: gprs, vcpu: &mut self.effective };
+        match job.plan.finish(space, &mut processor) {
+            Ok(length) => {
+                self.end(shown);
+                let raised = self.step(length);
+                self.run(raised, shown, registers);
+                Ok(Entered::Run)
+            }
+            Err(Error::Unreachable(address) | Error::Contended(address)) => {
+                Ok(Entered::Page { address, access: Access::WRITE })
+            }
+            // The places are known.
+            Err(Error::Fault { .. }) => Err(Cause::Instruction),
+        }
+    }
+
+    /// After [`Entered::Page`], when the host's table has the page with no more than `rights`: it is
+    /// told of the page as by [`Guarded::tell_page`], and of its own event as cut short.
+    pub fn show_page(
+        &mut self,
+        shown: &mut Vcpu<'_>,
+        registers: &mut impl Registers,
+        (address, rights): (u64, Access),
+    ) {
+        const INTERRUPT: u32 = VALID;
+        const TYPE: u32 = 7 << 8;
+        let page = Page { address, access: Access::WRITE, rights };
+        let event = shown.fields().read(f::ENTRY_INTERRUPTION);
+        let of_host = event & (VALID | TYPE) == INTERRUPT || exit::is_nmi(event);
+        let event = if of_host { event } else { 0 };
+        inform(shown, (EPT_VIOLATION, page.qualification()), (0, event), (0, address & !0xfff));
+        let fields = self.effective.fields();
+        decoy::uncover(shown, fields, fields);
+        if let Some(row) = Exit::Page.row() {
+            self.reveal(row, registers);
+        }
+        self.secrets.pending = Some(Exit::Page);
+    }
+
+    /// Keeps an NMI of the host's until the instruction is done. Another that comes until then is the
+    /// same.
+    fn keep_nmi(&mut self, shown: &Vmcs12) {
+        const BLOCKED: u32 = 1 << 3;
+        let blocked = self.effective.fields().read(f::GUEST_INTERRUPTIBILITY) & BLOCKED != 0;
+        if exit::is_nmi(shown.read(f::ENTRY_INTERRUPTION)) && !blocked {
+            self.secrets.delivery = Some(Delivery { information: NMI, code: 0, length: 0 });
+        }
+    }
+}
+
+/// How the VM's code is taken.
+fn mode(fields: &Vmcs12) -> Mode {
+    const LMA: u64 = 1 << 10;
+    const LONG: u32 = 1 << 13;
+    let code = fields.read(Segment::Cs.fields().rights);
+    if fields.read(f::GUEST_EFER) & LMA != 0 && code & LONG != 0 {
+        Mode::Bits64
+    } else if code & BIG != 0 {
+        Mode::Bits32
+    } else {
+        Mode::Bits16
+    }
+}
+
+/// What becomes of an instruction of which this memory was not reached.
+fn failed(space: &impl Space, error: Error) -> Verdict {
+    match error {
+        Error::Fault { linear, code } => Verdict::PageFault { linear, code },
+        Error::Contended(_) => Verdict::Stay,
+        Error::Unreachable(address) if space.is_device(address) => {
+            Verdict::Stop(Cause::Device(address))
+        }
+        Error::Unreachable(address) => {
+            let absent = space.read(address & !7).is_none();
+            Verdict::Fault { address, access: if absent { Access::READ } else { Access::WRITE } }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Protected VMs, under the lock of the tables that decide whose frame is whose.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use ept::addr::Frame;
+use ept::direct::Store;
+use ept::frames::{Guard, State as FrameState, Vm};
+use ept::shadow::Access;
+use membrane::vm::{Cause, Fault, Filled};
+use membrane::vms::Vms;
+use membrane::{Pages, Progress};
+use spin::Mutex;
+
+use super::{HostTables, Trees, is_in_use};
+use crate::memory::{POOL, Pool};
+use crate::shootdown;
+use crate::vectors;
+
+/// Cause of a stop: the host's tables cannot be watched.
+const TABLES: u16 = 0xd;
+
+/// Protected VMs that were launched so far.
+static RUNNING: AtomicU32 = AtomicU32::new(0);
+/// Tickets that wait for their VM.
+static WAITING: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a ticket waits for its VM.
+pub(crate) fn tickets_wait() -> bool {
+    WAITING.load(Ordering::Relaxed) != 0
+}
+
+/// Whether there was a protected VM since the visor runs.
+pub(crate) fn any_protected() -> bool {
+    RUNNING.load(Ordering::Relaxed) != 0
+}
+
+/// The protected VMs. Only touched while the lock of [`HostTables`] is held.
+static PROTECTED: Mutex<Vms> = Mutex::new(Vms::new());
+
+impl HostTables {
+    /// Does something with the protected VMs, which may seal and hash.
+    pub(crate) fn with_protected<T>(
+        &self,
+        work: impl FnOnce(&mut Vms, &mut Trees<'_, '_>) -> T,
+    ) -> T {
+        vectors::with(|| self.with_vms(|_, trees| work(&mut PROTECTED.lock(), trees)))
+    }
+
+    /// The VM that takes the oldest ticket that waits, by number and launch, with the first state that the
+    /// ticket asks for. `None` if `root` is not a new VM's, or no ticket waits.
+    pub(crate) fn launch(&self, root: Frame) -> Option<((Vm, u64), ticket::State)> {
+        if self.with_vms(|direct, trees| direct.is_loaded(trees, root)) {
+            return None;
+        }
+        self.with_protected(|vms, trees| {
+            let number = vms.launch(trees.hardware.cpu())?;
+            let vm = vms.vm(number)?;
+            let _ = RUNNING.fetch_add(1, Ordering::Relaxed);
+            note_waiting(vms);
+            Some(((number, vm.launch()), vm.state()))
+        })
+    }
+
+    /// The EPT pointer of the VM with this number and launch, if it may run.
+    pub(crate) fn ept_of(&self, (number, launch): (Vm, u64)) -> Option<u64> {
+        let _lock = shootdown::lock(&self.state);
+        PROTECTED.lock().pointer_if_running(number, launch)
+    }
+
+    /// Does something with a VM, if it runs, and the tables that it has.
+    fn with_running<T>(
+        &self,
+        (number, launch): (Vm, u64),
+        work: impl FnOnce(&membrane::vm::Vm, &Pool) -> T,
+    ) -> Option<T> {
+        let _lock = shootdown::lock(&self.state);
+        let pool = POOL.lock();
+        let vms = PROTECTED.lock();
+        vms.running(number, launch).map(|vm| work(vm, &pool))
+    }
+
+    /// Whether the VM has a device at this guest-physical address; one that does not run has nothing else.
+    pub(crate) fn is_device(&self, vm: (Vm, u64), address: u64) -> bool {
+        self.with_running(vm, |vm, _| vm.is_device(address)).unwrap_or(true)
+    }
+
+    /// Does something with the 8 bytes at a guest-physical address of the VM's, which `work` is given the
+    /// host-physical one of. `None` if the VM may not access them so.
+    pub(crate) fn with_guest<T>(
+        &self,
+        vm: (Vm, u64),
+        (address, access): (u64, Access),
+        work: impl FnOnce(u64) -> T,
+    ) -> Option<T> {
+        // Nobody else may get the frame meanwhile.
+        self.with_running(vm, |vm, pool| {
+            let physical = vm.reach(pool, address, access)?;
+            physical.is_multiple_of(8).then(|| work(physical))
+        })?
+    }
+
+    /// One more vCPU.
+    pub(crate) fn vcpu_added(&self, number: Vm) {
+        self.with_protected(|vms, trees| vms.vcpu_added(number, trees.hardware.cpu()));
+    }
+
+    /// Stops a VM for good.
+    pub(crate) fn stop_vm(&self, (number, launch): (Vm, u64), cause: Cause) {
+        log::warn!("protected VM {} is stopped, cause {}", number.number(), cause.number());
+        self.with_protected(|vms, trees| {
+            if vms.vm(number).is_some_and(|vm| vm.launch() == launch) {
+                vms.stop(number, cause, trees.hardware.cpu());
+            }
+        });
+    }
+
+    /// Whether protected VMs may have more of the visor's memory.
+    pub(crate) fn may_spend(&self) -> bool {
+        shootdown::lock(&POOL).left() > self.kept
+    }
+
+    /// Lets a VM have the page that it has touched, by what the host's tables at `eptp` say.
+    pub(crate) fn fill(&self, (number, launch): (Vm, u64), eptp: u64, fault: Fault) -> Filled {
+        loop {
+            let filled = self.with_protected(|vms, trees| {
+                match vms.vm(number).filter(|vm| vm.launch() == launch) {
+                    Some(_) => vms.fill(trees, number, eptp, fault),
+                    None => Filled::Stopped(Cause::Destroyed),
+                }
+            });
+            if !self.may_spend() {
+                self.stop_vm((number, launch), Cause::Memory);
+                return Filled::Stopped(Cause::Memory);
+            }
+            match filled {
+                Filled::Unloaded if self.guard(number, eptp) => {}
+                Filled::Unloaded => {
+                    self.stop_vm((number, launch), Cause::Processor(TABLES));
+                    return filled;
+                }
+                Filled::Mapped
+                | Filled::Absent(_)
+                | Filled::Denied { .. }
+                | Filled::Device { .. }
+                | Filled::Stopped(_) => return filled,
+            }
+        }
+    }
+
+    /// Has the host's stores to a protected VM's tables come to the visor from now on; `false` if they
+    /// cannot be used so.
+    fn guard(&self, number: Vm, eptp: u64) -> bool {
+        let root = Frame::containing(eptp);
+        let is_loaded = self.with_vms(|direct, trees| {
+            if direct.is_loaded(trees, root) && !trees.is_guarded(root) {
+                direct.release(trees, root);
+            }
+            let loaded = direct.load(trees, root, Guard::Guarded, is_in_use);
+            loaded.inspect_err(|why| log::warn!("a protected VM's tables: {why}")).is_ok()
+        });
+        if is_loaded {
+            // What the host has stored before nobody has seen.
+            self.with_protected(|vms, trees| vms.unwatched(trees, number));
+        }
+        is_loaded
+    }
+
+    /// Counts again how many tickets wait.
+    pub(crate) fn count_tickets(&self) {
+        self.with_protected(|vms, _| note_waiting(vms));
+    }
+
+    /// Gives back `frame` to the host that was stopped at it, sealed, if it is a protected VM's.
+    pub(crate) fn give_back(&self, frame: Frame) -> bool {
+        let state = shootdown::lock(&self.state).frames.state(frame);
+        matches!(state, Some(FrameState::Private { .. }))
+            && self.with_protected(|vms, trees| vms.touched(trees, frame))
+    }
+}
+
+/// Has protected VMs give up what the host's store is about to unmap; `None` if there can be no such
+/// store.
+#[cold]
+#[inline(never)]
+pub(super) fn release_first(
+    trees: &mut Trees<'_, '_>,
+    (address, bytes): (u64, u8),
+    change: &mut dyn FnMut(u64) -> u64,
+) -> Option<Progress> {
+    let Some(store) = trees.before_write(address, bytes, change).ok()? else {
+        return Some(Progress::Done);
+    };
+    let Store { table, index, new, .. } = store;
+    Some(vectors::with(|| PROTECTED.lock().release_before(trees, table, index, new)))
+}
+
+/// Seals whatever protected VMs have, as much as is done at once.
+pub(super) fn seal_all(trees: &mut Trees<'_, '_>) -> Progress {
+    vectors::with(|| PROTECTED.lock().seal_all(trees))
+}
+
+/// Notes how many tickets wait.
+fn note_waiting(vms: &Vms) {
+    WAITING.store(u32::try_from(vms.waiting()).unwrap_or(u32::MAX), Ordering::Relaxed);
+}
