@@ -47,6 +47,7 @@
 //! takes rights away, processors remember the old one until the host's own INVEPT, as without a
 //! visor; should the frame become a table or private before, the flush for that comes first.
 
+mod check;
 mod meaning;
 mod pages;
 mod trees;

@@ -260,6 +260,17 @@ impl Ept01 {
         }
     }
 
+    /// Whether `page` translates to what `rules` say, and to nothing if they say so.
+    #[must_use]
+    pub fn agrees(&self, mem: &impl TableMem, rules: &Rules<'_>, page: Frame) -> bool {
+        let block = Span::sized(page.base(), PAGE).unwrap_or_default();
+        let found = self.walk(mem, page.base()).map_or(Entry::Absent, |(leaf, level)| {
+            let inside = page.base() % level.bytes();
+            Entry::Leaf(Leaf { frame: Frame::containing(leaf.frame.base() + inside), ..leaf })
+        });
+        rules.want(block, Level::Pt) == Some(found)
+    }
+
     const fn top(&self) -> Place {
         Place { table: self.root, level: Level::Pml4, base: 0 }
     }

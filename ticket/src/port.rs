@@ -62,6 +62,13 @@ pub const INDEX_CLEAR: u32 = 0x404;
 /// Reads 1 if VMs without a ticket are refused. Since 1.2.
 pub const INDEX_REFUSES: u32 = 0x405;
 
+/// Write: has the visor compare its tables with the frame table, for the RAM in this GiB of physical
+/// memory. Read: 0 if they agree, or the number of the first frame on which they do not, plus 1. Since
+/// 1.2.
+pub const INDEX_CHECK: u32 = 0x406;
+/// Reads how many GiB there are to be checked. Since 1.2.
+pub const INDEX_CHECK_END: u32 = 0x407;
+
 /// Write: selects a VM, 0..[`VMS`].
 pub const INDEX_VM: u32 = 0x410;
 /// Reads the selected VM's [`VmState`].

@@ -20,12 +20,19 @@ use crate::shootdown;
 struct Desk {
     parser: Option<Parser>,
     submission: Submission,
+    /// What the last check has found.
+    disagreement: u32,
     vm: u32,
     event: u32,
 }
 
-static DESK: Mutex<Desk> =
-    Mutex::new(Desk { parser: None, submission: Submission::None, vm: 0, event: 0 });
+static DESK: Mutex<Desk> = Mutex::new(Desk {
+    parser: None,
+    submission: Submission::None,
+    disagreement: 0,
+    vm: 0,
+    event: 0,
+});
 
 /// The value at `index`; `None` if this part has none there.
 pub(crate) fn read(machine: &Machine, index: u32) -> Option<u32> {
@@ -37,6 +44,8 @@ pub(crate) fn read(machine: &Machine, index: u32) -> Option<u32> {
         port::INDEX_WAITING => Some(tables.with_protected(|vms, _| count(vms.waiting()))),
         port::INDEX_CLEAR => Some(machine.dev_tickets.into()),
         port::INDEX_REFUSES => Some((!machine.unprotected_vms).into()),
+        port::INDEX_CHECK => Some(desk.disagreement),
+        port::INDEX_CHECK_END => Some(tables.gibs()),
         port::INDEX_VM..=port::INDEX_VM_SEALED => about_vm(machine, vm, index),
         port::INDEX_UNPROTECTED => Some(tables.unprotected()),
         port::INDEX_AUDIT_END => Some(tables.with_protected(|vms, _| word(vms.audit.count()))),
@@ -110,6 +119,7 @@ pub(crate) fn write(machine: &Machine, index: u32, value: u32) -> Progress {
             desk.submission = Submission::None;
             machine.tables.with_protected(|vms, trees| vms.cancel(trees.hardware));
         }
+        port::INDEX_CHECK => desk.disagreement = machine.tables.check(value),
         port::INDEX_VM => desk.vm = value,
         port::INDEX_AUDIT => desk.event = value,
         port::INDEX_VM_DESTROY if value == 1 => {

@@ -298,7 +298,7 @@ impl<H: Hardware> Machine<'_, '_, H> {
 }
 
 /// The indexes of a table's entries.
-fn indexes() -> impl Iterator<Item = usize> {
+pub(super) fn indexes() -> impl Iterator<Item = usize> {
     0..usize::try_from(ENTRIES).unwrap_or(0)
 }
 

@@ -1,9 +1,9 @@
 //! Direct mode: what hosts do, and what a hostile one tries.
 
-use ept::addr::Frame;
+use ept::addr::{Frame, GuestFrame};
 use ept::direct::{Generation, Refused};
 use ept::entry::Level;
-use ept::frames::{Event, FrameTable, Guard, Refusal, State};
+use ept::frames::{Event, FrameTable, Guard, Refusal, State, Vm};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -103,6 +103,27 @@ fn a_loaded_tree_is_counted_and_read_only_until_it_is_released() {
         assert_eq!(world.board.flushes, 5);
         assert!(TREE.iter().all(|table| world.board.may_write_now(*table)));
         assert_eq!(maps(world, PAGE), Some(0));
+    });
+}
+
+#[test]
+fn a_table_that_says_something_else_than_the_frame_table_is_found() {
+    with_tree(|world| {
+        assert_eq!(world.disagreement(), None);
+        let [_, pdpt, pd, pt] = TREE;
+        // The visor's memory; what is no table; a table of another level.
+        for (at, entry) in [(pt, VISOR.0 | 7), (pd, (GIB + 2 * MIB) | 7), (pdpt, pt | 7)] {
+            let _ = world.board.cells.insert((at, 5), entry);
+            assert_eq!(world.disagreement(), Some(at), "{entry:#x}");
+            let _ = world.board.cells.remove(&(at, 5));
+        }
+        assert_eq!(world.disagreement(), None);
+        // EPT01 has not followed.
+        let page = Frame::containing(GIB + 2 * MIB);
+        let take = Event::Take(Vm::new(0).unwrap(), GuestFrame::containing(0));
+        let _ = world.frames.change(page, take).unwrap();
+        assert_eq!(world.disagreement(), Some(page.base()));
+        let _ = world.frames.change(page, Event::Release).unwrap();
     });
 }
 

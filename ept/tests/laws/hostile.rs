@@ -62,6 +62,12 @@ impl<'w> World<'w> {
         (machine, direct)
     }
 
+    /// The first page of RAM of which a table says what the frame table does not.
+    pub(crate) fn disagreement(&mut self) -> Option<u64> {
+        let machine = self.parts().0;
+        ram().into_iter().find_map(|ram| machine.disagreement(ram)).map(Frame::base)
+    }
+
     /// EPT01's tables, and its leaves.
     pub(crate) fn shape(&self) -> (usize, Vec<Option<Level>>) {
         let pages = TABLES.concat().into_iter().chain(BAD).chain(GOOD.concat());
@@ -264,6 +270,10 @@ impl<'w> World<'w> {
             _ => self.step_load(pick(&TABLES[0], number), number),
         }
         self.check_private();
+        for page in TABLES.concat().into_iter().chain(BAD).chain(GOOD.concat()).chain(PRIVATE) {
+            let page = Span::sized(page, PAGE).unwrap();
+            assert_eq!(self.parts().0.disagreement(page), None);
+        }
         for (at, value) in &self.board.cells {
             let stored = self.board.stored(*at);
             assert_eq!((value ^ stored) & !FLAGS, 0, "the host stored {stored:#x} at {at:x?}");
@@ -406,6 +416,7 @@ impl<'w> World<'w> {
             self.parts().0.unshare(Frame::containing(page)).unwrap();
         }
         assert_eq!(self.shape(), self.before, "EPT01");
+        assert_eq!(self.disagreement(), None);
         for page in ram().iter().flat_map(|ram| (ram.start()..ram.end()).step_by(4096)) {
             let visor = span(VISOR).contains(page);
             let free = if visor { State::Visor } else { State::Plain { maps: 0 } };

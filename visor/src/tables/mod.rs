@@ -6,7 +6,7 @@ mod protected;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use ept::addr::{Frame, LARGE, PAGE, Span};
+use ept::addr::{Frame, HUGE, LARGE, PAGE, Span};
 use ept::direct::{self, Direct, Generation};
 use ept::entry::Level;
 use ept::entry::Rights;
@@ -293,6 +293,23 @@ impl HostTables {
     /// Whether `frame` is a protected VM's table.
     pub(crate) fn is_guarded(&self, frame: Frame) -> bool {
         self.with_vms(|_, trees| trees.is_guarded(frame))
+    }
+
+    /// One past the last GiB of physical memory with RAM.
+    pub(crate) fn gibs(&self) -> u32 {
+        let end = self.ram.iter().map(|span| span.end().div_ceil(HUGE)).max();
+        u32::try_from(end.unwrap_or(0)).unwrap_or(u32::MAX)
+    }
+
+    /// Compares tables with the frame table, for the RAM in a GiB of physical memory: 0, or one more than the
+    /// number of the first frame on which they disagree.
+    pub(crate) fn check(&self, gib: u32) -> u32 {
+        let whole = Span::sized(u64::from(gib) * HUGE, HUGE).unwrap_or_default();
+        let found = self.with_vms(|_, trees| {
+            self.ram.iter().find_map(|ram| trees.disagreement(ram.intersect(whole)))
+        });
+        let number = found.map_or(0, |frame| frame.base() / PAGE + 1);
+        u32::try_from(number).unwrap_or(u32::MAX)
     }
 
     /// Whether `frame` is a VM's table, in use as it stands.
