@@ -22,6 +22,8 @@ pub const DATA: u16 = 0xce4;
 pub const MAGIC: u32 = u32::from_le_bytes(*b"VISR");
 /// Major version (high half) and minor version (low half) of what is described here.
 pub const VERSION: u32 = 0x0001_0002;
+/// The first version with tickets.
+pub const WITH_TICKETS: u32 = 0x0001_0001;
 /// What an empty port reads, and an index that does not exist.
 pub const ABSENT: u32 = u32::MAX;
 

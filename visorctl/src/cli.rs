@@ -50,6 +50,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "HEX", requires = "since", value_parser = hex::decode::<32>)]
         chain: Option<[u8; 32]>,
     },
+    /// Has the visor compare its tables with its notion of who owns which memory
+    Check,
     /// Destroys a VM: its pages are zeroed and given back to the host
     Destroy {
         /// Its number, as `vms` shows it
@@ -95,6 +97,7 @@ impl Command {
             Self::Vms => "vms",
             Self::Submit { .. } => "submit",
             Self::Audit { .. } => "audit",
+            Self::Check => "check",
             Self::Destroy { .. } => "destroy",
             Self::Ticket { command: Ticket::Make { .. } } => "ticket make",
             Self::Completions { .. } => "completions",

@@ -53,6 +53,8 @@ pub(crate) enum Failure {
     Refused(ticket::error::Error),
     /// The visor took the ticket, but has no VM for it.
     Vanished,
+    /// The visor's tables and its frame table disagree on the frame at this address.
+    Disagreement(u64),
     /// There is no VM in this slot.
     NoVm(u32),
     /// The VM in this slot is still there.
@@ -84,6 +86,7 @@ impl Failure {
             Self::Refused(_) => "refused",
             Self::Vanished => "vanished",
             Self::NoVm(_) => "no-vm",
+            Self::Disagreement(_) => "disagreement",
             Self::NotDestroyed(_) => "not-destroyed",
             Self::NoEvent { .. } => "no-event",
             Self::Chain => "chain",
@@ -114,7 +117,7 @@ impl fmt::Display for Failure {
             Self::OldVisor(version) => {
                 write!(
                     f,
-                    "the visor's interface {}.{} has no tickets",
+                    "the visor's interface {}.{} is too old for that",
                     version >> 16,
                     version & 0xffff
                 )
@@ -139,6 +142,11 @@ impl fmt::Display for Failure {
                 f.write_str("the visor took the ticket, but has no VM for it any more")
             }
             Self::NoVm(slot) => write!(f, "there is no VM {slot}"),
+            Self::Disagreement(frame) => write!(
+                f,
+                "the visor's tables disagree on the memory at {frame:#x}: this must not be, and is a bug \
+                 of the visor's"
+            ),
             Self::NotDestroyed(slot) => write!(f, "the visor did not destroy VM {slot}"),
             Self::NoEvent { since, end } => {
                 write!(f, "no event {since}: the audit log has {end} so far")

@@ -36,6 +36,9 @@ pub(crate) struct Machine {
     pub(crate) version: u32,
     pub(crate) clear: bool,
     pub(crate) refuses: bool,
+    /// The GiB that were checked, and what the check of number 2 finds.
+    pub(crate) checked: Vec<u32>,
+    pub(crate) wrong: u32,
     pub(crate) vms: BTreeMap<u32, FakeVm>,
     pub(crate) unprotected: u32,
     /// Pages of manifests that there is room for.
@@ -114,6 +117,10 @@ impl Machine {
             }
             INDEX_CLEAR => self.clear.into(),
             INDEX_REFUSES => self.refuses.into(),
+            INDEX_CHECK => {
+                self.checked.last().map_or(0, |gib| if *gib == 2 { self.wrong } else { 0 })
+            }
+            INDEX_CHECK_END => 3,
             INDEX_VM_STATE => vm.map_or(VmState::None, |vm| vm.state).word(),
             INDEX_VM_CAUSE => vm.map_or(0, |vm| vm.cause),
             index @ INDEX_VM_ID..INDEX_VM_CPUS => {
@@ -165,6 +172,7 @@ impl Machine {
                 self.receiving = None;
                 self.submission = Submission::None;
             }
+            INDEX_CHECK => self.checked.push(value),
             INDEX_VM => self.vm = value,
             INDEX_VM_DESTROY if value == 1 && self.destroys => {
                 let gone = self.vms.remove(&self.vm);
@@ -234,6 +242,8 @@ impl Fake {
             version: VERSION,
             clear: true,
             refuses: false,
+            checked: Vec::new(),
+            wrong: 0,
             vms: BTreeMap::new(),
             unprotected: 0,
             room: u32::MAX,

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod audit;
+mod check;
 mod cli;
 mod docs;
 mod failure;

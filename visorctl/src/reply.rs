@@ -6,6 +6,7 @@ use clap::error::ContextKind;
 use serde::Serialize;
 
 use crate::audit::Audit;
+use crate::check::Checked;
 use crate::failure::{Exit, Failure};
 use crate::make::Made;
 use crate::status::Status;
@@ -24,6 +25,7 @@ pub(crate) enum Answer {
     Submitted(Submitted),
     Audit(Audit),
     Destroyed(Destroyed),
+    Checked(Checked),
     Made(Made),
     Completions { script: String },
     Man {},
@@ -37,6 +39,7 @@ impl fmt::Display for Answer {
             Self::Submitted(answer) => answer.fmt(f),
             Self::Audit(answer) => answer.fmt(f),
             Self::Destroyed(answer) => answer.fmt(f),
+            Self::Checked(answer) => answer.fmt(f),
             Self::Made(answer) => answer.fmt(f),
             Self::Completions { script } => f.write_str(script),
             Self::Man {} => Ok(()),

@@ -8,7 +8,7 @@ use crate::failure::{Exit, Failure};
 use crate::port::Port;
 use crate::reply::{self, Answer};
 use crate::submit::Words;
-use crate::{audit, docs, make, status, submit, vms};
+use crate::{audit, check, docs, make, status, submit, vms};
 
 /// Does what `cli` says, with the port that `open` gives, and reports to `out`; for people, failures go
 /// to `err`.
@@ -61,11 +61,16 @@ fn answer<P: Port>(
         }
         Command::Submit { ticket } => {
             let words = Words::read(ticket)?;
-            good(Answer::Submitted(submit::submit(port()?, &words, &mut show_progress)?))
+            let mut show = |gone, all| show_progress("submit", gone, all);
+            good(Answer::Submitted(submit::submit(port()?, &words, &mut show)?))
         }
         Command::Audit { since, chain } => {
             let query = audit::Query { since: since.unwrap_or(0), chain: *chain };
             good(Answer::Audit(audit::audit(port()?, query)?))
+        }
+        Command::Check => {
+            let mut show = |gone, all| show_progress("check", gone, all);
+            good(Answer::Checked(check::check(port()?, &mut show)?))
         }
         Command::Destroy { vm } => good(Answer::Destroyed(vms::destroy(port()?, *vm)?)),
         Command::Ticket { command: Ticket::Make { description, ticket } } => {
@@ -81,13 +86,13 @@ fn answer<P: Port>(
     }
 }
 
-/// Shows on a terminal what part of a ticket has gone.
-fn show_progress(gone: usize, all: usize) {
+/// Shows on a terminal what part of the work is done.
+fn show_progress(work: &str, gone: usize, all: usize) {
     let mut err = stderr();
     if err.is_terminal() {
         let percent = gone.saturating_mul(100).checked_div(all).unwrap_or(100);
         let end = if gone == all { "\n" } else { "" };
         // Nobody misses it.
-        let _ = write!(err, "\rsubmit: {percent:3} %{end}");
+        let _ = write!(err, "\r{work}: {percent:3} %{end}");
     }
 }

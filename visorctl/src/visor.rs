@@ -47,7 +47,7 @@ impl<P: Port> Visor<P> {
 
     /// Whether the interface has tickets, VMs and audit.
     pub(crate) const fn has_tickets(&self) -> bool {
-        self.version >= port::VERSION
+        self.version >= port::WITH_TICKETS
     }
 
     /// The value at `index`.

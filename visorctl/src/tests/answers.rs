@@ -112,6 +112,20 @@ fn a_list_of_vms_ends_unprotected_if_one_ran_without_a_ticket() {
 }
 
 #[test]
+fn all_memory_is_checked_and_what_is_wrong_is_named() {
+    let fake = busy();
+    let good = visorctl(&fake, ["check"]);
+    assert_eq!((good.exit, fake.0.borrow().checked.as_slice()), (Exit::Good, &[0, 1, 2][..]));
+    assert!(good.out.starts_with("3 GiB checked"), "{}", good.out);
+    assert_eq!(json(&fake, ["check"])["answer"], value!({"gib": 3}));
+    fake.0.borrow_mut().wrong = 0x8_0001;
+    let bad = json(&fake, ["check"]);
+    assert_eq!((&bad["exit"], &bad["error"]["code"]), (&value!(1), &value!("disagreement")));
+    let text = visorctl(&fake, ["check"]).err;
+    assert!(text.contains("the memory at 0x80000000"), "{text}");
+}
+
+#[test]
 fn a_destroyed_vm_is_gone_and_no_other() {
     let fake = busy();
     assert_eq!(json(&fake, ["destroy", "5"])["answer"], value!({"vm": 5}));

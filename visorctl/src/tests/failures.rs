@@ -24,11 +24,12 @@ fn bare() -> Fake {
 fn without_a_visor_every_command_says_unprotected_and_writes_nothing() {
     let folder = Folder::new("bare");
     let ticket = folder.write("ticket", &ticket(1, 0).bytes().unwrap());
-    let commands: [&[&str]; 6] = [
+    let commands: [&[&str]; 7] = [
         &["status"],
         &["status", "--require-protected"],
         &["vms"],
         &["audit"],
+        &["check"],
         &["destroy", "0"],
         &["submit", text(&ticket)],
     ];
@@ -48,7 +49,8 @@ fn without_a_visor_every_command_says_unprotected_and_writes_nothing() {
 fn a_visor_without_tickets_can_be_asked_for_its_status_only() {
     let fake = Fake::new();
     fake.0.borrow_mut().version = 0x0001_0000;
-    for words in [&["vms"][..], &["audit"], &["destroy", "0"], &["status", "--require-protected"]] {
+    let all = ["vms", "audit", "check", "destroy 0", "status --require-protected"];
+    for words in all.map(|words| words.split(' ').collect::<Vec<_>>()) {
         let answer = json(&fake, words.iter().copied());
         assert_eq!((&answer["error"]["code"], &answer["exit"]), (&"old-visor".into(), &1.into()));
     }
@@ -214,6 +216,7 @@ fn every_failure_is_one_line_with_a_code_that_the_schema_knows() {
         Failure::Vanished,
         Failure::NoVm(1),
         Failure::NotDestroyed(1),
+        Failure::Disagreement(0x1000),
         Failure::NoEvent { since: 2, end: 1 },
         Failure::Chain,
         Failure::Moving,
