@@ -132,11 +132,12 @@ impl Entry {
         }
     }
 
-    /// This entry without the rights of a leaf beyond `rights`.
+    /// This entry without the rights of a leaf that `old` does not give, at the same frame.
     #[must_use]
-    pub fn at_most(self, rights: Rights) -> Self {
+    pub fn at_most(self, old: Leaf) -> Self {
         match self {
-            Self::Leaf(leaf) => Self::Leaf(Leaf { rights: leaf.rights.min(rights), ..leaf }),
+            Self::Leaf(leaf) if leaf.frame != old.frame => Self::Absent,
+            Self::Leaf(leaf) => Self::Leaf(Leaf { rights: leaf.rights.min(old.rights), ..leaf }),
             Self::Absent | Self::Table(_) | Self::Retired(_) => self,
         }
     }

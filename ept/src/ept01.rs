@@ -1,5 +1,5 @@
-//! EPT01, the host's page tables: the identity map of everything that is not withheld from it, as a
-//! projection of the frame table, the MTRRs and a list of denied device memory.
+//! EPT01, the host's page tables: the identity map of everything that is not withheld from it, but for
+//! views; as a projection of the frame table, the MTRRs and a list of denied device memory.
 //!
 //! The tables hold no policy. What an address translates to is decided by [`Rules`] alone, once for
 //! building and for every later change, and nothing is ever written that the rules do not say.
@@ -77,24 +77,27 @@ pub struct Rules<'r> {
 }
 
 impl Rules<'_> {
-    /// What the host may do with a frame that is `state`; `None`: not RAM.
-    const fn rights(state: Option<State>) -> Option<Rights> {
-        match state {
-            Some(State::Visor | State::Private { .. }) => None,
-            Some(State::Fresh { .. } | State::Table { .. }) => Some(Rights::Read),
-            Some(State::Plain { .. } | State::Leaving { .. }) | None => Some(Rights::All),
+    /// Where the host arrives at `frame`, and what it may do there; `None`: nowhere.
+    fn seen(&self, frame: Frame) -> Option<(Frame, Rights)> {
+        match self.frames.state(frame) {
+            Some(State::Visor | State::Private { view: None, .. }) => None,
+            Some(State::Private { view: Some(view), .. }) => {
+                self.frames.view(view).map(|view| (view, Rights::All))
+            }
+            Some(State::Fresh { .. } | State::Table { .. }) => Some((frame, Rights::Read)),
+            Some(State::Plain { .. } | State::Leaving { .. }) | None => Some((frame, Rights::All)),
         }
     }
 
     /// The same for the block of a leaf of `level`; `None` if a smaller leaf has to tell. Where
     /// anything is withheld, each page tells by itself: that costs the visor's memory some tables
     /// of absent entries, and spares counting what is withheld by its kind.
-    fn rights_of(&self, block: Span, level: Level) -> Option<Option<Rights>> {
+    fn seen_of(&self, block: Span, level: Level) -> Option<Option<(Frame, Rights)>> {
+        let first = Frame::containing(block.start());
         if self.frames.open(block, level) {
-            return Some(Some(Rights::All));
+            return Some(Some((first, Rights::All)));
         }
-        let state = || self.frames.state(Frame::containing(block.start()));
-        (level == Level::Pt).then(|| Self::rights(state()))
+        (level == Level::Pt).then(|| self.seen(first))
     }
 
     /// What `block`, which an entry of `level` translates, should be; `None` when not all of it
@@ -108,13 +111,12 @@ impl Rules<'_> {
             return denied.covers(block).then_some(Entry::Absent);
         }
         // The quickest answer first: most often it says that the block cannot be one.
-        let rights = self.rights_of(block, level)?;
+        let seen = self.seen_of(block, level)?;
         let Types::One(memory_type) = self.mtrrs.type_of(block) else {
             return None;
         };
-        let frame = Frame::containing(block.start());
-        let leaf = |rights| Entry::Leaf(Leaf { frame, rights, memory_type });
-        Some(rights.map_or(Entry::Absent, leaf))
+        let leaf = |(frame, rights)| Entry::Leaf(Leaf { frame, rights, memory_type });
+        Some(seen.map_or(Entry::Absent, leaf))
     }
 }
 
@@ -202,8 +204,8 @@ impl Ept01 {
 
     /// First half of following a change of `rules` within `span`: takes away what they do not
     /// confirm. A leaf becomes in place what they want, but gets no rights yet that it had not:
-    /// somebody may rely on the flush. Leaves to be split and tables that one leaf may replace
-    /// become absent as a whole: a processor that held translations of two sizes for one address
+    /// somebody may rely on the flush. So one that should lead to another frame becomes absent.
+    /// Leaves to be split and tables that one leaf may replace become absent as a whole: a processor that held translations of two sizes for one address
     /// might use either (SDM vol. 3, 5.10.2.3), so the new ones have to wait for the flush.
     ///
     /// Until [`Ept01::complete`], the host's own accesses to such a leaf cause EPT violations; they
@@ -293,7 +295,7 @@ impl Ept01 {
                 Some(Entry::Leaf(Leaf { rights: Rights::All, .. })) => continue,
                 Some(Entry::Leaf(leaf)) => {
                     let old = Entry::Leaf(leaf);
-                    let more = |new: &Entry| *new != old && new.at_most(leaf.rights) == old;
+                    let more = |new: &Entry| *new != old && new.at_most(leaf) == old;
                     if let Some(new) = rules.want(block, place.level).filter(more) {
                         set(mem, place, index, new);
                     }
@@ -335,7 +337,7 @@ fn take_out(mem: &mut impl TableMem, rules: &Rules<'_>, place: Place, stale: &mu
                 continue;
             }
             Some(Entry::Table(table)) => Entry::Retired(table),
-            Some(Entry::Leaf(old)) => want.map_or(Entry::Absent, |want| want.at_most(old.rights)),
+            Some(Entry::Leaf(old)) => want.map_or(Entry::Absent, |want| want.at_most(old)),
             None => Entry::Absent,
         };
         if old != Some(new) {

@@ -1,11 +1,13 @@
 //! The frame table: what each page frame of RAM is, and who has it. The only source of truth about
 //! ownership; page tables are projections of it.
 
+mod number;
 mod state;
 
 use core::fmt;
 
-pub use state::{Event, Guard, Owner, State, Vm};
+pub use number::{View, Vm};
+pub use state::{Event, Guard, Owner, State};
 
 use crate::addr::{Frame, HUGE, LARGE, PAGE, Span};
 use crate::entry::Level;
@@ -81,6 +83,7 @@ pub struct FrameTable<'a> {
     /// Where the words of each piece of RAM begin, one per piece; then piece by piece those of its
     /// frames, its 2 MiB blocks, its 1 GiB blocks.
     words: &'a mut [u64],
+    views: Span,
 }
 
 /// One leaf in a block's word.
@@ -157,7 +160,20 @@ impl<'a> FrameTable<'a> {
             }
             first += index(Self::words(*span));
         }
-        Ok(Self { ram, words: storage })
+        Ok(Self { ram, words: storage, views: Span::EMPTY })
+    }
+
+    /// Makes the frames of `span` views: they are the visor's, and the host may see whatever it lets
+    /// [`Event::View`] show.
+    pub const fn set_views(&mut self, span: Span) {
+        self.views = span;
+    }
+
+    /// The frame of `view`; `None` if there are not so many.
+    #[must_use]
+    pub fn view(&self, view: View) -> Option<Frame> {
+        let frame = Frame::at(self.views.start() + u64::from(view.0) * PAGE);
+        frame.filter(|frame| self.views.contains(frame.base()))
     }
 
     /// The owner of `frame`; `None` when it is not RAM.

@@ -92,7 +92,7 @@ impl Held {
         let shared = is_shared.then(|| self.shares.get(machine.hardware, number(frame)));
         let shared = shared.into_iter().flatten().filter_map(sharer);
         let private = match state {
-            Some(State::Private { vm, page }) => Some((vm, page)),
+            Some(State::Private { vm, page, .. }) => Some((vm, page)),
             Some(_) | None => None,
         };
         private.into_iter().chain(shared)
@@ -190,7 +190,7 @@ impl Held {
         frame: Frame,
         flushed: &Flushed,
     ) -> bool {
-        let Some(State::Private { vm: number, page }) = machine.frames.state(frame) else {
+        let Some(State::Private { vm: number, page, .. }) = machine.frames.state(frame) else {
             self.unshare(machine, frame);
             return false;
         };

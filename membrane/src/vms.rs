@@ -338,7 +338,7 @@ impl Vms {
     /// The host cannot go on at `frame`: if that is private memory of a VM's, the host gets it, sealed,
     /// and may repeat its access. False if it is not.
     pub fn touched<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, frame: Frame) -> bool {
-        let Some(State::Private { vm: number, page }) = machine.frames.state(frame) else {
+        let Some(State::Private { vm: number, page, .. }) = machine.frames.state(frame) else {
             return false;
         };
         let Some(vm) = self.held.vm_mut(number) else { return false };

@@ -5,7 +5,7 @@ use super::{Hardware, HostMemory, Operand, Refused};
 use crate::addr::{Frame, GuestFrame};
 use crate::entry::Level;
 use crate::ept01::Stale;
-use crate::frames::{Event, Guard, State, Vm};
+use crate::frames::{Event, Guard, State, View, Vm};
 
 /// A store that is about to happen to an entry of a guarded table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,33 @@ impl<H: Hardware> Machine<'_, '_, H> {
             let _ = self.frames.change(frame, Event::Release);
         }
         completed
+    }
+
+    /// Lets the host see `view` in the place of the private `frame`, which has none. The caller has
+    /// seen to it that the view holds nothing that the host must not see, and is no other frame's.
+    ///
+    /// # Errors
+    /// [`Refused`] when the frame is not private, or has a view. Nothing has changed then.
+    pub fn show(&mut self, frame: Frame, view: View) -> Result<(), Refused> {
+        let _ = self.frames.change(frame, Event::View(Some(view))).map_err(Refused::Frame)?;
+        let mut stale = Stale::default();
+        self.revise(frame, &mut stale);
+        // It was absent, so there is nothing to flush.
+        let flushed = stale.flush(self.hardware);
+        let completed = self.complete(frame, &flushed);
+        if completed.is_err() {
+            let _ = self.frames.change(frame, Event::View(None));
+        }
+        completed
+    }
+
+    /// Takes back the view of `frame`, if it has one. Until the flush the host may still use it.
+    pub fn hide(&mut self, frame: Frame) -> Stale {
+        let mut stale = Stale::default();
+        if self.frames.change(frame, Event::View(None)).is_ok() {
+            self.revise(frame, &mut stale);
+        }
+        stale
     }
 
     /// Gives `frames` back to the host, all with one flush. The caller has seen to it that the VM

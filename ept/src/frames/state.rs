@@ -3,26 +3,7 @@
 use crate::addr::{Frame, GuestFrame, PAGE};
 use crate::entry::Level;
 
-/// The number of a protected VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Vm(u8);
-
-impl Vm {
-    /// How many there can be at once.
-    pub const MAX: u8 = 64;
-
-    /// The VM with this number, which is below [`Vm::MAX`].
-    #[must_use]
-    pub const fn new(number: u8) -> Option<Self> {
-        if number < Self::MAX { Some(Self(number)) } else { None }
-    }
-
-    /// Its number.
-    #[must_use]
-    pub const fn number(self) -> u8 {
-        self.0
-    }
-}
+use super::number::{View, Vm};
 
 /// Who walks a table of the host's; see [`crate::direct`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +71,8 @@ pub enum State {
         vm: Vm,
         /// Where it has the frame, and nowhere else.
         page: GuestFrame,
+        /// What the host sees instead; `None`: nothing.
+        view: Option<View>,
     },
 }
 
@@ -112,6 +95,8 @@ pub enum Event {
     Forget,
     /// It becomes private memory of this VM, which has it as this page.
     Take(Vm, GuestFrame),
+    /// The host sees this view in its place, or none any more.
+    View(Option<View>),
     /// It is the VM's no more, and holds nothing that the host must not see.
     Release,
 }
@@ -159,7 +144,14 @@ impl State {
             (Self::Table { level, guard, links }, Event::Unlink(_)) => {
                 Some(Self::Table { level, guard, links: links.checked_sub(1)? })
             }
-            (Self::Plain { maps: 0 }, Event::Take(vm, page)) => Some(Self::Private { vm, page }),
+            (Self::Plain { maps: 0 }, Event::Take(vm, page)) => {
+                Some(Self::Private { vm, page, view: None })
+            }
+            (Self::Private { vm, page, view: old }, Event::View(view))
+                if old.is_none() != view.is_none() =>
+            {
+                Some(Self::Private { vm, page, view })
+            }
             (Self::Leaving { .. }, Event::Forget) | (Self::Private { .. }, Event::Release) => {
                 Some(Self::Plain { maps: 0 })
             }
@@ -197,8 +189,8 @@ impl State {
     }
 
     /// The entry of a frame in this state: the kind in bits 7:0; its count from bit 8, its list
-    /// from bit 23; or its VM in bits 15:8, and its page in bits 51:16. Never 0: memory that was
-    /// only cleared says nothing about frames.
+    /// from bit 23; or its VM in bits 15:8, its page in bits 51:16, and its view above, 0 for none.
+    /// Never 0: memory that was only cleared says nothing about frames.
     pub(super) fn encode(self) -> u64 {
         let list = |next: Option<Frame>| next.map_or(0, |frame| frame.base() / PAGE + 1) << LIST;
         match self {
@@ -211,8 +203,9 @@ impl State {
             Self::Fresh { level, guard, links, next } => {
                 FRESH | kind(level, guard) | u64::from(links) << COUNT | list(next)
             }
-            Self::Private { vm, page } => {
-                PRIVATE | u64::from(vm.0) << COUNT | page.number() << PAGE_NUMBER
+            Self::Private { vm, page, view } => {
+                let view = view.map_or(0, |view| u64::from(view.0) + 1) << VIEW;
+                PRIVATE | u64::from(vm.0) << COUNT | page.number() << PAGE_NUMBER | view
             }
         }
     }
@@ -256,8 +249,9 @@ fn frame(list: u64) -> Option<Option<Frame>> {
 /// The private memory that `entry` names.
 fn private(entry: u64) -> Option<State> {
     let [_, vm, ..] = entry.to_le_bytes();
-    let page = GuestFrame::at((entry >> PAGE_NUMBER) * PAGE)?;
-    Some(State::Private { vm: Vm::new(vm)?, page })
+    let page = GuestFrame::containing((entry >> PAGE_NUMBER) * PAGE);
+    let view = (entry >> VIEW).checked_sub(1).map(u8::try_from).transpose().ok()?.map(View);
+    Some(State::Private { vm: Vm::new(vm)?, page, view })
 }
 
 /// Kinds; the two low bits of those of tables are the level, and bit 4 the guard.
@@ -276,6 +270,8 @@ const MAPS: u64 = (1 << (64 - COUNT)) - 1;
 
 /// Where the number of a VM's page begins.
 const PAGE_NUMBER: u32 = 16;
+/// Where the number of its view begins, and one.
+const VIEW: u32 = 52;
 
 const fn kind(level: Level, guard: Guard) -> u64 {
     let level = match level {
@@ -314,6 +310,10 @@ mod tests {
         address.prop_map(GuestFrame::containing)
     }
 
+    fn view() -> impl Strategy<Value = Option<View>> {
+        proptest::option::of(any::<u8>().prop_map(View))
+    }
+
     fn next() -> impl Strategy<Value = Option<Frame>> {
         let frame = prop_oneof![0..PHYSICAL_END, Just(0), Just(PHYSICAL_END - 1)];
         proptest::option::of(frame.prop_map(Frame::containing))
@@ -334,7 +334,7 @@ mod tests {
                 links
             }),
             next().prop_map(|next| State::Leaving { next }),
-            (vm(), page()).prop_map(|(vm, page)| State::Private { vm, page }),
+            (vm(), page(), view()).prop_map(|(vm, page, view)| State::Private { vm, page, view }),
         ]
     }
 
@@ -349,6 +349,7 @@ mod tests {
             next().prop_map(Event::Unlink),
             Just(Event::Forget),
             (vm(), page()).prop_map(|(vm, page)| Event::Take(vm, page)),
+            view().prop_map(Event::View),
             Just(Event::Release),
         ]
     }
@@ -381,7 +382,7 @@ mod tests {
         #[test]
         fn an_entry_that_names_no_state_is_the_visors(entry in any::<u64>(), low in 0..64_u64) {
             // Also one that has a VM and a page, and perhaps one bit more.
-            let private = entry & 0x0007_ffff_ffff_3f00 | 1 << (entry % 64) | low;
+            let private = entry & 0xfff7_ffff_ffff_3f00 | 1 << (entry % 64) | low;
             for entry in [entry, entry & !0xff | low, low, private] {
                 let state = State::decode(entry);
                 prop_assert!(state == State::Visor || state.encode() == entry);
@@ -402,9 +403,12 @@ mod tests {
                 Event::Unmap => (maps - 1, 0),
                 Event::Link(..) => (0, links + 1),
                 Event::Unlink(_) => (0, links - 1),
-                Event::Claim | Event::Count | Event::Forget | Event::Take(..) | Event::Release => {
-                    (0, links)
-                }
+                Event::Claim
+                | Event::Count
+                | Event::Forget
+                | Event::Take(..)
+                | Event::View(_)
+                | Event::Release => (0, links),
             };
             prop_assert_eq!(counts(after), expected);
             prop_assert_eq!(after == State::Visor, event == Event::Claim);
@@ -415,16 +419,27 @@ mod tests {
 
         #[test]
         fn a_frame_of_a_vm_is_its_until_it_is_released(
-            vm in vm(), page in page(), event in event(), state in state(),
+            vm in vm(), page in page(), view in view(), event in event(), state in state(),
         ) {
-            let private = State::Private { vm, page };
+            let private = State::Private { vm, page, view };
             prop_assert_eq!(private.owner(), Owner::Vm(vm));
             let plain = State::Plain { maps: 0 };
-            let after = (event == Event::Release).then_some(plain);
+            let after = match (view, event) {
+                (_, Event::Release) => Some(plain),
+                // One at a time, and from one to the other only by way of none.
+                (None, Event::View(view @ Some(_))) | (Some(_), Event::View(view @ None)) => {
+                    Some(State::Private { vm, page, view })
+                }
+                _ => None,
+            };
             prop_assert_eq!(private.after(event), after);
             // Only what is the host's alone becomes a VM's.
             let taken = state.after(Event::Take(vm, page));
+            let private = State::Private { vm, page, view: None };
             prop_assert_eq!(taken, (state == plain).then_some(private));
+            // Nothing else has a view.
+            let is_private = matches!(state, State::Private { .. });
+            prop_assert!(is_private || state.after(Event::View(view)).is_none());
         }
 
         #[test]
@@ -445,8 +460,15 @@ mod tests {
         assert_eq!(Vm::new(63).map(Vm::number), Some(63));
         assert_eq!(Vm::new(64), None);
         let page = GuestFrame::containing(0);
-        let last = State::Private { vm: Vm(63), page }.encode();
+        let last = State::Private { vm: Vm(63), page, view: None }.encode();
         assert_eq!(State::decode(last + (1 << COUNT)), State::Visor);
+    }
+
+    #[test]
+    fn a_view_beyond_256_keeps_everybody_out() {
+        let (vm, page) = (Vm(0), GuestFrame::containing(0));
+        let last = State::Private { vm, page, view: Some(View(255)) }.encode();
+        assert_eq!(State::decode(last + (1 << VIEW)), State::Visor);
     }
 
     #[test]

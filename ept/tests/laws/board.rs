@@ -48,6 +48,8 @@ pub(crate) const BAD: [u64; 12] = [
 pub(crate) const USED: [usize; 4] = [0, 1, 2, 511];
 /// What the visor has.
 pub(crate) const VISOR: (u64, u64) = (6 * MIB, 8 * MIB);
+/// What of it is for views.
+pub(crate) const VIEWS: (u64, u64) = (6 * MIB + 16 * PAGE, 6 * MIB + 20 * PAGE);
 /// What is denied, in part of a page.
 pub(crate) const DENIED: (u64, u64) = (3 * GIB + PAGE + 8, 3 * GIB + PAGE + 16);
 /// Accessed and dirty.
@@ -107,6 +109,8 @@ pub(crate) struct Board<'w> {
     pub(crate) guarded: BTreeMap<u64, u64>,
     /// Pages that protected VMs have.
     pub(crate) private: BTreeSet<u64>,
+    /// What the host sees instead of some of them.
+    pub(crate) views: BTreeMap<u64, u64>,
     pub(crate) generation: &'w Generation,
     /// Decides what happens between any two steps of the visor's.
     pub(crate) luck: u64,
@@ -131,6 +135,7 @@ impl<'w> Board<'w> {
             running: BTreeMap::new(),
             guarded: BTreeMap::new(),
             private: BTreeSet::new(),
+            views: BTreeMap::new(),
             generation,
             luck,
             races: 0,
@@ -148,7 +153,7 @@ impl<'w> Board<'w> {
     }
 
     pub(crate) fn may_write_now(&self, page: u64) -> bool {
-        self.tables.hardware_walk(page).is_some_and(|(_, bits)| bits & 2 != 0)
+        self.tables.hardware_walk(page).is_some_and(|(to, bits)| to == page && bits & 2 != 0)
     }
 
     /// The host stores to a page of its own.
@@ -215,10 +220,7 @@ impl<'w> Board<'w> {
     /// What the processors have found is right.
     fn check(&self) {
         self.check_guarded();
-        for page in &self.private {
-            let open = self.tables.hardware_walk(*page).is_some() || self.tables.is_stale(*page);
-            assert!(!open, "the host can reach the private page {page:#x}");
-        }
+        self.check_private();
         for (start, len) in &self.reachable {
             let page = Span::sized(*start, *len).unwrap();
             let private = self.private.iter().find(|private| page.contains(**private));
@@ -234,6 +236,21 @@ impl<'w> Board<'w> {
             self.check_table(*table);
             let other = self.walkable.range((*table, 0)..(*table, *shift)).next();
             assert_eq!(other, None, "{table:#x} is a table of two levels");
+        }
+    }
+
+    /// The host does not reach private pages, and elsewhere sees no view.
+    fn check_private(&self) {
+        for page in &self.private {
+            let there = self.tables.hardware_walk(*page).map(|(to, _)| to);
+            assert_ne!(there, Some(*page), "the host can reach the private page {page:#x}");
+            let viewed = self.views.contains_key(page);
+            assert!(viewed || !self.tables.is_stale(*page), "the host can still reach {page:#x}");
+        }
+        for page in TABLES.iter().flatten().chain(&PRIVATE) {
+            let there = self.tables.hardware_walk(*page).map_or(*page, |(to, _)| to);
+            let view = self.views.get(page).copied();
+            assert!(there == *page || Some(there) == view, "{page:#x} leads to {there:#x}");
         }
     }
 

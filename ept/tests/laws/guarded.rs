@@ -4,9 +4,9 @@ use ept::addr::{Frame, GuestFrame, Span};
 use ept::direct::Refused;
 use ept::entry::Level;
 use ept::ept01::Exhausted;
-use ept::frames::{Event, Guard, Refusal, State, Vm};
+use ept::frames::{Event, Guard, Refusal, State, View, Vm};
 
-use crate::board::{DENIED, TABLES, VISOR};
+use crate::board::{DENIED, TABLES, VIEWS, VISOR};
 use crate::direct::{PAGE, PD, PDPT, PT, ROOT, TREE, build, maps, set, with_tree, with_world};
 use crate::hostile::World;
 
@@ -19,10 +19,14 @@ fn vm() -> Vm {
     Vm::new(9).unwrap()
 }
 
+fn private(view: Option<View>) -> State {
+    State::Private { vm: vm(), page: AT, view }
+}
+
 fn take(world: &mut World<'_>, page: u64) -> Result<(), Refused> {
     let taken = world.parts().0.take(Frame::containing(page), vm(), AT);
     if taken.is_ok() {
-        assert_eq!(world.state(page), Some(State::Private { vm: vm(), page: AT }));
+        assert_eq!(world.state(page), Some(private(None)));
         let _ = world.board.private.insert(page);
         world.board.observe();
     }
@@ -32,7 +36,9 @@ fn take(world: &mut World<'_>, page: u64) -> Result<(), Refused> {
 fn release(world: &mut World<'_>, pages: &[u64]) -> Result<(), Refused> {
     let frames: Vec<_> = pages.iter().map(|page| Frame::containing(*page)).collect();
     world.board.private.retain(|page| !pages.contains(page));
-    world.parts().0.release(&frames)
+    let released = world.parts().0.release(&frames);
+    world.board.views.retain(|page, _| !pages.contains(page));
+    released
 }
 
 fn refused(world: &World<'_>, page: u64) -> Result<(), Refused> {
@@ -121,6 +127,51 @@ fn a_taken_page_is_out_of_everybodys_reach_until_it_is_released() {
         assert!(world.board.may_write_now(PAGE));
         set(world, (PD, 1), block | 0xb7).unwrap();
         set(world, (PT, 0), PAGE | 0x37).unwrap();
+    });
+}
+
+#[test]
+fn the_host_sees_the_view_of_a_private_page_until_that_is_hidden_or_the_page_its_own() {
+    with_tree(|world| {
+        set(world, (PT, 0), 0).unwrap();
+        let (frame, view) = (Frame::containing(PAGE), View(1));
+        let seen = |world: &World<'_>| world.board.tables.hardware_walk(PAGE + 5);
+        assert_eq!(world.parts().0.show(frame, view), refused(world, PAGE));
+        assert!(world.parts().0.hide(frame).span().is_empty(), "there is none");
+        take(world, PAGE).unwrap();
+        let _ = world.board.views.insert(PAGE, VIEWS.0 + 0x1000);
+        world.parts().0.show(frame, view).unwrap();
+        world.board.observe();
+        assert_eq!(world.state(PAGE), Some(private(Some(view))));
+        // Readable, writable, executable, write-back.
+        assert_eq!(seen(world), Some((VIEWS.0 + 0x1005, 0x37)));
+        assert_eq!(world.parts().0.show(frame, View(2)), refused(world, PAGE));
+        assert_eq!(set(world, (PT, 0), PAGE | 0x37), refused(world, PAGE));
+        assert_eq!(take(world, PAGE), refused(world, PAGE));
+        let stale = world.parts().0.hide(frame);
+        let _ = stale.flush(&mut world.board);
+        let _ = world.board.views.remove(&PAGE);
+        world.board.observe();
+        assert_eq!((seen(world), world.state(PAGE)), (None, Some(private(None))));
+        let _ = world.board.views.insert(PAGE, VIEWS.0 + 0x1000);
+        world.parts().0.show(frame, view).unwrap();
+        let flushes = world.board.flushes;
+        release(world, &[PAGE]).unwrap();
+        assert_eq!(world.board.flushes, flushes + 1, "the host forgets the view");
+        assert_eq!(seen(world), Some((PAGE + 5, 0x37)));
+    });
+}
+
+#[test]
+fn a_view_that_there_is_not_shows_nothing() {
+    with_tree(|world| {
+        let page = PAGE + 0x1000;
+        take(world, page).unwrap();
+        let beyond = View(4);
+        assert_eq!(world.frames.view(beyond), None);
+        world.parts().0.show(Frame::containing(page), beyond).unwrap();
+        assert_eq!(world.board.tables.hardware_walk(page), None);
+        release(world, &[page]).unwrap();
     });
 }
 

@@ -8,12 +8,12 @@ use ept::addr::{Frame, GuestFrame, PAGE, Span};
 use ept::direct::{Direct, Generation, Machine, Refused, Store};
 use ept::entry::Level;
 use ept::ept01::{Ept01, Rules};
-use ept::frames::{Event, FrameTable, Guard, State, Vm};
+use ept::frames::{Event, FrameTable, Guard, State, View, Vm};
 use ept::mtrr::Mtrrs;
 
 use crate::board::{
-    BAD, Board, DENIED, END, FLAGS, GOOD, PRIVATE, Part, TABLES, USED, VISOR, WIDTH, level_of,
-    page, pick, ram, span, value, walk,
+    BAD, Board, DENIED, END, FLAGS, GOOD, PRIVATE, Part, TABLES, USED, VIEWS, VISOR, WIDTH,
+    level_of, page, pick, ram, span, value, walk,
 };
 
 /// What a store did to its operand, in a table of this level.
@@ -43,6 +43,7 @@ impl<'w> World<'w> {
     #[expect(clippy::large_stack_frames, reason = "a test has stack enough")]
     pub(crate) fn new(mut frames: FrameTable<'w>, board: Board<'w>) -> Self {
         frames.apply(span(VISOR), Event::Claim).unwrap();
+        frames.set_views(span(VIEWS));
         let mtrrs = Mtrrs::read(WIDTH, |index| if index == 0x2ff { 1 << 11 | 6 } else { 0 });
         let denied = [span(DENIED)];
         let mut board = board;
@@ -131,6 +132,10 @@ impl<'w> World<'w> {
     /// The host stores to entry `at` by an instruction that computes `change`, of `bytes` bytes at
     /// an offset. What the visor refuses to do for it, it does itself after a demotion.
     pub(crate) fn host_store(&mut self, at: (u64, usize), part: Part, change: impl Fn(u64) -> u64) {
+        if self.board.views.contains_key(&at.0) {
+            // Whatever it stores is lost.
+            return;
+        }
         self.touch(at.0);
         if self.board.may_write_now(at.0) {
             let entry = self.board.cell(at);
@@ -262,6 +267,7 @@ impl<'w> World<'w> {
             10..=12 => self.step_load(pick(&TABLES[0], number), number),
             13 => self.release(pick(&TABLES[0], number)),
             14 if number % 4 == 0 => self.step_demote(page),
+            14 if number % 4 == 1 => self.step_view(number >> 2),
             14 => {
                 let _ = self.board.running.pop_first();
                 let _ = self.board.guarded.pop_first();
@@ -360,8 +366,43 @@ impl<'w> World<'w> {
         assert_eq!(result.is_ok(), free, "{page:#x}: {result:x?}");
         assert_eq!(self.board.flushes - flushes, usize::from(free));
         if free {
-            assert_eq!(self.state(page), Some(State::Private { vm, page: as_page }));
+            let private = State::Private { vm, page: as_page, view: None };
+            assert_eq!(self.state(page), Some(private));
             let _ = self.board.private.insert(page);
+        }
+        self.board.observe();
+    }
+
+    /// The host sees a view of some private page, or does so no more.
+    fn step_view(&mut self, number: u64) {
+        let pages: Vec<u64> = self.board.private.iter().copied().collect();
+        if !pages.is_empty() {
+            self.turn_view(pick(&pages, number), number >> 6);
+        }
+    }
+
+    fn turn_view(&mut self, page: u64, number: u64) {
+        let frame = Frame::containing(page);
+        let flushes = self.board.flushes;
+        if self.board.views.contains_key(&page) {
+            let stale = self.parts().0.hide(frame);
+            let _ = stale.flush(&mut self.board);
+            let _ = self.board.views.remove(&page);
+            assert_eq!(self.board.tables.hardware_walk(page), None);
+            assert_eq!(self.board.flushes, flushes + 1);
+        } else {
+            let view = VIEWS.0 + number % 4 * PAGE;
+            if self.board.views.values().any(|used| *used == view) {
+                return;
+            }
+            let _ = self.board.views.insert(page, view);
+            let number = View(u8::try_from(number % 4).unwrap());
+            assert_eq!(self.frames.view(number), Frame::at(view));
+            self.parts().0.show(frame, number).unwrap();
+            assert!(self.parts().0.show(frame, number).is_err(), "one at a time");
+            assert_eq!(self.board.flushes, flushes, "what was absent needs none");
+            let seen = self.board.tables.hardware_walk(page);
+            assert_eq!(seen.map(|(to, _)| to), Some(view));
         }
         self.board.observe();
     }
@@ -372,10 +413,14 @@ impl<'w> World<'w> {
         self.board.private.retain(|page| !pages.contains(page));
         let frames: Vec<_> = pages.iter().map(|page| Frame::containing(*page)).collect();
         let result = self.parts().0.release(&frames);
+        self.board.views.retain(|page, _| !pages.contains(page));
         let given = before.1 - self.board.private.len();
         assert_eq!(result.is_ok(), given == pages.len(), "{pages:x?}: {result:?}");
         assert!(self.board.flushes - before.0 <= 1);
-        let reach = |page: &u64| self.ept.walk(&self.board, *page).is_some();
+        let reach = |page: &u64| {
+            let there = self.board.tables.hardware_walk(*page);
+            there.is_some_and(|(to, _)| to == *page)
+        };
         assert!(result.is_err() || pages.iter().all(reach), "{pages:x?} are not the host's again");
         self.board.observe();
     }

@@ -85,7 +85,7 @@ impl World {
             } else {
                 resident += 1;
                 let page = GuestFrame::at(page * PAGE).unwrap();
-                assert_eq!(state, State::Private { vm: guest.number, page });
+                assert_eq!(state, State::Private { vm: guest.number, page, view: None });
                 assert_eq!(self.board.host_may(base), 0, "the host reaches private {base:#x}");
             }
         }
