@@ -5,11 +5,14 @@
 //! leaf lies. A page that goes though another leaf still names it only costs time: it comes back at
 //! the next access.
 
+use core::mem;
+
 use ept::addr::{Frame, GuestFrame, PAGE, Span};
 use ept::direct::{Machine, Meaning};
 use ept::ept01::{Exhausted, Flushed, Stale, TableMem};
-use ept::frames::{self, State};
+use ept::frames::{self, State, View};
 use ept::list::List;
+use ept::shadow::Access;
 use ticket::Class;
 
 use crate::Hardware;
@@ -45,6 +48,10 @@ pub(crate) struct Held {
     shares: Sparse,
     /// Frames that are about to go back.
     batch: List<Frame, BATCH>,
+    /// Which frame each view was given out for last. Whether it still has it says the frame table.
+    views: [Frame; 256],
+    /// The one whose turn it is.
+    turn: View,
 }
 
 /// A page of a VM.
@@ -68,6 +75,8 @@ impl Held {
             vms: [const { None }; MAX],
             shares: Sparse::new(),
             batch: List::new(Frame::containing(0)),
+            views: [Frame::containing(0); 256],
+            turn: View(0),
         }
     }
 
@@ -152,11 +161,39 @@ impl Held {
         for frame in self.batch.iter() {
             for (vm, page) in self.pages(machine, *frame) {
                 if let Some(vm) = self.vm(vm) {
-                    vm.tables.withdraw(machine.hardware, page);
+                    vm.tables.withdraw(machine.hardware, page, Access::ALL);
                 }
             }
         }
         machine.ept.stale()
+    }
+
+    /// Lets the host see `page` sealed in a view, while the VM keeps it in `frame`, though without the right
+    /// to write to it. The view is the one that was given out longest ago; who has it still, loses it.
+    ///
+    /// `None` if there are no views, or the page cannot be sealed.
+    pub(crate) fn show<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        (number, page): Page,
+        frame: Frame,
+    ) -> Option<()> {
+        let place = |view| machine.frames.view(view).map(|copy| (view, copy));
+        let (view, copy) = place(self.turn).or_else(|| place(View(0)))?;
+        self.turn = View(view.0.wrapping_add(1));
+        let last = self.views.get_mut(usize::from(view.0))?;
+        let last = mem::replace(last, frame);
+        let mut stale = machine.ept.stale();
+        if matches!(machine.frames.state(last), Some(State::Private { view: Some(has), .. }) if has == view)
+        {
+            stale.add(machine.hide(last));
+        }
+        let vm = self.vm_mut(number)?;
+        vm.tables.withdraw(machine.hardware, page, Access::WRITE);
+        let _ = stale.flush(machine.hardware);
+        machine.hardware.copy(frame, copy);
+        vm.copied(machine.hardware, page, copy).ok()?;
+        machine.show(frame, view).ok()
     }
 
     /// Takes what was added out of VMs: the host gets private frames sealed, or zeroed.

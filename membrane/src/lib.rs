@@ -18,6 +18,9 @@ use ept::direct;
 pub trait Pages {
     /// Lets `work` have the bytes of `frame`, which neither the host nor a VM can reach.
     fn with_page<T>(&mut self, frame: Frame, work: impl FnOnce(&mut [u8; 4096]) -> T) -> T;
+    /// Makes the content of `to`, which only the visor can reach, that of `from`, to which nobody can
+    /// write.
+    fn copy(&mut self, from: Frame, to: Frame);
     /// The number of this processor, for the audit log.
     fn cpu(&self) -> u32;
     /// The 8 bytes at `index` of the page, at guest-physical address `window`, in which the host is shown

@@ -94,12 +94,12 @@ impl Tables {
         mem.write(place.table, place.index, frame.base() | TYPE | rights.bits());
     }
 
-    /// Takes all rights to `page` away, and leaves it its frame. Processors may use them until they
-    /// have flushed.
-    pub fn withdraw(&self, mem: &mut impl TableMem, page: GuestFrame) {
+    /// Takes `rights` to `page` away, and leaves it its frame. Processors may use them until they have
+    /// flushed.
+    pub fn withdraw(&self, mem: &mut impl TableMem, page: GuestFrame, rights: Access) {
         if let Ok(place) = self.find(mem, page) {
             let raw = mem.read(place.table, place.index);
-            mem.write(place.table, place.index, raw & !Access::ALL.bits());
+            mem.write(place.table, place.index, raw & !rights.bits());
         }
     }
 

@@ -11,6 +11,9 @@
 //! 2. Out: the page leaves the VM's reach, everybody flushes, it is sealed or zeroed, and only then is
 //!    the frame the host's again.
 //!
+//! A page that the host looks at meanwhile stays where it is: a copy goes out, sealed, which the host sees
+//! in the frame's place until the VM may write to the page again.
+//!
 //! A VM that was stopped never runs again, so its pages are not sealed any more but zeroed.
 
 use core::fmt;
@@ -22,6 +25,7 @@ use ept::frames;
 use ept::shadow::Access;
 use seal::key::{VmId, VmKey};
 use seal::page::{GuestPage, Sealer};
+use seal::record::Sealed;
 use sha2::{Digest, Sha256};
 use ticket::{Header, Range, State, error::Error};
 
@@ -309,7 +313,10 @@ impl Vm {
         let place = self.tables.reserve(machine.hardware, page);
         let place = place.map_err(|Exhausted| Cause::Memory)?;
         match self.tables.frame(machine.hardware, page) {
-            Some(frame) if frame == found.frame => {}
+            Some(frame) if frame == found.frame => {
+                // It may write to the page from now on.
+                let _ = machine.hide(frame).flush(machine.hardware);
+            }
             Some(_) => return Err(Cause::Elsewhere(page)),
             None => self.take(machine, number, page, found.frame)?,
         }
@@ -407,6 +414,20 @@ impl Vm {
         sealed
     }
 
+    /// Makes a copy of `page`, in the frame `copy`, fit for the host, who may bring that back if the page
+    /// leaves as it is now.
+    pub(crate) fn copied<H: Hardware>(
+        &mut self,
+        hardware: &mut H,
+        page: GuestFrame,
+        copy: Frame,
+    ) -> Result<(), Cause> {
+        let sealed = self.encrypt(hardware, page, copy)?;
+        // What there is no memory to remember costs the page a new version.
+        let _ = self.pasts.set(hardware, page.number(), Past::Back(sealed).pack());
+        Ok(())
+    }
+
     /// Seals `page` in its `frame`, and remembers that.
     fn seal<H: Hardware>(
         &mut self,
@@ -414,20 +435,30 @@ impl Vm {
         page: GuestFrame,
         frame: Frame,
     ) -> Result<(), Cause> {
+        let sealed = self.encrypt(hardware, page, frame)?;
+        let kept = self.pasts.set(hardware, page.number(), Past::Outside(sealed).pack());
+        kept.map_err(|Exhausted| Cause::Memory)?;
+        self.sealed += 1;
+        Ok(())
+    }
+
+    /// Seals the content of `page` that lies in `frame`: to the bytes of before, if it is that of before.
+    fn encrypt<H: Hardware>(
+        &self,
+        hardware: &mut H,
+        page: GuestFrame,
+        frame: Frame,
+    ) -> Result<Sealed, Cause> {
         let past = Past::unpack(self.pasts.get(hardware, page.number()));
         let at = GuestPage::at(page.base()).ok_or(Cause::Record(page))?;
-        let sealed = hardware.with_page(frame, |bytes| match past {
+        hardware.with_page(frame, |bytes| match past {
             Ok(None) => self.sealer.seal(at, bytes).map_err(|_| Cause::Versions),
             Ok(Some(Past::Back(was))) => {
                 let sealed = self.sealer.reseal(at, bytes, was.resident());
                 sealed.map_err(|_| Cause::Versions)
             }
             Ok(Some(Past::Outside(_))) | Err(_) => Err(Cause::Record(page)),
-        })?;
-        let kept = self.pasts.set(hardware, page.number(), Past::Outside(sealed).pack());
-        kept.map_err(|Exhausted| Cause::Memory)?;
-        self.sealed += 1;
-        Ok(())
+        })
     }
 
     /// Gives back all memory that the VM has from the visor, at most `budget` frames. It was stopped, has

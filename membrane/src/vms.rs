@@ -335,21 +335,41 @@ impl Vms {
         let _ = stale.flush(machine.hardware);
     }
 
-    /// The host cannot go on at `frame`: if that is private memory of a VM's, the host gets it, sealed,
-    /// and may repeat its access. False if it is not.
+    /// The host cannot go on at `frame`: if that is private memory of a VM's, the host sees it sealed from
+    /// now on, in a view if there are some, and may repeat its access. False if it is not.
     pub fn touched<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, frame: Frame) -> bool {
+        let Some(State::Private { vm: number, page, view }) = machine.frames.state(frame) else {
+            return false;
+        };
+        // Another processor was quicker, or that VM's pages are worth nothing any more.
+        let runs = self.vm(number).is_some_and(|vm| vm.life == Life::Running);
+        if view.is_none() && runs && self.held.show(machine, (number, page), frame).is_some() {
+            self.record_touch(machine.hardware.cpu(), number, page);
+            return true;
+        }
+        view.is_some() || self.give_up(machine, frame)
+    }
+
+    /// The same, for who does not see frames as the host does: a VM without a ticket. The frame itself is
+    /// the host's then, and what the host stores there comes back to the VM.
+    pub fn give_up<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, frame: Frame) -> bool {
         let Some(State::Private { vm: number, page, .. }) = machine.frames.state(frame) else {
             return false;
         };
-        let Some(vm) = self.held.vm_mut(number) else { return false };
-        vm.touches = vm.touches.saturating_add(1);
-        if vm.touches <= TOUCHES {
-            let entry = Entry { kind: Kind::Touched, vm: Some(number), a: page.base(), b: 0 };
-            self.audit.push(machine.hardware.cpu(), entry);
-        }
+        self.record_touch(machine.hardware.cpu(), number, page);
         let _ = self.held.add(frame);
         self.held.give_back(machine, &mut self.audit);
         true
+    }
+
+    /// The host has accessed private memory.
+    fn record_touch(&mut self, cpu: u32, number: frames::Vm, page: GuestFrame) {
+        let Some(vm) = self.held.vm_mut(number) else { return };
+        vm.touches = vm.touches.saturating_add(1);
+        if vm.touches <= TOUCHES {
+            let entry = Entry { kind: Kind::Touched, vm: Some(number), a: page.base(), b: 0 };
+            self.audit.push(cpu, entry);
+        }
     }
 
     /// Forgets the shared pages of the VM, since the host may have changed its tables unseen. To be

@@ -513,8 +513,8 @@ pub(crate) fn repeat_or_refuse(cpu: &PerCpu, address: u64) -> Next {
     } else if machine.tables.is_table(frame) {
         // If it is not done, the host's access exits again.
         let _ = machine.tables.demote(frame);
-    } else if machine.tables.give_back(frame) {
-        // A protected VM's: what the host sees of it is sealed now.
+    } else if machine.tables.show(frame) {
+        // A protected VM's: what the host sees there is sealed now.
     } else if machine.tables.reaches(address, Current.read(EXIT_QUALIFICATION)) {
         // Another processor was quicker.
     } else {

@@ -15,6 +15,8 @@ const MIB: u64 = 1 << 20;
 const POOL: u64 = 1 << 46;
 /// The host's RAM.
 pub(crate) const RAM: [(u64, u64); 2] = [(0, MIB), (2 * MIB, 6 * MIB)];
+/// The visor's frames for views.
+pub(crate) const VIEWS: (u64, u64) = (1 << 45, (1 << 45) + 3 * PAGE);
 /// How much of it is looked at: small, so that looking at all of it is quick.
 pub(crate) const SMALL: u64 = 64 * PAGE;
 /// Begins each 16 bytes that a VM stores in private memory.
@@ -36,7 +38,7 @@ pub(crate) fn has_secret(page: &Page) -> bool {
 }
 
 /// Where pages lead, and bits 2:0 of what they permit there.
-type Reach = BTreeMap<(u64, u64), u64>;
+pub(crate) type Reach = BTreeMap<(u64, u64), u64>;
 
 /// Memory, and everything that processors may remember of tables.
 #[derive(Debug)]
@@ -55,8 +57,8 @@ pub(crate) struct Board {
     pub(crate) host: u64,
     /// EPTPs of VMs that may run, and the pages that they use.
     pub(crate) guests: Vec<(u64, Vec<u64>)>,
-    /// What the host can reach, now or by what a processor remembers.
-    host_tlb: BTreeMap<u64, u64>,
+    /// Where the host may arrive, by what a processor remembers.
+    host_tlb: Reach,
     /// The same of each VM, by its EPTP and page.
     guest_tlb: BTreeMap<u64, Reach>,
     /// Tables that processors may walk for a VM.
@@ -139,7 +141,8 @@ impl Board {
     }
 
     pub(crate) fn set_page(&mut self, frame: u64, page: &Page) {
-        assert!(RAM.iter().any(|(start, end)| (*start..*end).contains(&frame)), "no RAM");
+        let mut all = RAM.iter().chain(&[VIEWS]);
+        assert!(all.any(|(start, end)| (*start..*end).contains(&frame)), "no RAM");
         let _ = self.ram.insert(frame, Box::new(*page));
         let _ = self.secrets.remove(&frame);
         if has_secret(page) {
@@ -184,8 +187,9 @@ impl Board {
     pub(crate) fn remember(&mut self) {
         for frame in self.frames() {
             if let Some((to, raw)) = self.walk(self.host, frame) {
-                assert_eq!(to, frame, "EPT01 is the identity");
-                *self.host_tlb.entry(frame).or_default() |= raw & 7;
+                let is_view = (VIEWS.0..VIEWS.1).contains(&to);
+                assert!(to == frame || is_view, "EPT01 is the identity but for views");
+                *self.host_tlb.entry((frame, to)).or_default() |= raw & 7;
             }
         }
         let mut guest_tlb = std::mem::take(&mut self.guest_tlb);
@@ -204,10 +208,23 @@ impl Board {
         }
     }
 
-    /// What the host may do with `frame`, by tables or by what a processor remembers.
+    /// Where the host arrives at `address` and what it may do there, by tables or by what a processor
+    /// remembers.
+    pub(crate) fn host_finds(&self, address: u64) -> Reach {
+        let all = (address, 0)..=(address, u64::MAX);
+        let mut there: Reach = self.host_tlb.range(all).map(|(at, may)| (*at, *may)).collect();
+        if let Some((to, raw)) = self.walk(self.host, address) {
+            *there.entry((address, to)).or_default() |= raw & 7;
+        }
+        there
+    }
+
+    /// What the host may do with `frame`, wherever it finds that.
     pub(crate) fn host_may(&self, frame: u64) -> u64 {
-        let remembered = self.host_tlb.get(&frame).copied().unwrap_or(0);
-        self.walk(self.host, frame).map_or(0, |(_, raw)| raw & 7) | remembered
+        let is_view = (VIEWS.0..VIEWS.1).contains(&frame);
+        let addresses = is_view.then(|| self.frames()).into_iter().flatten();
+        let found = addresses.chain([frame]).flat_map(|address| self.host_finds(address));
+        found.filter(|((_, to), _)| *to == frame).fold(0, |may, (_, rights)| may | rights)
     }
 
     /// Where the VM may arrive at `page`, by what a processor remembers, and its rights there.
@@ -308,6 +325,18 @@ impl Pages for Board {
 
     fn window_word(index: usize, window: u64) -> u64 {
         window_word(index, window)
+    }
+
+    fn copy(&mut self, from: Frame, to: Frame) {
+        self.remember();
+        let (from, to) = (from.base(), to.base());
+        assert_eq!((self.host_may(from), self.host_may(to)), (0, 0), "the host can reach a copy");
+        assert!(!self.any_guest_may(to), "a VM can reach {to:#x}");
+        let mut writers = self.guest_tlb.values().flatten();
+        let writes = writers.any(|((_, at), rights)| *at == from && rights & 2 != 0);
+        assert!(!writes, "a VM can write to {from:#x} while it is copied");
+        let page = self.page(from);
+        self.set_page(to, &page);
     }
 
     fn cpu(&self) -> u32 {

@@ -1,6 +1,6 @@
 //! What must hold after every step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ept::addr::{GuestFrame, PAGE};
 use ept::frames::{Guard, State};
@@ -48,6 +48,11 @@ impl World {
         for vm in 0..2 {
             residents += self.check_vm(vm, &mut maps);
         }
+        let found = self.board.frames().flat_map(|base| self.board.host_finds(base).into_keys());
+        let mut views = BTreeSet::new();
+        for (at, to) in found.filter(|(at, to)| at != to) {
+            assert!(views.insert(to), "the view at {at:#x} is elsewhere too");
+        }
         let mut private = 0;
         for base in self.board.frames() {
             private += u64::from(self.check_frame(base, &maps));
@@ -85,7 +90,9 @@ impl World {
             } else {
                 resident += 1;
                 let page = GuestFrame::at(page * PAGE).unwrap();
-                assert_eq!(state, State::Private { vm: guest.number, page, view: None });
+                let State::Private { vm, page: at, view } = state else { panic!("{state:?}") };
+                assert_eq!((vm, at), (guest.number, page));
+                assert!(view.is_none() || raw & 2 == 0, "the VM may write and the host see less");
                 assert_eq!(self.board.host_may(base), 0, "the host reaches private {base:#x}");
             }
         }
@@ -105,8 +112,12 @@ impl World {
                 assert!(shared != 0 || !self.board.any_guest_may(base), "{base:#x} was given back");
                 false
             }
-            State::Private { .. } => {
+            State::Private { view, .. } => {
                 assert_eq!(may, 0);
+                let view = view.map(|view| self.table.view(view).unwrap().base());
+                let seen: Vec<u64> =
+                    self.board.host_finds(base).into_keys().map(|at| at.1).collect();
+                assert_eq!(seen, Vec::from_iter(view), "what the host sees at {base:#x}");
                 true
             }
             State::Table { .. } => {

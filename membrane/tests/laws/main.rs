@@ -17,4 +17,5 @@ mod refusals;
 mod sizes;
 mod sparse;
 mod tickets;
+mod views;
 mod world;

@@ -1,7 +1,7 @@
 //! Hosts that play, driven by bytes: an honest one, that swaps and moves pages as hosts do, and one
 //! that does anything. [`honest`] and [`hostile`] are also what a fuzzer would call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ept::addr::{GuestFrame, PAGE};
 use ept::shadow::Access;
@@ -42,6 +42,7 @@ fn all_pages() -> Vec<u64> {
 }
 
 /// What an honest host knows.
+#[derive(Default)]
 struct Host {
     /// Where pages are, by VM and page.
     places: BTreeMap<(usize, u64), u64>,
@@ -49,6 +50,10 @@ struct Host {
     swap: BTreeMap<(usize, u64), Page>,
     /// What it read of pages that came back and were only read since.
     clean: BTreeMap<(usize, u64), Page>,
+    /// What it saw of private pages that it did not write to and that were only read since.
+    seen: BTreeMap<(usize, u64), Page>,
+    /// Private pages that it wrote to since they came.
+    scribbled: BTreeSet<(usize, u64)>,
 }
 
 impl Host {
@@ -82,15 +87,35 @@ impl Host {
         let _ = self.places.insert(at, place);
     }
 
+    /// Looks at a page that a VM uses, as tools that dump VMs do, or writes to it, as none should.
+    fn meddle(&mut self, world: &mut World, input: &mut Input<'_>, at: (usize, u64)) {
+        let Some(place) = self.places.get(&at) else { return };
+        if SHARED.contains(&at.1) {
+            return;
+        }
+        if input.below(2) == 0 {
+            world.host_write(*place, &[input.byte(); 4096]);
+            // That is lost sooner or later.
+            let _ = self.scribbled.insert(at);
+            return;
+        }
+        let content = world.host_read(*place);
+        if !self.scribbled.contains(&at) {
+            let same = self.seen.insert(at, content).is_none_or(|before| before == content);
+            assert!(same, "page {:#x} has changed its bytes", at.1);
+        }
+    }
+
     /// Takes a page away. One that was not changed is the same again.
     fn swap_out(&mut self, world: &mut World, at: (usize, u64)) {
         let Some(place) = self.places.remove(&at) else { return };
+        let _ = self.scribbled.remove(&at);
         let _ = world.store(tables(at.0).pt, at.1, 0);
         let content = world.host_read(place);
         if SHARED.contains(&at.1) {
             return;
         }
-        if let Some(before) = self.clean.remove(&at) {
+        for before in [self.clean.remove(&at), self.seen.remove(&at)].into_iter().flatten() {
             assert!(before == content, "page {:#x} has changed its bytes", at.1);
         }
         let _ = self.swap.insert(at, content);
@@ -123,6 +148,7 @@ fn access(world: &mut World, host: &mut Host, input: &mut Input<'_>, at: (usize,
     }
     if writes {
         let _ = host.clean.remove(&at);
+        let _ = host.seen.remove(&at);
     }
 }
 
@@ -138,12 +164,7 @@ fn honest_step(world: &mut World, host: &mut Host, input: &mut Input<'_>) {
                 let _ = world.store(tables(at.0).pt, at.1, place | rights);
             }
         }
-        9 => {
-            // It looks at a page that the VM uses, as tools that dump VMs do.
-            if let Some(place) = host.places.get(&at) {
-                let _ = world.host_read(*place);
-            }
-        }
+        9 => host.meddle(world, input, at),
         10 => {
             // The VM gets a second root, and another processor uses it.
             world.load(at.0, 1);
@@ -160,7 +181,8 @@ fn honest_step(world: &mut World, host: &mut Host, input: &mut Input<'_>) {
                     let content = world.host_read(place);
                     if !SHARED.contains(&at.1) {
                         let _ = host.swap.insert(at, content);
-                        let _ = host.clean.remove(&at);
+                        let _ = (host.clean.remove(&at), host.seen.remove(&at));
+                        let _ = host.scribbled.remove(&at);
                     }
                 }
             }
@@ -172,7 +194,7 @@ fn honest_step(world: &mut World, host: &mut Host, input: &mut Input<'_>) {
 /// An honest host: no VM is ever stopped, and each finds what it stored.
 pub(crate) fn honest(bytes: &[u8]) {
     let mut world = World::running();
-    let mut host = Host { places: BTreeMap::new(), swap: BTreeMap::new(), clean: BTreeMap::new() };
+    let mut host = Host::default();
     let mut input = Input(bytes.iter());
     while input.0.len() != 0 {
         honest_step(&mut world, &mut host, &mut input);
@@ -281,7 +303,8 @@ fn hostile_step(world: &mut World, spy: &mut Spy, input: &mut Input<'_>) {
             let leaf = if value == 0 { 0 } else { input.data() | LEAF };
             let _ = world.store(tables(2).pt, input.one_of(&all_pages()), leaf);
         }
-        35..=38 => {
+        38 => spy.seen.push(world.other_vm_gets(input.data())),
+        35..=37 => {
             if input.below(8) == 0 || world.cause(vm).is_some() {
                 let _ = world.destroy(vm);
                 world.launch(vm);

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use ticket::parse::Sink;
 use ticket::{Class, Header, Range, Secret};
 
-use crate::board::{Board, Page, RAM, has_secret, secret};
+use crate::board::{Board, Page, RAM, VIEWS, has_secret, secret};
 
 pub(crate) const MIB: u64 = 1 << 20;
 const WIDTH: u8 = 36;
@@ -103,7 +103,8 @@ impl World {
     pub(crate) fn new() -> Self {
         let ram: &'static [Span] = Vec::leak(RAM.map(|(a, b)| Span::new(a, b).unwrap()).to_vec());
         let words = usize::try_from(FrameTable::entries(ram)).unwrap();
-        let table = FrameTable::new(ram, Vec::leak(vec![0; words])).unwrap();
+        let mut table = FrameTable::new(ram, Vec::leak(vec![0; words])).unwrap();
+        table.set_views(Span::new(VIEWS.0, VIEWS.1).unwrap());
         let mtrrs = Box::leak(Box::new(Mtrrs::read(WIDTH, |index| match index {
             0x2ff => 1 << 11 | 6,
             _ => 0,
@@ -301,31 +302,46 @@ impl World {
         self.board.entry(frame(table), index(at))
     }
 
-    /// The host gets to `base`, if it may at all; `rights` are what it needs.
-    fn touch(&mut self, base: u64, rights: u64) -> bool {
-        if self.board.host_may(base) & rights == rights {
-            return true;
+    /// Where the host arrives at `base`, if it may at all; `rights` are what it needs.
+    fn touch(&mut self, base: u64, rights: u64) -> Option<u64> {
+        if let Some(there) = self.arrive(base, rights) {
+            return Some(there);
         }
         let private = matches!(self.table.state(frame(base)), Some(State::Private { .. }));
         let (mut machine, vms) = self.parts();
         assert_eq!(vms.touched(&mut machine, frame(base)), private);
         self.board.remember();
-        self.board.host_may(base) & rights == rights
+        self.arrive(base, rights)
     }
 
-    /// What the host reads at `base`.
+    fn arrive(&self, base: u64, rights: u64) -> Option<u64> {
+        let there = self.board.host_finds(base);
+        assert!(there.len() < 2, "the host may arrive at one of several: {there:x?}");
+        there.into_iter().find(|(_, may)| may & rights == rights).map(|((_, to), _)| to)
+    }
+
+    /// What the host reads at `base`: it can always read its memory.
     pub(crate) fn host_read(&mut self, base: u64) -> Page {
-        assert!(self.touch(base, 1), "the host can always read its memory");
-        let page = self.board.page(base);
+        let there = self.touch(base, 1).unwrap();
+        let page = self.board.page(there);
         assert!(!has_secret(&page), "the host reads a secret at {base:#x}");
         page
     }
 
     /// The host writes to `base`, if it is no table.
     pub(crate) fn host_write(&mut self, base: u64, page: &Page) {
-        if self.touch(base, 3) {
-            self.board.set_page(base, page);
+        if let Some(there) = self.touch(base, 3) {
+            self.board.set_page(there, page);
         }
+    }
+
+    /// A VM without a ticket wants `base`: if that is private, the host has it after that. What is in
+    /// it then.
+    pub(crate) fn other_vm_gets(&mut self, base: u64) -> Page {
+        let private = matches!(self.table.state(frame(base)), Some(State::Private { .. }));
+        let (mut machine, vms) = self.parts();
+        assert_eq!(vms.give_up(&mut machine, frame(base)), private);
+        self.host_read(base)
     }
 
     /// The VM accesses a page: where it arrives, in each way that it may, or how that ended.

@@ -253,6 +253,8 @@ fn translate(cpu: &PerCpu, machine: &Machine, nested: &mut Nested) -> Verdict {
         // Where this leads, the host may not go either.
         Outcome::Forbidden => {
             let target = nested.shadow.leads_to(&host, address).unwrap_or(address);
+            // Shadow tables lead to frames, and not to what the host sees in their place.
+            let _ = machine.tables.give_back(Frame::containing(target));
             fault(host::repeat_or_refuse(cpu, target))
         }
     }

@@ -54,6 +54,12 @@ struct State {
 /// Roots of VMs' tables that can be in use as they stand: more than processors.
 const ROOTS: usize = 576;
 
+/// Most frames of the host's that show views at once: what protected VMs have in them, sealed.
+const VIEWS: u64 = 256;
+
+/// Bytes of RAM for each byte of views.
+const PER_VIEW: u64 = 2048;
+
 /// Counts how often one was given up.
 static GENERATION: Generation = Generation::new();
 
@@ -107,6 +113,14 @@ impl membrane::Pages for AllProcessors<'_> {
         work(unsafe { memory::page_mut(frame) })
     }
 
+    fn copy(&mut self, from: Frame, to: Frame) {
+        // SAFETY: its VM can only read it meanwhile, nobody else reaches it: under the lock of
+        // `HostTables`, as for `with_page`.
+        let from = unsafe { memory::page_mut(from) };
+        // SAFETY: a view that nobody sees; the same.
+        unsafe { memory::page_mut(to) }.copy_from_slice(from);
+    }
+
     fn cpu(&self) -> u32 {
         PerCpu::current().index.get()
     }
@@ -141,6 +155,8 @@ impl HostTables {
         for span in claimed {
             frames.apply(span, Event::Claim).ok()?;
         }
+        let all: u64 = ram.iter().map(|ram| ram.len()).sum();
+        frames.set_views(pool.take((all / PER_VIEW).min(VIEWS * PAGE))?);
         let registers = mtrr::Registers::read(read_msr);
         let mtrrs = Mtrrs::read(width, |index| registers.value(index).unwrap_or(0));
         let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied: &[] };

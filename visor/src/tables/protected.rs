@@ -170,11 +170,19 @@ impl HostTables {
         self.with_protected(|vms, _| note_waiting(vms));
     }
 
-    /// Gives back `frame` to the host that was stopped at it, sealed, if it is a protected VM's.
+    /// Shows the host that was stopped at `frame` what it may see of it, if it is a protected VM's.
+    pub(crate) fn show(&self, frame: Frame) -> bool {
+        self.is_private(frame) && self.with_protected(|vms, trees| vms.touched(trees, frame))
+    }
+
+    /// Gives `frame` to the host, sealed, if it is a protected VM's: another VM wants it.
     pub(crate) fn give_back(&self, frame: Frame) -> bool {
+        self.is_private(frame) && self.with_protected(|vms, trees| vms.give_up(trees, frame))
+    }
+
+    fn is_private(&self, frame: Frame) -> bool {
         let state = shootdown::lock(&self.state).frames.state(frame);
         matches!(state, Some(FrameState::Private { .. }))
-            && self.with_protected(|vms, trees| vms.touched(trees, frame))
     }
 }
 
