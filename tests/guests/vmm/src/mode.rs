@@ -9,8 +9,9 @@ pub(crate) const CODE: usize = 0x1000;
 /// Where code that interrupts enter is put.
 pub(crate) const HANDLER: usize = 0x3000;
 const GDT: usize = 0x5000;
-/// A pseudo-descriptor of the GDT, for guests that load it themselves.
+/// Pseudo-descriptors of the GDT and the IDT, for guests that load them themselves.
 const GDT_POINTER: usize = 0x5f00;
+const IDT_POINTER: usize = 0x5f10;
 const IDT: usize = 0x6000;
 /// Where guests and tests leave values for each other.
 pub(crate) const SHARED: usize = 0x7000;
@@ -60,11 +61,13 @@ pub(crate) fn gate(memory: &Memory, vector: usize, offset: usize) {
     memory.set_word(IDT + vector * 16 + 8, 0);
 }
 
-fn lay_out(memory: &Memory) {
+/// Puts what modes need into `memory`.
+pub(crate) fn lay_out(memory: &Memory) {
     for (index, descriptor) in DESCRIPTORS.iter().enumerate() {
         memory.set_word(GDT + index * 8, *descriptor);
     }
     memory.set_word(GDT_POINTER, (GDT as u64) << 16 | 0xff);
+    memory.set_word(IDT_POINTER, (IDT as u64) << 16 | 0xfff);
     let (present, large) = (0b11, 1 << 7);
     let table = |index: usize| (TABLES + index * 0x1000) as u64 | present;
     memory.set_word(TABLES, table(1));

@@ -14,7 +14,7 @@ use ticket::port::{
 };
 
 /// The name of a VM in its ticket.
-pub(super) type Id = [u8; 16];
+pub(crate) type Id = [u8; 16];
 
 /// The ticket of the guest that `image` starts.
 pub(super) fn ticket(id: Id, image: &[(u64, Vec<u8>)]) -> Result<Vec<u8>, String> {
@@ -31,7 +31,7 @@ pub(super) fn ticket(id: Id, image: &[(u64, Vec<u8>)]) -> Result<Vec<u8>, String
 
 /// The visor, which takes tickets.
 #[derive(Debug)]
-pub(super) struct Visor(Control);
+pub(crate) struct Visor(Control);
 
 /// What the visor has, in frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(super) struct Frames {
 
 impl Visor {
     /// Finds it. What is selected belongs to a processor, so each use of it stays on the first.
-    pub(super) fn find() -> Result<Self, String> {
+    pub(crate) fn find() -> Result<Self, String> {
         let _ = Status::find(Control::new()?).map_err(|none| none.to_string())?;
         let mut visor = Self(Control::new()?);
         match visor.at_home(|port| port.read(INDEX_CLEAR))? {
@@ -54,7 +54,7 @@ impl Visor {
     }
 
     /// Submits a ticket, which must be accepted.
-    pub(super) fn submit(&mut self, ticket: &[u8]) -> Result<(), String> {
+    pub(crate) fn submit(&mut self, ticket: &[u8]) -> Result<(), String> {
         let length = u32::try_from(ticket.len()).map_err(|why| why.to_string())?;
         let words = ticket.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
         let state = self.at_home(|port| {
@@ -70,7 +70,7 @@ impl Visor {
     }
 
     /// The state of the VM called `id`, and why it was stopped.
-    pub(super) fn state(&mut self, id: Id) -> Result<(VmState, u32), String> {
+    pub(crate) fn state(&mut self, id: Id) -> Result<(VmState, u32), String> {
         let read = |port: &mut Control| (port.read(INDEX_VM_STATE), port.read(INDEX_VM_CAUSE));
         let Some((state, cause)) = self.at_vm(id, read)? else { return Ok((VmState::None, 0)) };
         Ok((VmState::of_word(state).ok_or(format!("a VM's state: {state:#x}"))?, cause))
@@ -83,7 +83,7 @@ impl Visor {
     }
 
     /// Ends the VM called `id`; whether there was one.
-    pub(super) fn destroy(&mut self, id: Id) -> Result<bool, String> {
+    pub(crate) fn destroy(&mut self, id: Id) -> Result<bool, String> {
         let found = self.at_vm(id, |port| port.write(INDEX_VM_DESTROY, [1]))?;
         Ok(found.is_some())
     }

@@ -7,7 +7,7 @@
 
 mod attacks;
 mod guest;
-mod launch;
+pub(crate) mod launch;
 mod life;
 mod look;
 mod program;

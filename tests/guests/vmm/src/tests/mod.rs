@@ -13,7 +13,7 @@ use crate::mode::{self, Mode};
 use crate::protected;
 use crate::vm::{Exit, Vcpu, Vm};
 use crate::work;
-pub(crate) use interrupts::{alarm_in, with_irqchip};
+pub(crate) use interrupts::alarm_in;
 
 /// A test: says why it failed.
 pub(crate) type Test = fn() -> Result<(), String>;
@@ -59,7 +59,8 @@ const OTHERS: &[(&str, Test)] = &[
     ("protected-attacks", protected::attacks),
     ("protected-life", protected::life),
     ("protected-life-2-cpus", protected::life_on_two),
-    ("cost", cost::measure),
+    ("cost", cost::plain),
+    ("cost-protected", cost::protected),
     ("compile", work::compile),
     ("database", work::database),
     ("switches", work::switches),
