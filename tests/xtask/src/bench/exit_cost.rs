@@ -1,12 +1,15 @@
-//! `exit-cost`: what exits cost a VM of KVM on the bare machine, on the visor, and on KVM.
+//! `exit-cost`: what exits cost a VM of KVM on the bare machine, on the visor without a ticket and with
+//! one, and on KVM.
 //!
-//! `vmm cost` does each operation many times by the VM's own clock, which counts instructions. The
-//! hardware's exits are counted by the visor, or by the lowest KVM.
+//! `vmm cost` does each operation many times by the VM's own clock, which counts instructions; `vmm
+//! cost-protected` does so in VMs with tickets. The hardware's exits are counted by the visor, or by
+//! the lowest KVM.
 
 use anyhow::{Context, Result};
 
 use super::{Figure, number, text};
 use crate::machine::{End, Machine};
+use crate::suite::protected::with_tickets;
 use crate::suite::{Boot, Host, Rig, Stack};
 
 const BENCH: &str = "exit-cost";
@@ -14,6 +17,12 @@ const BENCH: &str = "exit-cost";
 /// What a VM does, and `vmm` knows by these names.
 const OPERATIONS: [&str; 8] =
     ["cpuid", "pio_kernel", "pio_user", "msr_write", "hlt_irq", "ept_4k", "ept_2m", "vmcall"];
+
+/// What a VM does at devices in memory.
+const DEVICES: [&str; 2] = ["mmio_kernel", "mmio_user"];
+
+/// Whether VMs with tickets can do that.
+const PROTECTED_DEVICES: bool = false;
 
 /// What the host does: it takes the right to write from a page of the VM.
 const EPT_WRITE: &str = "ept_write";
@@ -29,8 +38,8 @@ pub(super) fn measure(rig: &Rig<'_>) -> Result<Vec<Figure>> {
     };
     let both = format!("init.do={MEASURE},guest init.next={MEASURE}");
     let bare = boot("bare", Stack::bare(Host::KvmLinux(both)), "guest: vmm: PASS cost")?;
-    let alone = Host::Kvm(format!("init.do={MEASURE}"));
-    let visor = boot("visor", Stack::on_visor(alone), "vmm: PASS cost")?;
+    let alone = Host::Kvm(format!("init.do={MEASURE}+cost-protected"));
+    let visor = boot("visor", with_tickets(alone), "vmm: PASS cost-protected")?;
     figures(&bare, &visor)
 }
 
@@ -44,9 +53,9 @@ struct Cost {
 impl Cost {
     /// From the lines of `serial` that begin with `whose`.
     fn read(serial: &str, whose: &str, operation: &str) -> Result<Self> {
-        let instructions = number(serial, &format!("{whose}vmm: cost {operation} "))?;
+        let instructions = number(serial, &format!("{whose} cost {operation} "))?;
         // With two decimal places.
-        let exits = text(serial, &format!("{whose}vmm: exits {operation} "))?;
+        let exits = text(serial, &format!("{whose} exits {operation} "))?;
         let exits = exits.replace('.', "").parse().with_context(|| format!("exits: {exits}"))?;
         Ok(Self { instructions, exits })
     }
@@ -62,12 +71,18 @@ impl Cost {
 #[expect(clippy::large_stack_frames, reason = "many figures at once, and nothing deeper")]
 fn figures(bare: &str, visor: &str) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    for operation in OPERATIONS.into_iter().chain([EPT_WRITE]) {
-        let alone = Cost::read(bare, "", operation)?;
-        let on_visor = Cost::read(visor, "", operation)?;
-        let on_kvm = Cost::read(bare, "guest: ", operation)?;
+    for operation in OPERATIONS.into_iter().chain(DEVICES).chain([EPT_WRITE]) {
+        let alone = Cost::read(bare, "vmm:", operation)?;
+        let on_visor = Cost::read(visor, "vmm:", operation)?;
+        let on_kvm = Cost::read(bare, "guest: vmm:", operation)?;
         for (config, cost) in [("bare", alone), ("visor", on_visor), ("kvm_on_kvm", on_kvm)] {
             figures.extend(plain(&format!("{operation}.{config}"), cost)?);
+        }
+        let is_protected = PROTECTED_DEVICES || !DEVICES.contains(&operation);
+        let protected = is_protected.then(|| Cost::read(visor, "vmm: protected", operation));
+        if let Some(protected) = protected.transpose()? {
+            figures.extend(plain(&format!("{operation}.protected"), protected)?);
+            figures.extend(relative(operation, protected, (alone, on_visor))?);
         }
         let (extra, peer) = (on_visor.beyond(alone), on_kvm.beyond(alone));
         if operation == EPT_WRITE {
@@ -79,6 +94,15 @@ fn figures(bare: &str, visor: &str) -> Result<Vec<Figure>> {
         }
     }
     Ok(figures)
+}
+
+/// The instructions with a ticket against those without, on the bare machine and on the visor.
+fn relative(operation: &str, protected: Cost, (bare, visor): (Cost, Cost)) -> Result<[Figure; 2]> {
+    let ratio = |to, peer: Cost| {
+        let metric = format!("{operation}.protected.to_{to}");
+        Figure::ratio(BENCH, &metric, protected.instructions, peer.instructions, "1")
+    };
+    Ok([ratio("bare", bare)?, ratio("visor", visor)?])
 }
 
 fn plain(whose: &str, cost: Cost) -> Result<[Figure; 2]> {
@@ -113,18 +137,16 @@ mod tests {
     /// The lines of `vmm cost` when every operation takes this.
     fn log(whose: &str, instructions: u64, exits: &str) -> String {
         let lines = |operation: &&str| {
-            format!(
-                "{whose}vmm: cost {operation} {instructions}\n\
-                 {whose}vmm: exits {operation} {exits}\n"
-            )
+            format!("{whose} cost {operation} {instructions}\n{whose} exits {operation} {exits}\n")
         };
-        OPERATIONS.iter().chain(&[EPT_WRITE]).map(lines).collect()
+        OPERATIONS.iter().chain(&DEVICES).chain(&[EPT_WRITE]).map(lines).collect()
     }
 
     #[test]
     fn the_extra_costs_are_those_beyond_the_bare_machine() {
-        let bare = log("", 1_000, "2.00") + &log("guest: ", 21_000, "30.00");
-        let figures = figures(&bare, &log("", 3_000, "4.00")).unwrap();
+        let bare = log("vmm:", 1_000, "2.00") + &log("guest: vmm:", 21_000, "30.00");
+        let visor = log("vmm:", 3_000, "4.00") + &log("vmm: protected", 6_000, "5.50");
+        let figures = figures(&bare, &visor).unwrap();
         let lines: Vec<String> = figures.iter().map(Figure::line).collect();
         let of = |metric: &str| {
             let prefix = format!("exit-cost: {metric} = ");
@@ -136,11 +158,18 @@ mod tests {
         assert_eq!(of("cpuid.visor.extra_per_exit").unwrap(), "1000.0 instructions");
         assert_eq!(of("cpuid.visor.extra_to_kvm").unwrap(), "0.1 1");
         assert_eq!(of("ept_write.visor.extra_per_exit").unwrap(), "1000.0 instructions");
+        assert_eq!(of("cpuid.protected.hw_exits").unwrap(), "5.5 exits");
+        assert_eq!(of("cpuid.protected.to_bare").unwrap(), "6.0 1");
+        assert_eq!(of("ept_write.protected.to_visor").unwrap(), "2.0 1");
     }
 
     #[test]
     fn an_operation_that_was_not_measured_gives_no_figures() {
-        let bare = log("", 1_000, "2.00");
-        assert!(figures(&bare, &bare).is_err());
+        let bare = log("vmm:", 1_000, "2.00") + &log("guest: vmm:", 21_000, "30.00");
+        let visor = log("vmm:", 3_000, "4.00");
+        assert!(figures(&bare, &visor).is_err());
+        let whole = visor + &log("vmm: protected", 6_000, "5.50");
+        assert!(figures(&bare, &whole).is_ok());
+        assert!(figures(&log("vmm:", 1_000, "2.00"), &whole).is_err());
     }
 }
