@@ -4,8 +4,11 @@ mod exit_cost;
 mod guest_boot;
 mod guest_work;
 mod host_boot;
+mod native;
+mod plot;
 mod reservation;
 mod seal;
+mod suspend;
 mod workload;
 
 use std::path::Path;
@@ -92,13 +95,14 @@ fn number(serial: &str, words: &str) -> Result<u64> {
 type Bench = (&'static str, fn(&Rig<'_>) -> Result<Vec<Figure>>);
 
 /// Every bench there is.
-pub(crate) const BENCHES: [Bench; 6] = [
+pub(crate) const BENCHES: [Bench; 7] = [
     ("host-boot", host_boot::measure),
     ("reservation", reservation::measure),
     ("exit-cost", exit_cost::measure),
     ("guest-boot", guest_boot::measure),
     ("guest-work", guest_work::measure),
     ("seal", seal::measure),
+    ("suspend", suspend::measure),
 ];
 
 /// Runs the benches called `names`, or all.

@@ -5,27 +5,19 @@
 //! counts: other work only makes slower. Each is timed by what it does itself: `openssl speed` by its
 //! processor time, the pages by the median of turns of some 17 µs, which the scheduler rarely breaks.
 
-use std::env;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::Figure;
+use super::{Figure, native};
 use crate::suite::Rig;
-use crate::{paths, tool};
+use crate::tool;
 
 const BENCH: &str = "seal";
 
 /// Turns of each.
 const ROUNDS: usize = 5;
-
-/// What the visor needs besides its own flags: the processor's AES instructions.
-const FLAGS: &str = "build.rustflags=[\"-Ctarget-feature=+aes\"]";
-
-/// The release profile of `visor/Cargo.toml`, as far as it has a say in code.
-const PROFILE: [&str; 5] =
-    ["lto=\"fat\"", "codegen-units=1", "opt-level=2", "overflow-checks=true", "panic=\"abort\""];
 
 /// Bytes in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +50,7 @@ impl Speed {
 
 /// Lets both run and compares them.
 pub(super) fn measure(_: &Rig<'_>) -> Result<Vec<Figure>> {
-    let program = build()?;
+    let program = native::example("seal", "speed")?;
     let mut best: Option<[Speed; 3]> = None;
     for _ in 0..ROUNDS {
         let turn = turn(&program)?;
@@ -80,22 +72,6 @@ pub(super) fn measure(_: &Rig<'_>) -> Result<Vec<Figure>> {
 fn turn(program: &Path) -> Result<[Speed; 3]> {
     let said = tool::output(&mut Command::new(program))?;
     Ok([line(&said, "seal ")?, line(&said, "unseal ")?, openssl()?])
-}
-
-/// Builds what seals, with the flags of the visor.
-fn build() -> Result<PathBuf> {
-    let (root, out) = (paths::root(), paths::target("seal")?);
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    let words = ["build", "--quiet", "--release", "-p", "seal", "--example", "speed"];
-    let _ = command.args(words).arg("--target-dir").arg(&out).current_dir(&root);
-    let _ = command.arg("--config").arg(root.join("visor/.cargo/config.toml"));
-    let _ = command.args(["--config", FLAGS]).env_remove("RUSTFLAGS");
-    for setting in PROFILE {
-        let _ = command.arg("--config").arg(format!("profile.release.{setting}"));
-    }
-    tool::show(&mut command).context("cannot build the sealing of pages")?;
-    Ok(out.join("x86_64-unknown-linux-gnu/release/examples/speed"))
 }
 
 /// One second of OpenSSL.
