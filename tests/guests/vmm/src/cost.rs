@@ -41,10 +41,12 @@ type Operation = (&'static str, u64, u64, fn() -> &'static [u8]);
 
 /// Name, how many times, and from which address on: the repeatable ones, then those that only a
 /// first touch makes.
-const OPERATIONS: [Operation; 8] = [
+const OPERATIONS: [Operation; 10] = [
     ("cpuid", TIMES, SMALL, program::cpuid),
     ("pio_kernel", TIMES, SMALL, program::pio_kernel),
     ("pio_user", TIMES, SMALL, program::pio_user),
+    ("mmio_kernel", TIMES, IO_APIC, program::mmio_kernel),
+    ("mmio_user", TIMES, NOTHING, program::mmio_user),
     ("msr_write", TIMES, SMALL, program::msr_write),
     ("hlt_irq", TIMES, SMALL, program::hlt_irq),
     ("vmcall", TIMES, SMALL, program::vmcall),
@@ -52,25 +54,19 @@ const OPERATIONS: [Operation; 8] = [
     ("ept_2m", LARGE_PAGES, ABOVE, program::ept_2m),
 ];
 
-/// Those that go to devices in memory.
-const DEVICES: [Operation; 2] = [
-    ("mmio_kernel", TIMES, IO_APIC, program::mmio_kernel),
-    ("mmio_user", TIMES, NOTHING, program::mmio_user),
-];
-
 /// Measures VMs without tickets.
 pub(crate) fn plain() -> Result<(), String> {
-    OPERATIONS
-        .into_iter()
-        .chain(DEVICES)
-        .try_for_each(|operation| measure(operation, Launch::Plain))?;
-    measure_write(Launch::Plain)
+    all(Launch::Plain)
 }
 
 /// Measures VMs with tickets, which the visor has to take.
 pub(crate) fn protected() -> Result<(), String> {
-    OPERATIONS.into_iter().try_for_each(|operation| measure(operation, Launch::Ticketed))?;
-    measure_write(Launch::Ticketed)
+    all(Launch::Ticketed)
+}
+
+fn all(launch: Launch) -> Result<(), String> {
+    OPERATIONS.into_iter().try_for_each(|operation| measure(operation, launch))?;
+    measure_write(launch)
 }
 
 fn measure((name, times, at, code): Operation, launch: Launch) -> Result<(), String> {

@@ -15,14 +15,18 @@ use crate::suite::{Boot, Host, Rig, Stack};
 const BENCH: &str = "exit-cost";
 
 /// What a VM does, and `vmm` knows by these names.
-const OPERATIONS: [&str; 8] =
-    ["cpuid", "pio_kernel", "pio_user", "msr_write", "hlt_irq", "ept_4k", "ept_2m", "vmcall"];
-
-/// What a VM does at devices in memory.
-const DEVICES: [&str; 2] = ["mmio_kernel", "mmio_user"];
-
-/// Whether VMs with tickets can do that.
-const PROTECTED_DEVICES: bool = false;
+const OPERATIONS: [&str; 10] = [
+    "cpuid",
+    "pio_kernel",
+    "pio_user",
+    "msr_write",
+    "hlt_irq",
+    "ept_4k",
+    "ept_2m",
+    "vmcall",
+    "mmio_kernel",
+    "mmio_user",
+];
 
 /// What the host does: it takes the right to write from a page of the VM.
 const EPT_WRITE: &str = "ept_write";
@@ -71,19 +75,17 @@ impl Cost {
 #[expect(clippy::large_stack_frames, reason = "many figures at once, and nothing deeper")]
 fn figures(bare: &str, visor: &str) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    for operation in OPERATIONS.into_iter().chain(DEVICES).chain([EPT_WRITE]) {
+    for operation in OPERATIONS.into_iter().chain([EPT_WRITE]) {
         let alone = Cost::read(bare, "vmm:", operation)?;
         let on_visor = Cost::read(visor, "vmm:", operation)?;
         let on_kvm = Cost::read(bare, "guest: vmm:", operation)?;
-        for (config, cost) in [("bare", alone), ("visor", on_visor), ("kvm_on_kvm", on_kvm)] {
+        let protected = Cost::read(visor, "vmm: protected", operation)?;
+        for (config, cost) in
+            [("bare", alone), ("visor", on_visor), ("protected", protected), ("kvm_on_kvm", on_kvm)]
+        {
             figures.extend(plain(&format!("{operation}.{config}"), cost)?);
         }
-        let is_protected = PROTECTED_DEVICES || !DEVICES.contains(&operation);
-        let protected = is_protected.then(|| Cost::read(visor, "vmm: protected", operation));
-        if let Some(protected) = protected.transpose()? {
-            figures.extend(plain(&format!("{operation}.protected"), protected)?);
-            figures.extend(relative(operation, protected, (alone, on_visor))?);
-        }
+        figures.extend(relative(operation, protected, (alone, on_visor))?);
         let (extra, peer) = (on_visor.beyond(alone), on_kvm.beyond(alone));
         if operation == EPT_WRITE {
             // No exit without the visor. KVM lets its host store, and looks at a later INVEPT.
@@ -139,7 +141,7 @@ mod tests {
         let lines = |operation: &&str| {
             format!("{whose} cost {operation} {instructions}\n{whose} exits {operation} {exits}\n")
         };
-        OPERATIONS.iter().chain(&DEVICES).chain(&[EPT_WRITE]).map(lines).collect()
+        OPERATIONS.iter().chain(&[EPT_WRITE]).map(lines).collect()
     }
 
     #[test]
