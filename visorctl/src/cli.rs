@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use ticket::port::VMS;
 
 use crate::hex;
+use crate::linux;
 use crate::lock;
 
 /// Shows what the visor under this host does, gives it tickets of protected VMs, reads its audit log.
@@ -87,6 +88,11 @@ pub(crate) enum Ticket {
         /// The ticket's file, which must not exist yet
         ticket: PathBuf,
     },
+    /// Makes a VM that boots a Linux kernel in QEMU without other firmware, and its ticket, in clear
+    ///
+    /// Kernel, initial RAM disk, command line and memory map are in the manifest. `stub.rom` has the
+    /// VM's first instructions, `image.bin` the rest, `qemu.args` one argument of QEMU's a line.
+    Linux(linux::Order),
 }
 
 impl Command {
@@ -100,6 +106,7 @@ impl Command {
             Self::Check => "check",
             Self::Destroy { .. } => "destroy",
             Self::Ticket { command: Ticket::Make { .. } } => "ticket make",
+            Self::Ticket { command: Ticket::Linux(_) } => "ticket linux",
             Self::Completions { .. } => "completions",
             Self::Man { .. } => "man",
         }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use ticket::port;
 
+use crate::linux;
+
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -47,6 +49,8 @@ pub(crate) enum Failure {
     File(PathBuf, io::Error),
     /// A description makes no ticket.
     Description(PathBuf, String),
+    /// A kernel, with what goes along, makes no VM.
+    Linux(PathBuf, linux::Fault),
     /// A file of this many bytes is no ticket.
     NoTicket(PathBuf, u64),
     /// The visor refused the ticket.
@@ -82,6 +86,7 @@ impl Failure {
             Self::Lock(..) => "lock",
             Self::File(..) => "file",
             Self::Description(..) => "description",
+            Self::Linux(..) => "linux",
             Self::NoTicket(..) => "no-ticket",
             Self::Refused(_) => "refused",
             Self::Vanished => "vanished",
@@ -134,6 +139,7 @@ impl fmt::Display for Failure {
             Self::Lock(path, why) => write!(f, "cannot lock {}: {why}", path.display()),
             Self::File(path, why) => write!(f, "{}: {why}", path.display()),
             Self::Description(path, why) => write!(f, "{}: {why}", path.display()),
+            Self::Linux(path, why) => write!(f, "{}: {why}", path.display()),
             Self::NoTicket(path, bytes) => {
                 write!(f, "{}: not a ticket: {bytes} bytes long", path.display())
             }

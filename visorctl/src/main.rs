@@ -9,6 +9,7 @@ mod failure;
 mod fake;
 mod hardware;
 mod hex;
+mod linux;
 mod lock;
 mod make;
 mod port;

@@ -78,13 +78,16 @@ pub(crate) fn make(description: &Path, output: &Path) -> Result<Made, Failure> {
         ticket.image(image.address, &bytes).map_err(|why| wrong(why.to_string()))?;
     }
     let bytes = ticket.bytes().map_err(|why| wrong(why.to_string()))?;
-    write(output, &bytes).map_err(|why| file(output, why))?;
-    Ok(Made {
-        id: hex::encode(&ticket.vm),
-        ranges: ticket.ranges.len(),
-        pages: ticket.pages.len(),
-        bytes: bytes.len(),
-    })
+    write(output, &bytes, SECRET).map_err(|why| file(output, why))?;
+    Ok(Made::of(&ticket, bytes.len()))
+}
+
+impl Made {
+    /// What is told of `ticket`, which has so many bytes.
+    pub(crate) fn of(ticket: &Ticket, bytes: usize) -> Self {
+        let (ranges, pages) = (ticket.ranges.len(), ticket.pages.len());
+        Self { id: hex::encode(&ticket.vm), ranges, pages, bytes }
+    }
 }
 
 impl Description {
@@ -114,8 +117,9 @@ impl Description {
     }
 }
 
-fn random() -> io::Result<[u8; 32]> {
-    let mut bytes = [0; 32];
+/// Bytes that nobody can guess.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
 }
@@ -131,9 +135,13 @@ fn one_line(error: &toml::de::Error) -> String {
     }
 }
 
-/// The file holds the tenant's secret.
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+/// Modes of files: one with the tenant's secret, and one that everybody may read.
+pub(crate) const SECRET: u32 = 0o600;
+pub(crate) const PUBLIC: u32 = 0o644;
+
+/// Writes a new file.
+pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(bytes)
 }
 

@@ -8,7 +8,7 @@ use crate::failure::{Exit, Failure};
 use crate::port::Port;
 use crate::reply::{self, Answer};
 use crate::submit::Words;
-use crate::{audit, check, docs, make, status, submit, vms};
+use crate::{audit, check, docs, linux, make, status, submit, vms};
 
 /// Does what `cli` says, with the port that `open` gives, and reports to `out`; for people, failures go
 /// to `err`.
@@ -75,6 +75,9 @@ fn answer<P: Port>(
         Command::Destroy { vm } => good(Answer::Destroyed(vms::destroy(port()?, *vm)?)),
         Command::Ticket { command: Ticket::Make { description, ticket } } => {
             good(Answer::Made(make::make(description, ticket)?))
+        }
+        Command::Ticket { command: Ticket::Linux(order) } => {
+            good(Answer::Made(linux::linux(order)?))
         }
         Command::Completions { shell } => {
             good(Answer::Completions { script: docs::completions(*shell) })

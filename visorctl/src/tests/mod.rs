@@ -69,7 +69,7 @@ fn with_open<'w>(
 }
 
 /// The same with `--json`: what is on standard output is valid, and all there is.
-fn json<'w>(fake: &Fake, words: impl IntoIterator<Item = &'w str>) -> Value {
+pub(crate) fn json<'w>(fake: &Fake, words: impl IntoIterator<Item = &'w str>) -> Value {
     let ran = visorctl(fake, ["--json"].into_iter().chain(words));
     assert_eq!(ran.err, "");
     assert_eq!(ran.out.lines().count(), 1, "{}", ran.out);
@@ -86,7 +86,7 @@ fn ticket(id: u8, pages: u64) -> Ticket {
     ticket
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

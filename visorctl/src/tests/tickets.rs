@@ -177,8 +177,17 @@ fn completions_and_manual_pages_know_all_commands() {
     let script = visorctl(&fake, ["completions", "bash"]).out;
     assert_eq!(json(&fake, ["completions", "bash"])["answer"]["script"], script);
     assert_eq!(json(&fake, ["man", text(&folder.path("pages"))])["exit"], 0);
-    for name in ["status", "vms", "submit", "audit", "destroy", "ticket-make", "completions", "man"]
-    {
+    for name in [
+        "status",
+        "vms",
+        "submit",
+        "audit",
+        "destroy",
+        "ticket-make",
+        "ticket-linux",
+        "completions",
+        "man",
+    ] {
         assert!(folder.path(&format!("pages/visorctl-{name}.1")).exists(), "{name}");
         assert!(script.contains(name.rsplit('-').next().unwrap()), "{name}");
     }

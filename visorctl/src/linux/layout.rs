@@ -1,0 +1,74 @@
+//! Where everything lies in the VM's memory.
+//!
+//! ```text
+//! 0x90000          boot parameters, then the command line      (the stub copies both from the ROM)
+//! 0x9fc00          MP tables                                   (likewise)
+//! start            initial RAM disk, to the end of a page      (image.bin)
+//! kernel           kernel, which unpacks itself from there on  (image.bin)
+//! window           the page of the window, the last of RAM and not in the map
+//! 0xffff0000       stub.rom
+//! ```
+
+use super::Fault;
+use super::kernel::Kernel;
+
+pub(super) const PAGE: u64 = 4096;
+pub(super) const PAGE_LEN: usize = 4096;
+const MIB: u64 = 1 << 20;
+/// What a VM's memory may be. Above 3 GiB, QEMU puts a part of it above 4 GiB.
+const MEMORY: std::ops::RangeInclusive<u64> = 16 * MIB..=3072 * MIB;
+
+/// The places that differ between VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Of the kernel's first byte, which is its 32-bit entry.
+    pub(super) kernel: u32,
+    /// Bytes of the initial RAM disk, which ends in the page below the kernel.
+    pub(super) initrd: u32,
+    /// Of the window, one past the last byte of memory that the kernel knows of.
+    pub(super) window: u32,
+}
+
+impl Layout {
+    /// The layout for `kernel` and an initial RAM disk of so many bytes in `memory` bytes.
+    pub(super) fn new(kernel: &Kernel<'_>, initrd: usize, memory: u64) -> Result<Self, Fault> {
+        let window = memory.checked_sub(PAGE).ok_or(Fault::Memory(PAGE))?;
+        let initrd = u64::try_from(initrd).unwrap_or(u64::MAX);
+        let no_room = Fault::Initrd(initrd);
+        let below = initrd.checked_next_multiple_of(PAGE).ok_or(no_room)?;
+        let least = below.checked_add(MIB).ok_or(no_room)?.max(kernel.preferred);
+        // A kernel above the place that it prefers unpacks itself where it is.
+        let start = match kernel.alignment {
+            Some(alignment) => least.checked_next_multiple_of(alignment).ok_or(no_room)?,
+            None if least == kernel.preferred => least,
+            None => return Err(no_room),
+        };
+        let end = start.saturating_add(kernel.needed);
+        if end > window {
+            return Err(Fault::Memory(end));
+        }
+        if initrd != 0 && start > kernel.initrd_last {
+            return Err(no_room);
+        }
+        // Memory is below 4 GiB.
+        let short = |at| u32::try_from(at).map_err(|_| Fault::Memory(end));
+        Ok(Self { kernel: short(start)?, initrd: short(initrd)?, window: short(window)? })
+    }
+
+    /// Where the image begins: with the initial RAM disk, or the kernel if there is none.
+    pub(super) const fn start(&self) -> u32 {
+        self.kernel.saturating_sub(self.initrd.next_multiple_of(4096))
+    }
+}
+
+/// Reads a size of memory, as in "256M".
+pub(super) fn memory(text: &str) -> Result<u64, String> {
+    let wrong = || "16M to 3G, in whole MiB, is needed".to_owned();
+    let (digits, unit) = match text.split_at_checked(text.len().saturating_sub(1)) {
+        Some((digits, "M")) => (digits, MIB),
+        Some((digits, "G")) => (digits, 1024 * MIB),
+        Some(_) | None => return Err(wrong()),
+    };
+    let bytes = digits.parse().ok().and_then(|count: u64| count.checked_mul(unit));
+    bytes.filter(|bytes| MEMORY.contains(bytes)).ok_or_else(wrong)
+}

@@ -1,0 +1,168 @@
+//! `ticket linux`: a VM of QEMU's that boots a Linux kernel without anybody's firmware, and its ticket.
+//!
+//! Firmware would take kernel, command line and memory map from the host while the VM runs, so nothing
+//! could be said about them in a ticket. Here all of it lies in memory before the VM's first
+//! instruction, and every page of it is in the manifest.
+
+mod bytes;
+mod kernel;
+mod layout;
+mod mp;
+mod params;
+mod qemu;
+mod rom;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ticket::Class;
+use ticket::build::Ticket;
+
+use crate::failure::Failure;
+use crate::make::{self, Made};
+use kernel::Kernel;
+use layout::{Layout, PAGE};
+
+/// What a kernel must be told here. Each word keeps it from touching the page of the ROM that is also
+/// below 1 MiB, or from sharing its memory with the host: a search for ACPI tables and for those of a PCI
+/// BIOS, and the interfaces of KVM. The command line that was asked for comes behind.
+const WORDS: &str = "acpi=off pci=off nopv";
+
+/// A VM that is asked for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Order {
+    /// The kernel, a bzImage
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// The initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line, after "acpi=off pci=off nopv"
+    #[arg(long, value_name = "WORDS", default_value = "console=ttyS0")]
+    cmdline: String,
+    /// The VM's memory, 16M to 3G in whole MiB
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = layout::memory)]
+    memory: u64,
+    /// The VM's id, 32 hexadecimal digits; random if it is left out
+    #[arg(long, value_name = "HEX", value_parser = crate::hex::decode::<16>)]
+    vm: Option<[u8; 16]>,
+    /// The folder for stub.rom, image.bin, qemu.args and the ticket, none of which may exist yet
+    #[arg(long, value_name = "FOLDER")]
+    output_dir: PathBuf,
+}
+
+/// Why a kernel, with what goes along, makes no VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The file is no bzImage.
+    NoKernel,
+    /// The file ends before the kernel does.
+    CutShort,
+    /// The kernel speaks only this version of the boot protocol.
+    OldProtocol(u16),
+    /// The kernel's header contradicts itself.
+    Header,
+    /// The command line has more bytes than the kernel, or the ROM, takes.
+    CommandLine { bytes: usize, most: usize },
+    /// The initial RAM disk does not fit below the place that the kernel insists on, or takes.
+    Initrd(u64),
+    /// The kernel must have memory up to this address.
+    Memory(u64),
+}
+
+/// Everything that the VM's memory holds at first.
+struct Image {
+    layout: Layout,
+    rom: Vec<u8>,
+    /// From `layout.start()` on.
+    content: Vec<u8>,
+}
+
+impl Image {
+    fn new(kernel: &[u8], initrd: &[u8], order: &str, memory: u64) -> Result<Self, Fault> {
+        let kernel = Kernel::parse(kernel)?;
+        let layout = Layout::new(&kernel, initrd.len(), memory)?;
+        let line = format!("{WORDS} {order}");
+        let most = kernel.command_line.min(rom::LINE_ROOM - 1);
+        if line.len() > most {
+            return Err(Fault::CommandLine { bytes: line.len(), most });
+        }
+        let params = params::page(&kernel, &layout);
+        let rom = rom::rom(&params, line.as_bytes(), &mp::tables(), layout.kernel);
+        let mut content = initrd.to_vec();
+        content.resize(content.len().next_multiple_of(layout::PAGE_LEN), 0);
+        content.extend(kernel.code);
+        Ok(Self { layout, rom, content })
+    }
+
+    /// Adds what the VM has, and what must be in it, to `ticket`.
+    fn fill(&self, ticket: Ticket) -> Result<Ticket, String> {
+        let (rom, window) = (u64::from(rom::BASE), u64::from(self.layout.window));
+        let mut ticket = ticket
+            .range(0, window, Class::Private)
+            .range(window, PAGE, Class::Window)
+            .range(rom, rom::LENGTH, Class::Private);
+        for (start, content) in [(u64::from(self.layout.start()), &self.content), (rom, &self.rom)]
+        {
+            ticket.image(start, content).map_err(|why| why.to_string())?;
+        }
+        Ok(ticket)
+    }
+}
+
+/// Makes the VM of `order`.
+///
+/// # Errors
+/// [`Failure::File`], and [`Failure::Linux`] if the parts do not make a VM.
+pub(crate) fn linux(order: &Order) -> Result<Made, Failure> {
+    let read = |path: &Path| fs::read(path).map_err(|why| Failure::File(path.into(), why));
+    let kernel = read(&order.kernel)?;
+    let initrd = order.initrd.as_deref().map(read).transpose()?.unwrap_or_default();
+    let image = Image::new(&kernel, &initrd, &order.cmdline, order.memory);
+    let image = image.map_err(|why| Failure::Linux(order.kernel.clone(), why))?;
+    let folder = &order.output_dir;
+    let chance = |why| Failure::File("/dev/urandom".into(), why);
+    let vm = order.vm.map_or_else(make::random, Ok).map_err(chance)?;
+    let ticket = image.fill(Ticket::new(vm, make::random().map_err(chance)?));
+    let wrong = |why| Failure::Description(order.kernel.clone(), why);
+    let ticket = ticket.map_err(wrong)?;
+    let bytes = ticket.bytes().map_err(|why| wrong(why.to_string()))?;
+    fs::create_dir_all(folder).map_err(|why| Failure::File(folder.clone(), why))?;
+    let arguments = qemu::arguments(image.layout.start(), order.memory);
+    for (name, content, mode) in [
+        ("stub.rom", image.rom.as_slice(), make::PUBLIC),
+        ("image.bin", &image.content, make::PUBLIC),
+        ("qemu.args", arguments.as_bytes(), make::PUBLIC),
+        ("ticket", &bytes, make::SECRET),
+    ] {
+        let path = folder.join(name);
+        make::write(&path, content, mode).map_err(|why| Failure::File(path, why))?;
+    }
+    Ok(Made::of(&ticket, bytes.len()))
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoKernel => f.write_str("not a bzImage"),
+            Self::CutShort => f.write_str("the kernel is cut short"),
+            Self::OldProtocol(version) => {
+                write!(f, "the kernel's boot protocol is {version:#x}, older than 0x20a")
+            }
+            Self::Header => f.write_str("the kernel's setup header contradicts itself"),
+            Self::CommandLine { bytes, most } => {
+                write!(f, "the command line has {bytes} bytes, of at most {most}")
+            }
+            Self::Initrd(bytes) => {
+                write!(f, "an initial RAM disk of {bytes} bytes does not fit below the kernel")
+            }
+            Self::Memory(end) => {
+                write!(f, "the kernel needs memory up to {end:#x}, and a page more for the window")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! The MP tables (Intel, MultiProcessor Specification 1.4, chapter 4): one processor, one I/O APIC with
+//! the lines of the ISA bus.
+
+use super::bytes::{balance, put};
+
+/// Where Linux looks for the floating pointer first that is there: the last KiB of base memory.
+pub(super) const PLACE: u32 = 0x9_fc00;
+/// Bytes up to the end of base memory.
+pub(super) const LENGTH: usize = 0x400;
+
+const LOCAL_APIC: u32 = 0xfee0_0000;
+const IO_APIC: u32 = 0xfec0_0000;
+/// Of QEMU's and KVM's local APICs, and of KVM's I/O APIC.
+const VERSIONS: [u8; 2] = [0x14, 0x11];
+const IO_APIC_ID: u8 = 1;
+const POINTER: u8 = 16;
+const HEADER: usize = 44;
+
+/// The floating pointer and the table, for [`PLACE`].
+pub(super) fn tables() -> Vec<u8> {
+    let entries = entries();
+    let mut table = vec![0; HEADER];
+    put(&mut table, 0, b"PCMP");
+    put(&mut table, 6, &[4]);
+    put(&mut table, 8, b"VISOR   LINUX       ");
+    let count = u16::try_from(entries.len()).unwrap_or_default();
+    put(&mut table, 34, &count.to_le_bytes());
+    put(&mut table, 36, &LOCAL_APIC.to_le_bytes());
+    table.extend(entries.into_iter().flatten());
+    let length = u16::try_from(table.len()).unwrap_or_default();
+    put(&mut table, 4, &length.to_le_bytes());
+    balance(&mut table, 7);
+    let mut tables = pointer();
+    tables.extend(table);
+    tables
+}
+
+/// The table follows it.
+fn pointer() -> Vec<u8> {
+    let mut pointer = vec![0; usize::from(POINTER)];
+    put(&mut pointer, 0, b"_MP_");
+    put(&mut pointer, 4, &(PLACE + u32::from(POINTER)).to_le_bytes());
+    // Length in paragraphs, revision.
+    put(&mut pointer, 8, &[1, 4]);
+    balance(&mut pointer, 10);
+    pointer
+}
+
+fn entries() -> Vec<Vec<u8>> {
+    let [local, io] = VERSIONS;
+    let (usable, boots) = (1, 2);
+    let mut processor = vec![0; 20];
+    put(&mut processor, 2, &[local, usable | boots]);
+    let mut io_apic = vec![2, IO_APIC_ID, io, usable];
+    io_apic.extend(IO_APIC.to_le_bytes());
+    let mut entries = vec![processor, b"\x01\x00ISA   ".to_vec(), io_apic];
+    // The timer's line is at pin 2, every other at the pin of its number.
+    entries.extend((0..16).filter(|irq| *irq != 2).map(|irq| {
+        let pin = if irq == 0 { 2 } else { irq };
+        vec![3, 0, 0, 0, 0, irq, IO_APIC_ID, pin]
+    }));
+    entries
+}

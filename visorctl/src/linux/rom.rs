@@ -1,0 +1,118 @@
+//! The ROM: the processor's first instructions, and what they copy to where Linux expects it.
+//!
+//! It lies right below 4 GiB only. QEMU shows its last pages once more right below 1 MiB, and
+//! a page of a protected VM must not be used at two addresses, so nothing here goes there.
+
+use super::bytes::put;
+use super::layout::PAGE_LEN;
+use super::mp;
+
+/// Where the ROM lies, and how long it is.
+pub(super) const BASE: u32 = 0xffff_0000;
+pub(super) const LENGTH: u64 = 1 << 16;
+const LENGTH_LEN: usize = 1 << 16;
+
+/// Where the boot parameters and the command line are copied to. The kernel's decompressor borrows two
+/// pages right below 0x9f000.
+pub(super) const PARAMS: u32 = 0x9_0000;
+pub(super) const LINE: u32 = 0x9_1000;
+/// Bytes for the command line and the zero behind it.
+pub(super) const LINE_ROOM: usize = PAGE_LEN;
+
+/// Offsets in the ROM: what is copied, and the code, all in the last page.
+const PARAMS_AT: u16 = 0;
+const MP_AT: u16 = 0x2000;
+const TABLE_AT: u16 = 0xff00;
+const POINTER_AT: u16 = 0xff20;
+const PROTECTED_AT: u16 = 0xff40;
+const REAL_AT: u16 = 0xffd0;
+/// The reset vector (SDM vol. 3, section 10.1.4).
+const RESET_AT: u16 = 0xfff0;
+
+/// Selectors that Linux expects (boot.rst, "32-bit Boot Protocol"), as indexes of [`TABLE`] times 8.
+const CODE: u8 = 0x10;
+const DATA: u8 = 0x18;
+/// Flat segments, marked as accessed: a processor has nothing to store in the table.
+const TABLE: [u64; 4] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+
+/// The ROM for a kernel with its 32-bit entry at `entry`.
+pub(super) fn rom(params: &[u8; PAGE_LEN], line: &[u8], tables: &[u8], entry: u32) -> Vec<u8> {
+    let mut rom = vec![0; LENGTH_LEN];
+    let table: Vec<u8> = TABLE.into_iter().flat_map(u64::to_le_bytes).collect();
+    for (at, content) in [
+        (PARAMS_AT.into(), params.as_slice()),
+        (usize::from(PARAMS_AT) + PAGE_LEN, line),
+        (MP_AT.into(), tables),
+        (TABLE_AT.into(), &table),
+        (POINTER_AT.into(), &pointer()),
+        (PROTECTED_AT.into(), &protected(entry)),
+        (REAL_AT.into(), &real()),
+        (RESET_AT.into(), &reset()),
+    ] {
+        put(&mut rom, at, content);
+    }
+    rom
+}
+
+/// The address of an offset.
+fn address(at: u16) -> u32 {
+    BASE | u32::from(at)
+}
+
+/// `jmp REAL`.
+fn reset() -> Vec<u8> {
+    let [low, high] = REAL_AT.wrapping_sub(RESET_AT + 3).to_le_bytes();
+    vec![0xe9, low, high]
+}
+
+/// What `lgdt` loads.
+fn pointer() -> Vec<u8> {
+    let limit: [u8; 2] = [31, 0];
+    [limit.as_slice(), &address(TABLE_AT).to_le_bytes()].concat()
+}
+
+/// In real mode, with the ROM as the code segment: to protected mode.
+fn real() -> Vec<u8> {
+    [
+        // cli; cld
+        [0xfa, 0xfc].as_slice(),
+        // lgdt cs:[POINTER], 32 bits of base
+        &[0x2e, 0x66, 0x0f, 0x01, 0x16],
+        &POINTER_AT.to_le_bytes(),
+        // mov eax, ET | PE; mov cr0, eax: caches on, too
+        &[0x66, 0xb8, 0x11, 0, 0, 0, 0x0f, 0x22, 0xc0],
+        // jmp CODE:PROTECTED
+        &[0x66, 0xea],
+        &address(PROTECTED_AT).to_le_bytes(),
+        &[CODE, 0],
+    ]
+    .concat()
+}
+
+/// In protected mode: copies, and enters the kernel with ESI = boot parameters, EBX = EBP = EDI = 0.
+fn protected(entry: u32) -> Vec<u8> {
+    let mut code = vec![0xb8, DATA, 0, 0, 0];
+    // mov ds, eax; es; ss; fs; gs
+    code.extend([0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0, 0x8e, 0xe0, 0x8e, 0xe8]);
+    for (from, to, bytes) in
+        [(PARAMS_AT, PARAMS, PAGE_LEN + LINE_ROOM), (MP_AT, mp::PLACE, mp::LENGTH)]
+    {
+        let count = u32::try_from(bytes / 4).unwrap_or_default();
+        // mov esi, FROM; mov edi, TO; mov ecx, COUNT; rep movsd
+        for (opcode, value) in [(0xbe, address(from)), (0xbf, to), (0xb9, count)] {
+            code.push(opcode);
+            code.extend(value.to_le_bytes());
+        }
+        code.extend([0xf3, 0xa5]);
+    }
+    // mov esi, PARAMS
+    code.push(0xbe);
+    code.extend(PARAMS.to_le_bytes());
+    // xor ebx, ebx; xor ebp, ebp; xor edi, edi
+    code.extend([0x31, 0xdb, 0x31, 0xed, 0x31, 0xff]);
+    // mov eax, ENTRY; jmp eax
+    code.push(0xb8);
+    code.extend(entry.to_le_bytes());
+    code.extend([0xff, 0xe0]);
+    code
+}
