@@ -103,6 +103,11 @@ impl Rules<'_> {
     /// What `block`, which an entry of `level` translates, should be; `None` when not all of it
     /// should be the same, so that the next level has to tell.
     fn want(&self, block: Span, level: Level) -> Option<Entry> {
+        self.want_of(block, level, Types::Mixed)
+    }
+
+    /// The same for a block of larger memory that has one of these `types`.
+    fn want_of(&self, block: Span, level: Level, types: Types) -> Option<Entry> {
         if matches!(level, Level::Pml4) {
             return None;
         }
@@ -112,9 +117,8 @@ impl Rules<'_> {
         }
         // The quickest answer first: most often it says that the block cannot be one.
         let seen = self.seen_of(block, level)?;
-        let Types::One(memory_type) = self.mtrrs.type_of(block) else {
-            return None;
-        };
+        let types = if types == Types::Mixed { self.mtrrs.type_of(block) } else { types };
+        let Types::One(memory_type) = types else { return None };
         let leaf = |(frame, rights)| Entry::Leaf(Leaf { frame, rights, memory_type });
         Some(seen.map_or(Entry::Absent, leaf))
     }
@@ -205,8 +209,9 @@ impl Ept01 {
     /// First half of following a change of `rules` within `span`: takes away what they do not
     /// confirm. A leaf becomes in place what they want, but gets no rights yet that it had not:
     /// somebody may rely on the flush. So one that should lead to another frame becomes absent.
-    /// Leaves to be split and tables that one leaf may replace become absent as a whole: a processor that held translations of two sizes for one address
-    /// might use either (SDM vol. 3, 5.10.2.3), so the new ones have to wait for the flush.
+    /// Leaves to be split and tables that one leaf may replace become absent as a whole: a processor
+    /// that held translations of two sizes for one address might use either (SDM vol. 3, 5.10.2.3), so
+    /// the new ones have to wait for the flush.
     ///
     /// Until [`Ept01::complete`], the host's own accesses to such a leaf cause EPT violations; they
     /// have only to be retried.
@@ -288,6 +293,9 @@ impl Ept01 {
         place: Place,
         span: Span,
     ) -> Result<(), Exhausted> {
+        // Asked once for all pages of a block.
+        let is_last = place.level == Level::Pt;
+        let types = if is_last { rules.mtrrs.type_of(place.span()) } else { Types::Mixed };
         for (index, block) in place.blocks(span) {
             let old = Entry::decode(mem.read(place.table, index), place.level);
             let (table, part) = match old {
@@ -296,7 +304,7 @@ impl Ept01 {
                 Some(Entry::Leaf(leaf)) => {
                     let old = Entry::Leaf(leaf);
                     let more = |new: &Entry| *new != old && new.at_most(leaf) == old;
-                    if let Some(new) = rules.want(block, place.level).filter(more) {
+                    if let Some(new) = rules.want_of(block, place.level, types).filter(more) {
                         set(mem, place, index, new);
                     }
                     continue;
@@ -306,7 +314,7 @@ impl Ept01 {
                         set(mem, place, index, Entry::Absent);
                         free(mem, place.below(table, block));
                     }
-                    if let Some(entry) = rules.want(block, place.level) {
+                    if let Some(entry) = rules.want_of(block, place.level, types) {
                         set(mem, place, index, entry);
                         continue;
                     }
