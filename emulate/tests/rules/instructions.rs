@@ -73,6 +73,36 @@ pub(crate) fn tidy() -> impl Strategy<Value = Vec<u8>> {
     instruction(tidy_prefixes())
 }
 
+/// Opcodes that access devices: strings, loads, tests.
+const ACCESSES: [&[u8]; 7] = [
+    &[0x6c, 0x6d, 0x6e, 0x6f, 0xa4, 0xa5, 0xaa, 0xab, 0xac, 0xad],
+    &[0x02, 0x03, 0x0a, 0x0b, 0x12, 0x13, 0x1a, 0x1b, 0x22, 0x23, 0x2a, 0x2b, 0x32, 0x33],
+    &[0x38, 0x39, 0x3a, 0x3b, 0x84, 0x85],
+    &[0x80, 0x81, 0x83, 0xf6, 0xf7],
+    &[0x63, 0x8a, 0x8b, 0xa0, 0xa1],
+    &[0x63, 0x8a, 0x8b, 0x88, 0x89],
+    &[0x0f],
+];
+
+/// Likely accesses with prefixes as compilers put them.
+pub(crate) fn access() -> impl Strategy<Value = Vec<u8>> {
+    let first = select(ACCESSES.to_vec()).prop_flat_map(|row| select(row.to_vec()));
+    let second = select(vec![0xb6, 0xb7, 0xbe, 0xbf, 0xba, 0xa3, 0xc3_u8]);
+    let opcode = (first, second).prop_map(|(first, second)| match first {
+        0x0f => vec![first, second],
+        _ => vec![first],
+    });
+    let rep = proptest::option::of(Just(0xf3_u8));
+    let width = proptest::option::of(Just(0x67_u8));
+    let prefixes = (rep, width, tidy_prefixes())
+        .prop_map(|(rep, width, others)| rep.into_iter().chain(width).chain(others).collect());
+    let access = (prefixes, opcode, any::<[u8; 12]>());
+    let access = access.prop_map(|(prefixes, opcode, rest): (Vec<u8>, Vec<u8>, [u8; 12])| {
+        [&prefixes[..], &opcode, &rest].concat()
+    });
+    prop_oneof![3 => access, 1 => tidy()]
+}
+
 /// Byte strings of up to 20 bytes that may be instructions.
 pub(crate) fn wild() -> impl Strategy<Value = Vec<u8>> {
     let cut = (instruction(wild_prefixes()), 0..=20_usize);

@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod devices;
 mod encodings;
 mod fake;
 mod instructions;

@@ -1,13 +1,23 @@
 //! Decoding, against another decoder.
 
 use emulate::decode::{Mode, decode};
+use emulate::instruction::instruction;
 use proptest::prelude::*;
+use proptest::sample::select;
 
-use crate::instructions::{registers, tidy, wild};
+use crate::devices::{Bases, compare as compare_access, is_string, known};
+use crate::instructions::{access, number, registers, tidy, wild};
 use crate::other::{compare, is_supported, other};
 
 fn mode() -> impl Strategy<Value = Mode> {
     prop_oneof![2 => Just(Mode::Bits64), 1 => Just(Mode::Bits32), 1 => Just(Mode::Bits16)]
+}
+
+/// Segments as they are mostly, or any.
+fn bases() -> impl Strategy<Value = Bases> {
+    let base = prop_oneof![2 => Just(0), 1 => number()];
+    let limit = select(vec![0xffff_ffff, 0xffff_ffff, 0xffff, 0x7fff]);
+    (proptest::array::uniform6(base), limit).prop_map(|(bases, limit)| Bases(bases, limit))
 }
 
 proptest! {
@@ -40,6 +50,29 @@ proptest! {
     }
 
     #[test]
+    fn what_is_accessed_is_what_another_decoder_says(
+        bytes in prop_oneof![wild(), access()], mode in mode(), rip in number(),
+        registers in registers(), bases in bases(),
+    ) {
+        let _known = compare_access(&bytes, (mode, rip), &registers, &bases);
+    }
+
+    #[test]
+    fn every_access_with_the_usual_prefixes_is_known(
+        bytes in access(), mode in mode(), rip in number(), registers in registers(),
+        bases in bases(),
+    ) {
+        let old_alias = bytes.contains(&0x82);
+        let found = known(&bytes, mode, rip);
+        if let Some((found, _)) = found.filter(|_| !old_alias) {
+            prop_assume!(!found.has_repne_prefix());
+            prop_assume!(!found.has_rep_prefix() || is_string(&found));
+            let known = compare_access(&bytes, (mode, rip), &registers, &bases);
+            prop_assert!(known, "{:?} is not known", found.code());
+        }
+    }
+
+    #[test]
     fn bytes_behind_the_instruction_do_not_matter_and_missing_ones_do(
         bytes in tidy(), mode in mode(),
     ) {
@@ -48,6 +81,7 @@ proptest! {
             prop_assert_eq!(decode(&bytes[..length], mode), Some(store));
             for cut in 0..length {
                 prop_assert_eq!(decode(&bytes[..cut], mode), None);
+                prop_assert_eq!(instruction(&bytes[..cut], mode, 0), None);
             }
         }
     }

@@ -46,7 +46,7 @@ fn place(register: Register) -> (usize, u32) {
     }
 }
 
-fn value(registers: &Registers, register: Register) -> u64 {
+pub(crate) fn value(registers: &Registers, register: Register) -> u64 {
     let (number, shift) = place(register);
     let bits = 8 * register.size();
     (registers.general[number] >> shift) & (u64::MAX >> (64 - bits))
