@@ -197,12 +197,16 @@ fn linear(
     };
     let string = [OpKind::MemoryESDI, OpKind::MemoryESEDI, OpKind::MemoryESRDI];
     let stack = [Register::RSP, Register::ESP, Register::RBP, Register::EBP];
-    let segment = match found.memory_segment() {
-        _ if string.contains(&found.op_kind(op)) => Register::ES,
-        segment if !wide || [Register::FS, Register::GS].contains(&segment) => segment,
-        // 64-bit mode ignores the prefixes for others.
-        _ if stack.contains(&found.memory_base()) => Register::SS,
-        _ => Register::DS,
+    let named = found.memory_segment();
+    // 64-bit mode ignores the prefixes for others.
+    let segment = if string.contains(&found.op_kind(op)) {
+        Register::ES
+    } else if !wide || [Register::FS, Register::GS].contains(&named) {
+        named
+    } else if stack.contains(&found.memory_base()) {
+        Register::SS
+    } else {
+        Register::DS
     };
     let segment = names[order.iter().position(|r| *r == segment).unwrap()];
     let bytes = u64::try_from(found.memory_size().size()).unwrap();

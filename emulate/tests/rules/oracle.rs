@@ -62,9 +62,10 @@ proptest! {
         bytes in access(), mode in mode(), rip in number(), registers in registers(),
         bases in bases(),
     ) {
-        let old_alias = bytes.contains(&0x82);
-        let found = known(&bytes, mode, rip);
-        if let Some((found, _)) = found.filter(|_| !old_alias) {
+        if let Some((found, _)) = known(&bytes, mode, rip) {
+            // Encodings that the manual lacks: 0x82 for 0x80, /1 for /0 of test.
+            let test = format!("{:?}", found.code());
+            prop_assume!(!bytes.contains(&0x82) && !test.ends_with("7r1") && !test.ends_with("6r1"));
             prop_assume!(!found.has_repne_prefix());
             prop_assume!(!found.has_rep_prefix() || is_string(&found));
             let known = compare_access(&bytes, (mode, rip), &registers, &bases);
