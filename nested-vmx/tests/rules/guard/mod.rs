@@ -5,6 +5,7 @@ mod controls;
 mod device;
 mod events;
 mod hostile;
+mod plans;
 mod start;
 mod told;
 mod world;

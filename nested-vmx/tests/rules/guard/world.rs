@@ -11,7 +11,7 @@ use nested_vmx::control::EntryControls;
 use nested_vmx::field::{self as f, Segment, Vmcs};
 use nested_vmx::guard::{Cause, Entered, Space, Verdict, window};
 
-use super::{Gprs, RAX, RBX, Vm};
+use super::{Gprs, RAX, RBX, VALID, Vm};
 
 pub(crate) const WINDOW: u64 = 0x7fff_f000;
 /// Where the device is: RAM ends where it begins.
@@ -21,6 +21,15 @@ pub(crate) const CODE: u64 = 0x8000;
 pub(crate) const TABLES: [u64; 4] = [0x1_0000, 0x1_1000, 0x1_2000, 0x1_3000];
 /// Linear addresses of 64-bit VMs at which physical memory is another time.
 pub(crate) const ALIAS: u64 = 0xffff_8000_0000_0000;
+
+pub(crate) const AT: u64 = DEVICE.start;
+pub(crate) const RAM: u64 = 0x2_0000;
+/// movsd
+pub(crate) const MOVS: &[u8] = &[0xa5];
+pub(crate) const RSI: usize = 6;
+pub(crate) const RDI: usize = 7;
+pub(crate) const INTERRUPT: u32 = VALID | 0x31;
+pub(crate) const NMI: u32 = VALID | 0x202;
 
 /// Memory of the VM as it has it.
 #[derive(Default)]
@@ -203,6 +212,12 @@ impl World {
         Ok(entered)
     }
 
+    /// The visor does not have it: the host is told.
+    pub(crate) fn show_page(&mut self, address: u64, rights: ept::shadow::Access) {
+        let Vm { guarded, shown, gprs, .. } = &mut self.vm;
+        guarded.show_page(shown, gprs, (address, rights));
+    }
+
     /// The host answers until the VM runs.
     pub(crate) fn serve(&mut self) {
         loop {
@@ -225,36 +240,18 @@ impl World {
     pub(crate) fn answer(&mut self) {
         let read = |encoding| self.vm.reads(encoding);
         let gpa = read(f::GUEST_PHYSICAL_ADDRESS.encoding());
-        let qualification = read(f::EXIT_QUALIFICATION.encoding());
-        let stores = match qualification {
-            0x181 => false,
-            0x182 => true,
-            other => panic!("qualification {other:#x}"),
-        };
         let exit = (read(f::EXIT_REASON.encoding()), read(f::IDT_VECTORING.encoding()));
         assert_eq!(exit, (48, 0));
-        let (bits, at, code) = self.fetched();
-        let mut decoder = Decoder::with_ip(bits, &code, at, DecoderOptions::NONE);
-        let instruction = decoder.decode();
-        assert_eq!(instruction.mnemonic(), Mnemonic::Mov, "{code:x?}");
-        let (memory, register) = if stores { (0, 1) } else { (1, 0) };
-        assert_eq!(instruction.op_kind(memory), OpKind::Memory);
-        assert_eq!(instruction.op_kind(register), OpKind::Register);
-        assert!(matches!(instruction.memory_base(), Register::RBX | Register::EBX));
-        let (index, moves) = (instruction.memory_index(), instruction.memory_displacement64());
-        assert_eq!((index, moves), (Register::None, 0));
-        assert_eq!(instruction.op_register(register).full_register(), Register::RAX);
+        let (stores, bytes, length) = self.decoded();
+        let qualification = if stores { 0x182 } else { 0x181 };
+        assert_eq!(read(f::EXIT_QUALIFICATION.encoding()), qualification);
+        assert_eq!(read(f::EXIT_INSTRUCTION_LENGTH.encoding()), length);
         // KVM takes the address that it is told of if this offset is the same; Xen, if it is the linear
         // address.
         let linear = self.vm.gprs.0[RBX];
         assert_eq!(linear & 0xfff, gpa & 0xfff);
         assert_eq!(linear, read(f::GUEST_LINEAR_ADDRESS.encoding()));
-        assert_eq!(read(Segment::Ds.fields().base.encoding()), 0);
-        assert!(u64::from(u32::MAX) <= read(Segment::Ds.fields().limit.encoding()));
-        let bytes = u64::try_from(instruction.memory_size().size()).unwrap();
         let mask = u64::MAX >> (64 - 8 * bytes);
-        let length = u64::try_from(instruction.len()).unwrap();
-        assert_eq!(read(f::EXIT_INSTRUCTION_LENGTH.encoding()), length);
         let rip = read(f::GUEST_RIP.encoding());
         let stored = stores.then_some(self.vm.gprs.0[RAX]);
         assert!(stored.is_none_or(|value| value & !mask == 0), "more than the size is shown");
@@ -266,6 +263,31 @@ impl World {
         self.vm.gprs.0[RAX] = rax;
         self.vm.shown.write(f::GUEST_RIP.encoding(), rip + length);
         self.vm.shown.write(f::GUEST_RFLAGS.encoding(), 0x8d7);
+        self.vm.shown.write(f::GUEST_INTERRUPTIBILITY.encoding(), 0);
+    }
+
+    /// The instruction that the host finds: whether it stores, bytes of the access, and its length. It is
+    /// a `mov` between the address in RBX and RAX, or a part of that.
+    fn decoded(&self) -> (bool, u64, u64) {
+        let (bits, at, code) = self.fetched();
+        let mut decoder = Decoder::with_ip(bits, &code, at, DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        assert_eq!(instruction.mnemonic(), Mnemonic::Mov, "{code:x?}");
+        let stores = instruction.op0_kind() == OpKind::Memory;
+        let (memory, register) = if stores { (0, 1) } else { (1, 0) };
+        let kinds = [memory, register].map(|operand| instruction.op_kind(operand));
+        assert_eq!(kinds, [OpKind::Memory, OpKind::Register]);
+        let base = instruction.memory_base();
+        assert!(base == Register::RBX || base == Register::EBX && bits != 64);
+        let (index, moves) = (instruction.memory_index(), instruction.memory_displacement64());
+        assert_eq!((index, moves), (Register::None, 0));
+        let data = Segment::Ds.fields();
+        let segment = (self.vm.reads(data.base.encoding()), self.vm.reads(data.limit.encoding()));
+        assert_eq!(segment, (0, u32::MAX.into()));
+        let accumulators = [Register::AL, Register::AX, Register::EAX, Register::RAX];
+        assert!(accumulators.contains(&instruction.op_register(register)));
+        let bytes = u64::try_from(instruction.memory_size().size()).unwrap();
+        (stores, bytes, u64::try_from(instruction.len()).unwrap())
     }
 
     /// The code that the host finds: bits of the code, RIP, and the bytes.
@@ -306,10 +328,17 @@ impl World {
             };
             (0..levels).rev().fold(cr3, walk) | rip & 0xfff
         };
-        assert!(physical & 0xfff <= 0xff0, "hosts fetch 16 bytes");
+        assert!(physical & 0xfff <= 0xff0 && physical % 16 == 0, "hosts fetch 16 bytes");
         let bytes = [physical, physical + 8].map(|at| host_word(at).to_le_bytes());
         (bits, rip, bytes.concat().try_into().unwrap())
     }
+}
+
+/// The VM has done the instruction of so many bytes.
+pub(crate) fn assert_done(world: &World, length: u64) {
+    assert_eq!(world.vm.v02.read(f::GUEST_RIP), CODE + length);
+    assert_eq!(world.vm.injected(), None);
+    assert_eq!(world.vm.reads(f::GUEST_LINEAR_ADDRESS.encoding()), 0);
 }
 
 /// What is in the one page that the host can read.
