@@ -21,6 +21,10 @@ executed again. Events are a matter of their own: the host may inject interrupts
 the last column. An event of the VM's own whose delivery an exit cuts short the visor delivers again
 without telling. A halted VM may be woken at any time.
 
+What the host answers to CPUID is remembered, for up to 64 leaves and subleaves of a virtual processor, and
+given again without asking: it cannot change its mind about what the processor has. CR4.OSXSAVE and
+CR4.PKE are always as they are.
+
 An instruction that accesses device memory the visor does itself, but for its accesses to the device. Each
 of those, in parts of 1, 2, 4 or 8 bytes that cross no page, is an EPT violation at a `mov` in the VM's
 window page: RIP and CR3 are that page's, and RBX has the address or, with paging, what of it is

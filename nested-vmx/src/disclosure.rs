@@ -245,7 +245,7 @@ pub const ROWS: [Row; 35] = [
     row(Exit::NmiWindow, "NMI window", NOTHING, Answer::Resumes),
     row(Exit::TaskPriority, "task priority below threshold", NOTHING, Answer::Resumes),
     row(Exit::Timer, "preemption timer", NOTHING, Answer::Resumes),
-    row(Exit::Cpuid, "CPUID", (LENGTH, LEAF, FOUR), Answer::Completes),
+    row(Exit::Cpuid, "CPUID, each leaf once", (LENGTH, LEAF, FOUR), Answer::Completes),
     row(Exit::Halt, "HLT", (LENGTH, &[], &[]), Answer::Completes),
     row(Exit::Pause, "PAUSE", (LENGTH, &[], &[]), Answer::Completes),
     row(

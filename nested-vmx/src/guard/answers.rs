@@ -20,7 +20,7 @@ const USER_INTERRUPTS: u32 = 1 << 5;
 const AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
 /// Leaf 7.1 EAX: AMX-FP16.
 const AMX_FP16: u32 = 1 << 21;
-const NOTHING: Answer = Answer { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+pub(super) const NOTHING: Answer = Answer { eax: 0, ebx: 0, ecx: 0, edx: 0 };
 /// "KVMKVMKVM", in EBX, ECX, EDX.
 const KVM: (u32, u32, u32) = (0x4b4d_564b, 0x564b_4d56, 0x4d);
 /// First leaf of a hypervisor, and the one in which KVM has its features.
@@ -51,6 +51,15 @@ pub(super) fn cpuid(leaf: u32, subleaf: u32, host: Answer, cr4: u64) -> Answer {
         _ => {}
     }
     out
+}
+
+/// What tells an answer from others: the leaf, and ECX where that counts (SDM vol. 2, CPUID). A VM's
+/// programs may have anything in ECX otherwise.
+const fn question(leaf: u32, subleaf: u32) -> (u32, u32) {
+    match leaf {
+        4 | 7 | 0xb..=0x20 | 0x23 | 0x24 | 0x8000_001d => (leaf, subleaf),
+        _ => (leaf, 0),
+    }
 }
 
 /// XCR0: AMX.
@@ -110,6 +119,20 @@ impl Guarded<'_> {
             17 | 18 => NOTHING,
             _ => raw,
         }
+    }
+
+    /// What the host has answered to CPUID before.
+    pub(super) fn remembered(&self, leaf: u32, subleaf: u32) -> Option<Answer> {
+        let asked = question(leaf, subleaf);
+        let found = self.secrets.features.iter().find(|known| (known.0, known.1) == asked);
+        found.map(|(_, _, answer)| *answer)
+    }
+
+    /// Remembers what the host answers, so that it does not change its mind, and is not asked again.
+    pub(super) fn remember(&mut self, leaf: u32, subleaf: u32, answer: Answer) {
+        let (leaf, subleaf) = question(leaf, subleaf);
+        // Once there is no room the host is asked each time.
+        let _ = self.secrets.features.push((leaf, subleaf, answer));
     }
 
     /// What an instruction that the host has completed does to the VM's own registers.

@@ -1,7 +1,7 @@
 //! Entries of a protected VM: what the host's answer to the last exit counts for.
 
 use super::exits::FAULT;
-use super::start::visible;
+use super::start::visible_cr4;
 use super::{Cause, Delivery, Entered, File, Guarded, Registers, Space, answers, decoy};
 use super::{low, restore, save};
 use crate::check::is_canonical;
@@ -112,11 +112,12 @@ impl Guarded<'_> {
         }
     }
 
-    fn filter_cpuid(&self, answer: &mut File) {
+    fn filter_cpuid(&mut self, answer: &mut File) {
         let [leaf, subleaf, ..] = self.secrets.gprs;
         let [eax, ecx, edx, ebx, ..] = answer;
         let host = cpuid::Answer { eax: low(*eax), ebx: low(*ebx), ecx: low(*ecx), edx: low(*edx) };
-        let (_, cr4) = visible(self.effective.fields());
+        self.remember(low(leaf), low(subleaf), host);
+        let cr4 = visible_cr4(self.effective.fields());
         let out = answers::cpuid(low(leaf), low(subleaf), host, cr4);
         (*eax, *ebx, *ecx, *edx) = (out.eax.into(), out.ebx.into(), out.ecx.into(), out.edx.into());
     }

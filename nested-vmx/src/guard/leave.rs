@@ -5,8 +5,9 @@ use ept::shadow::Access;
 use super::device::Job;
 use super::exits::{self, EPT_VIOLATION, FAULT, TRIPLE_FAULT};
 use super::msr::{self, Rule};
-use super::{COUNT, Cause, DECOY_RIP, Delivery, Guarded, RSP, Registers, Verdict, decoy, low};
-use super::{put, save};
+use super::start::visible_cr4;
+use super::{COUNT, Cause, DECOY_RIP, Delivery, Guarded, RSP, Registers, Verdict, answers, decoy};
+use super::{low, put, save};
 use crate::control::ExitControls;
 use crate::disclosure::{Answer, Exit, Register, Row, Told, Width};
 use crate::exit::{self, Event};
@@ -66,12 +67,27 @@ impl Guarded<'_> {
                 address: v02.read(f::GUEST_PHYSICAL_ADDRESS),
                 access: Access::from_bits(v02.read(f::EXIT_QUALIFICATION)),
             },
+            Exit::Cpuid => match self.cpuid(registers, v02) {
+                Some(verdict) => verdict,
+                None => self.show((exit, None), shown, registers, v02),
+            },
             Exit::ReadMsr | Exit::WriteMsr => match self.msr(exit, registers, v02) {
                 Some(verdict) => verdict,
                 None => self.show((exit, None), shown, registers, v02),
             },
             _ => self.show((exit, None), shown, registers, v02),
         }
+    }
+
+    /// What the visor answers of CPUID.
+    fn cpuid(&self, registers: &mut impl Registers, v02: &impl Vmcs) -> Option<Verdict> {
+        let (leaf, subleaf) = (low(registers.get(0)), low(registers.get(1)));
+        let host = self.remembered(leaf, subleaf)?;
+        let answer = answers::cpuid(leaf, subleaf, host, visible_cr4(v02));
+        for (number, value) in (0..).zip([answer.eax, answer.ecx, answer.edx, answer.ebx]) {
+            registers.set(number, value.into());
+        }
+        Some(Verdict::Step)
     }
 
     /// What the visor answers of RDMSR and WRMSR.

@@ -23,8 +23,10 @@ pub mod window;
 use core::fmt;
 
 use emulate::walk::Memory;
+use ept::list::List;
 use ept::shadow::Access;
 
+use crate::cpuid;
 use crate::disclosure::Exit;
 use crate::exit::Event;
 use crate::field::Vmcs;
@@ -90,6 +92,9 @@ struct Delivery {
     length: u32,
 }
 
+/// For how many leaves and subleaves the host's answer to CPUID is remembered. Systems ask for some 30.
+const FEATURES: usize = 64;
+
 /// What the visor keeps of a protected virtual processor besides the effective VMCS12.
 pub struct Secrets {
     /// The VM's registers while it does not run.
@@ -104,6 +109,8 @@ pub struct Secrets {
     job: Option<Job>,
     delivery: Option<Delivery>,
     start_up: Option<u8>,
+    /// What the host has answered to CPUID first: leaf, subleaf, and the answer as it came.
+    features: List<(u32, u32, cpuid::Answer), FEATURES>,
     /// Translations of the VM's must go.
     flush: bool,
     xcr0: u64,
@@ -127,6 +134,7 @@ impl Secrets {
             job: None,
             delivery: None,
             start_up: None,
+            features: const { List::new((0, 0, answers::NOTHING)) },
             flush: false,
             xcr0: 1,
             xcr0_supported,

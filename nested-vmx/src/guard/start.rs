@@ -51,10 +51,14 @@ impl Vmcs for Comparison<'_> {
 
 /// CR0 and CR4 as the VM reads them.
 pub(super) fn visible(v12: &Vmcs12) -> (u64, u64) {
-    let read = |register: u64, mask: u64, shadow: u64| register & !mask | shadow & mask;
-    let cr0 = read(v12.read(f::GUEST_CR0), v12.read(f::CR0_MASK), v12.read(f::CR0_SHADOW));
-    let cr4 = read(v12.read(f::GUEST_CR4), v12.read(f::CR4_MASK), v12.read(f::CR4_SHADOW));
-    (cr0, cr4)
+    let (cr0, mask) = (v12.read(f::GUEST_CR0), v12.read(f::CR0_MASK));
+    (cr0 & !mask | v12.read(f::CR0_SHADOW) & mask, visible_cr4(v12))
+}
+
+/// CR4 as the VM reads it.
+pub(super) fn visible_cr4(v: &impl Vmcs) -> u64 {
+    let mask = v.read(f::CR4_MASK);
+    v.read(f::GUEST_CR4) & !mask | v.read(f::CR4_SHADOW) & mask
 }
 
 /// Which state the host has set up (SDM vol. 3, table 11-1). What is not in the VMCS and the

@@ -4,6 +4,7 @@ mod answers;
 mod controls;
 mod device;
 mod events;
+mod features;
 mod hostile;
 mod plans;
 mod start;
