@@ -70,18 +70,14 @@ impl<H: Hardware> Machine<'_, '_, H> {
     /// seen to it that the view holds nothing that the host must not see, and is no other frame's.
     ///
     /// # Errors
-    /// [`Refused`] when the frame is not private, or has a view. Nothing has changed then.
+    /// [`Refused`] when the frame is not private, or has a view; nothing has changed then.
     pub fn show(&mut self, frame: Frame, view: View) -> Result<(), Refused> {
         let _ = self.frames.change(frame, Event::View(Some(view))).map_err(Refused::Frame)?;
         let mut stale = Stale::default();
         self.revise(frame, &mut stale);
         // It was absent, so there is nothing to flush.
         let flushed = stale.flush(self.hardware);
-        let completed = self.complete(frame, &flushed);
-        if completed.is_err() {
-            let _ = self.frames.change(frame, Event::View(None));
-        }
-        completed
+        self.complete(frame, &flushed)
     }
 
     /// Takes back the view of `frame`, if it has one. Until the flush the host may still use it.
