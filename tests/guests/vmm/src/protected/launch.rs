@@ -18,11 +18,25 @@ pub(crate) type Id = [u8; 16];
 
 /// The ticket of the guest that `image` starts.
 pub(super) fn ticket(id: Id, image: &[(u64, Vec<u8>)]) -> Result<Vec<u8>, String> {
-    let page = PAGE as u64;
-    let mut ticket = Ticket::new(id, [0x5a; 32])
-        .range(0, RESET as u64, Class::Private)
-        .range(BULK as u64, (BULK_PAGES * PAGE) as u64, Class::Private)
-        .range(RESET_AT, page, Class::Private);
+    let ranges = [
+        (0, RESET as u64, Class::Private),
+        (BULK as u64, (BULK_PAGES * PAGE) as u64, Class::Private),
+        (RESET_AT, PAGE as u64, Class::Private),
+    ];
+    let pages: Vec<_> = image.iter().map(|(at, bytes)| (*at, bytes.as_slice())).collect();
+    ticket_of(id, &ranges, &pages)
+}
+
+/// The ticket of a VM with this memory map and this launch image, that begins in the reset state.
+pub(super) fn ticket_of(
+    id: Id,
+    ranges: &[(u64, u64, Class)],
+    image: &[(u64, &[u8])],
+) -> Result<Vec<u8>, String> {
+    let mut ticket = Ticket::new(id, [0x5a; 32]);
+    for (start, length, class) in ranges {
+        ticket = ticket.range(*start, *length, *class);
+    }
     for (at, bytes) in image {
         ticket.image(*at, bytes).map_err(|why| why.to_string())?;
     }

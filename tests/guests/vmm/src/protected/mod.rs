@@ -6,6 +6,7 @@
 //! does the unprotected half alone, wherever KVM is.
 
 mod attacks;
+mod devices;
 mod guest;
 pub(crate) mod launch;
 mod life;
@@ -53,4 +54,14 @@ pub(crate) fn life() -> Result<(), String> {
 /// The same with two processors.
 pub(crate) fn life_on_two() -> Result<(), String> {
     life::run(life::STEPS_ON_TWO, BOTH)
+}
+
+/// Devices in memory and strings of INs and OUTs, by every instruction.
+pub(crate) fn devices() -> Result<(), String> {
+    devices::run(BOTH)
+}
+
+/// The same without tickets.
+pub(crate) fn devices_control() -> Result<(), String> {
+    devices::run(&[Kind::Plain])
 }

@@ -84,10 +84,20 @@ pub(super) struct Victim {
 }
 
 /// The ticket of a VM that has one: it goes with the VM, or the next VM would take it.
-struct Ticket(Option<Id>);
+pub(super) struct Ticket(Option<Id>);
 
 impl Ticket {
-    fn withdraw(&mut self) -> Result<(), String> {
+    /// That of the VM called `id`, which the visor has.
+    pub(super) const fn of(id: Id) -> Self {
+        Self(Some(id))
+    }
+
+    /// That of a VM that has none.
+    pub(super) const fn none() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn withdraw(&mut self) -> Result<(), String> {
         let Some(id) = self.0.take() else { return Ok(()) };
         let mut visor = Visor::find()?;
         if visor.destroy(id)? && visor.state(id)?.0 == VmState::None {
@@ -120,10 +130,10 @@ impl Victim {
         let image = guest::image(seed);
         let mut id = *b"guest of vmm\0\0\0\0";
         id[8..].copy_from_slice(&seed.to_le_bytes());
-        let mut ticket = Ticket(None);
+        let mut ticket = Ticket::none();
         if kind == Kind::Ticketed {
             Visor::find()?.submit(&launch::ticket(id, &image)?)?;
-            ticket.0 = Some(id);
+            ticket = Ticket::of(id);
         }
         for (at, bytes) in &image {
             let offset = if *at == RESET_AT { RESET } else { *at as usize };

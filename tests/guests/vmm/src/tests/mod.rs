@@ -57,6 +57,8 @@ const OTHERS: &[(&str, Test)] = &[
     ("protected-control", protected::control),
     ("protected-control-2-cpus", protected::control_on_two),
     ("protected-attacks", protected::attacks),
+    ("protected-devices-control", protected::devices_control),
+    ("protected-devices", protected::devices),
     ("protected-life", protected::life),
     ("protected-life-2-cpus", protected::life_on_two),
     ("cost", cost::plain),
