@@ -117,6 +117,10 @@ const LIFE: [&str; 12] = [
 const LIFE_ON_TWO: [&str; 4] =
     ["migrated-halts", "migrated-storms", "racing-reads", "racing-dirty-logs"];
 
+/// Ways in which a VM uses its devices, and how many cases there are at least of each.
+const DEVICE_MODES: [&str; 7] = ["16", "32", "32-paged", "64", "interrupts", "nmis", "moving"];
+const DEVICE_CASES: u32 = 200;
+
 /// Every attack with what must become of it.
 pub(crate) fn attacks() -> BTreeMap<String, Want> {
     let named = ATTACKS.iter().map(|(name, want)| ((*name).to_owned(), *want));
@@ -135,6 +139,8 @@ pub(super) fn tests() -> Vec<Test> {
         Test::new("protected/left", 40, left).on_demand(),
         Test::new("protected/life", 43, life),
         Test::new("protected/life-2-cpus", 17, life_on_two),
+        Test::new("protected/devices-control", 20, devices_control),
+        Test::new("protected/devices", 40, devices),
     ]
 }
 
@@ -190,6 +196,31 @@ fn life_on_two(rig: &Rig<'_>) -> Result<()> {
     let boot = boot(with_tickets, "protected-life-2-cpus").on(|machine| machine.cpus = 2);
     let log = rig.check("", &boot)?;
     judge_life(&log, &LIFE_ON_TWO, &["unprotected", "protected"])
+}
+
+/// Without tickets: what the guest does with devices is right, and KVM is.
+fn devices_control(rig: &Rig<'_>) -> Result<()> {
+    let log = rig.check("", &boot(Stack::bare, "protected-devices-control"))?;
+    judge_devices(&log, &["unprotected"])
+}
+
+fn devices(rig: &Rig<'_>) -> Result<()> {
+    let log = rig.check("", &boot(with_tickets, "protected-devices"))?;
+    judge_devices(&log, &["unprotected", "protected"])
+}
+
+/// Each of `subjects` must have done all cases in each mode.
+fn judge_devices(log: &str, subjects: &[&str]) -> Result<()> {
+    for subject in subjects {
+        let found = lines(log, &format!("vmm: DEVICES {subject} "))?;
+        for mode in DEVICE_MODES {
+            let line = found.get(format!("{mode}:").as_str());
+            let count = line.and_then(|line| line.split(' ').next()?.parse::<u32>().ok());
+            let is_good = count.is_some_and(|count| count >= DEVICE_CASES);
+            ensure!(is_good, "{subject}, {mode}: {line:?}");
+        }
+    }
+    Ok(())
 }
 
 /// The visor takes tickets in clear.
