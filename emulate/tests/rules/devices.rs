@@ -379,3 +379,27 @@ fn compare_registers(
 pub(crate) fn is_string(found: &iced_x86::Instruction) -> bool {
     found.op_kinds().any(|kind| is_memory(kind) && kind != OpKind::Memory)
 }
+
+/// By how much RIP advances, general registers, RFLAGS, and the bytes that have changed.
+type Outcome = (u64, [u64; 16], u64, Vec<(u64, u8)>);
+
+/// What the instruction at address 0 does in a world of which some bytes are a device's; `None` if it
+/// has no plan.
+pub(crate) fn outcome(
+    bytes: &[u8],
+    mode: Mode,
+    (registers, bases): (&Registers, &Bases),
+    is_device: impl Fn(u64) -> bool,
+) -> Option<Outcome> {
+    let (context, world) = (unpaged(mode), World::default());
+    let space = AddressSpace { context: &context, memory: &world };
+    let found = instruction(bytes, mode, 0)?;
+    let mut plan = Plan::new(&found, &space, registers, bases, is_device).ok()?;
+    let _steps = serve(&mut plan, registers, &world);
+    let mut after = *registers;
+    let length = plan.finish(&world, &mut after).unwrap();
+    // Whether a byte was written that has not changed makes no difference.
+    let untouched = World::default();
+    let written = world.written().into_iter().filter(|(at, byte)| untouched.byte(*at) != *byte);
+    Some((length, after.general, after.rflags, written.collect()))
+}

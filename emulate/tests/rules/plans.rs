@@ -9,7 +9,7 @@ use emulate::walk::{AddressSpace, Error, Memory};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::devices::{Bases, PORT, World, serve};
+use crate::devices::{Bases, PORT, World, outcome, serve};
 use crate::fake::Fake;
 use crate::other::Registers;
 use crate::walk::four_levels;
@@ -423,30 +423,6 @@ fn a_plan_is_small_and_its_troubles_are_one_line() {
     assert_eq!(Trouble::Memory(error).to_string(), error.to_string());
 }
 
-/// By how much RIP advances, general registers, RFLAGS, and the bytes that have changed.
-type Outcome = (u64, [u64; 16], u64, Vec<(u64, u8)>);
-
-/// What an instruction does in a world of bytes, some of which are a device's.
-fn outcome(
-    bytes: &[u8],
-    mode: Mode,
-    registers: &Registers,
-    is_device: impl Fn(u64) -> bool,
-) -> Option<Outcome> {
-    let context = crate::devices::unpaged(mode);
-    let world = World::default();
-    let space = AddressSpace { context: &context, memory: &world };
-    let found = instruction(bytes, mode, 0)?;
-    let mut plan = Plan::new(&found, &space, registers, &FLAT, is_device).ok()?;
-    let _steps = serve(&mut plan, registers, &world);
-    let mut after = *registers;
-    let length = plan.finish(&world, &mut after).unwrap();
-    // Stores of what was there do not count: memory is compared byte by byte.
-    let untouched = World::default();
-    let written = world.written().into_iter().filter(|(at, byte)| untouched.byte(*at) != *byte);
-    Some((length, after.general, after.rflags, written.collect()))
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_500))]
 
@@ -462,8 +438,8 @@ proptest! {
         registers.general[RSI] = 0xff0 + near.0;
         registers.general[RDI] = 0x2ff0 + near.1;
         let device = |at: u64| devices[usize::try_from(at / 4096 % 4).unwrap()];
-        let all = outcome(&bytes, mode, &registers, |_| true);
-        let some = outcome(&bytes, mode, &registers, device);
+        let all = outcome(&bytes, mode, (&registers, &FLAT), |_| true);
+        let some = outcome(&bytes, mode, (&registers, &FLAT), device);
         if let (Some(some), Some(all)) = (some, all) {
             prop_assert_eq!(some, all);
         }

@@ -1,4 +1,4 @@
-//! Seeds of the fuzz target `emulate`, kept as files in `tests/fuzz/corpus`. To write them anew
+//! Seeds of the fuzz targets `emulate` and `instruction`, kept as files in `tests/fuzz/corpus`. To write them anew
 //! after a change here, run the tests with `BLESS=1`.
 
 use std::fs;
@@ -40,10 +40,32 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-#[test]
-fn the_corpus_holds_these_seeds() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/emulate");
-    for (name, bytes) in seeds() {
+/// One instruction of each kind: its name, bytes, the mode.
+const ACCESSES: [(&str, &[u8], u8); 12] = [
+    ("mov-load", &[0x8b, 0x43, 0x10], 0),
+    ("movzx", &[0x48, 0x0f, 0xb6, 0x04, 0x8b], 0),
+    ("movsxd", &[0x48, 0x63, 0x05, 0, 1, 0, 0], 0),
+    ("add-load", &[0x65, 0x48, 0x03, 0x07], 0),
+    ("lock-or", &[0xf0, 0x83, 0x0b, 1], 0),
+    ("test", &[0x67, 0xf6, 0x03, 1], 0),
+    ("rep-movs", &[0xf3, 0x48, 0xa5], 0),
+    ("cmp", &[0x3b, 0x03], 1),
+    ("rep-ins", &[0xf3, 0x6d], 1),
+    ("outs", &[0x2e, 0x6e], 1),
+    ("mov-16", &[0x26, 0x89, 0x42, 0xff], 2),
+    ("lods-16", &[0x66, 0x67, 0xad], 2),
+];
+
+/// What the target `instruction` reads as one of those, with segments that begin at 0.
+fn access((name, bytes, mode): (&str, &[u8], u8)) -> (String, Vec<u8>) {
+    let end =
+        [0x1000, 0, 0, 0, 0, 0, 0, 0xffff_ffff, 0b0101].into_iter().flat_map(u64::to_le_bytes);
+    (name.to_owned(), instruction(mode, bytes).into_iter().chain(end).collect())
+}
+
+fn check(target: &str, seeds: impl IntoIterator<Item = (String, Vec<u8>)>) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus").join(target);
+    for (name, bytes) in seeds {
         let path = corpus.join(&name);
         if std::env::var_os("BLESS").is_some() {
             fs::create_dir_all(&corpus).unwrap();
@@ -51,4 +73,10 @@ fn the_corpus_holds_these_seeds() {
         }
         assert_eq!(fs::read(&path).ok(), Some(bytes), "{name}");
     }
+}
+
+#[test]
+fn the_corpus_holds_these_seeds() {
+    check("emulate", seeds());
+    check("instruction", ACCESSES.map(access));
 }
