@@ -58,17 +58,19 @@ pub(crate) fn parse(bytes: &[u8], mode: Mode, rip: u64) -> Option<Instruction> {
     if decoder.relative {
         source.displacement = source.displacement.wrapping_add(rip).wrapping_add(length);
     }
+    let reads = !matches!(action, Action::Store | Action::In);
+    let writes = matches!(action, Action::Store | Action::Change | Action::Move | Action::In);
     let (mut target, mut series) = (source, None);
     if is_string {
         (target.base, target.segment) = (Some(DI), Base::Es);
-        let reads = matches!(action, Action::Load | Action::Move | Action::Out);
-        let moves = (reads, !matches!(action, Action::Load | Action::Out));
-        series = Some(Series { address_size: source.width, counted: decoder.repeat, moves });
+        let (address_size, counted) = (source.width, decoder.repeat);
+        series = Some(Series { address_size, counted, moves: (reads, writes) });
     }
     // xchg and xadd
     let exchange = matches!(opcode, 0x86 | 0x87 | 0x0fc0 | 0x0fc1);
     let signed = matches!(opcode, 0x63 | 0x0fbe | 0x0fbf);
     let store = Store { length, size, operation, series, register, immediate, exchange };
+    let (source, target) = (reads.then_some(source), writes.then_some(target));
     Some(Instruction { action, store, extend: (to, signed), source, target })
 }
 

@@ -36,19 +36,16 @@ pub struct Instruction {
     /// For loads: the register's size, and whether it is filled with the sign.
     pub(crate) extend: (Size, bool),
     /// The memory that is read.
-    pub(crate) source: Place,
-    /// The memory that is written. It is the same, but for movs.
-    pub(crate) target: Place,
+    pub(crate) source: Option<Place>,
+    /// The memory that is written; where both are, it is the same but for movs.
+    pub(crate) target: Option<Place>,
 }
 
 /// The instruction at the start of `bytes`, which lies at `rip`. `None` if it is not known, or not
 /// supported: among them are those that select a bit of a string by a register.
 #[must_use]
 pub fn instruction(bytes: &[u8], mode: Mode, rip: u64) -> Option<Instruction> {
-    let found = parse(bytes, mode, rip)?;
-    let bit = matches!(
-        found.store.operation,
-        Operation::SetBit | Operation::ResetBit | Operation::ComplementBit
-    );
-    (!bit || found.store.immediate.is_some()).then_some(found)
+    let bits = [Operation::SetBit, Operation::ResetBit, Operation::ComplementBit];
+    let known = |store: &Store| store.immediate.is_some() || !bits.contains(&store.operation);
+    parse(bytes, mode, rip).filter(|found| known(&found.store))
 }

@@ -95,7 +95,7 @@ pub struct Plan {
     store: Store,
     extend: (Size, bool),
     /// What is read, then what is written.
-    parts: [Part; 4],
+    parts: [[Part; 2]; 2],
     /// What was read so far.
     loaded: u64,
     /// How many bytes of devices and ports are done.
@@ -120,48 +120,52 @@ impl Plan {
             return Err(Trouble::Ordinary);
         }
         let bytes = store.size.bytes();
-        let operand = |place: &Place, access| {
+        let has_port = matches!(action, Action::In | Action::Out);
+        let port = if has_port { u8::try_from(bytes).unwrap_or_default() } else { 0 };
+        let kind = |at| if is_device(at) { Kind::Device } else { Kind::Memory };
+        let operand = |place: Option<Place>, access| {
+            let Some(place) = place else {
+                let is_written = access == Access::Write;
+                let port = Part { kind: Kind::Port, is_written, bytes: port, ..Part::default() };
+                return Ok([port, Part::default()]);
+            };
             let denied = Trouble::Segment(place.segment);
             let linear = place.linear((bytes, access), registers, segments).ok_or(denied)?;
             let last = linear.wrapping_add(bytes - 1);
             if !space.context.is_canonical(linear) || !space.context.is_canonical(last) {
                 return Err(denied);
             }
-            let kind = |at| if is_device(at) { Kind::Device } else { Kind::Memory };
             parts(space, (linear, bytes), access, kind).map_err(Trouble::Memory)
         };
-        let count = u8::try_from(bytes).unwrap_or_default();
-        let port = Part { kind: Kind::Port, bytes: count, ..Part::default() };
-        let written = match action {
-            Action::Store | Action::Change | Action::Move | Action::In => {
-                operand(&target, Access::Write)?
-            }
-            Action::Out => [Part { is_written: true, ..port }, Part::default()],
-            Action::Test | Action::Load | Action::Compare => [Part::default(); 2],
+        let written = operand(target, Access::Write)?;
+        let read = if action == Action::Change {
+            written.map(|part| Part { is_written: false, ..part })
+        } else {
+            operand(source, Access::Read)?
         };
-        let [third, fourth] = written;
-        let [first, second] = match action {
-            Action::Store => [Part::default(); 2],
-            Action::Change => written.map(|part| Part { is_written: false, ..part }),
-            Action::In => [port, Part::default()],
-            Action::Test | Action::Load | Action::Compare | Action::Move | Action::Out => {
-                operand(&source, Access::Read)?
-            }
-        };
-        let parts = [first, second, third, fourth];
-        let has = |kind| parts.iter().any(|part| part.kind == kind);
-        if has(Kind::Port) == has(Kind::Device) {
-            let both = has(Kind::Port);
-            return Err(if both { Trouble::Unsupported } else { Trouble::Ordinary });
+        let mut plan = Self { action, store, extend, parts: [read, written], loaded: 0, done: 0 };
+        if has_port && plan.parts().any(|part| part.kind == Kind::Device) {
+            return Err(Trouble::Unsupported);
+        } else if plan.count() == 0 {
+            return Err(Trouble::Ordinary);
         }
-        let mut loaded = 0;
-        for part in parts.iter().filter(|part| part.kind == Kind::Memory && !part.is_written) {
+        for part in read.iter().filter(|part| part.kind == Kind::Memory) {
             let mut bytes = [0; 8];
             let to = bytes.get_mut(..part.bytes.into()).unwrap_or_default();
             load(space.memory, part.physical, to).map_err(Trouble::Memory)?;
-            loaded |= u64::from_le_bytes(bytes) << (8 * part.skip);
+            plan.loaded |= u64::from_le_bytes(bytes) << (8 * part.skip);
         }
-        Ok(Self { action, store, extend, parts, loaded, done: 0 })
+        Ok(plan)
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.parts.as_flattened().iter()
+    }
+
+    /// The number of pieces of devices and ports: a part has as many as powers of two.
+    fn count(&self) -> u32 {
+        let parts = self.parts().filter(|part| part.kind != Kind::Memory);
+        parts.map(|part| part.bytes.count_ones()).sum()
     }
 
     /// Takes the `answer` to what was the next step before: what was loaded, of which no more counts
@@ -189,7 +193,7 @@ impl Plan {
     /// The piece that comes next: as much of a part as one access can do.
     fn piece(&self) -> Option<Part> {
         let mut done = self.done;
-        for part in self.pieces() {
+        for part in self.parts().filter(|part| part.kind != Kind::Memory) {
             if let Some(log) = part.bytes.checked_sub(done).and_then(u8::checked_ilog2) {
                 let physical = part.physical + u64::from(done);
                 return Some(Part { physical, bytes: 1 << log, skip: part.skip + done, ..*part });
@@ -197,11 +201,6 @@ impl Plan {
             done -= part.bytes;
         }
         None
-    }
-
-    /// The parts that are no memory.
-    fn pieces(&self) -> impl Iterator<Item = &Part> {
-        self.parts.iter().filter(|part| part.kind != Kind::Memory)
     }
 
     /// Whether a step was answered: then the instruction must not be begun anew.
@@ -213,8 +212,7 @@ impl Plan {
     /// Whether there is one step only, but for the last.
     #[must_use]
     pub fn is_single(&self) -> bool {
-        // There are as many pieces as powers of two.
-        self.pieces().map(|part| part.bytes.count_ones()).sum::<u32>() == 1
+        self.count() == 1
     }
 
     /// What the operation gives with what was loaded.
@@ -240,7 +238,7 @@ impl Plan {
         registers: &mut impl Registers,
     ) -> Result<u64, Error> {
         let outcome = self.outcome(registers);
-        for part in self.parts.iter().filter(|part| part.kind == Kind::Memory && part.is_written) {
+        for part in self.parts().filter(|part| part.kind == Kind::Memory && part.is_written) {
             let bytes = (outcome.new >> (8 * part.skip)).to_le_bytes();
             store(memory, part.physical, bytes.get(..part.bytes.into()).unwrap_or_default())?;
         }
