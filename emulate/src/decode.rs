@@ -111,8 +111,7 @@ impl<'a> Decoder<'a> {
     fn number(&mut self, bytes: u64) -> Option<u64> {
         let (value, rest) = self.rest.split_at_checked(usize::try_from(bytes).ok()?)?;
         self.rest = rest;
-        let negative = value.last().is_some_and(|last| last & 0x80 != 0);
-        let sign = if negative { u64::MAX } else { 0 };
+        let sign = if value.last()? & 0x80 != 0 { u64::MAX } else { 0 };
         Some(value.iter().rev().fold(sign, |value, byte| value << 8 | u64::from(*byte)))
     }
 
@@ -160,10 +159,8 @@ impl<'a> Decoder<'a> {
         match opcode {
             0x0fb6 | 0x0fbe => (Size::ONE, wide),
             0x0fb7 | 0x0fbf => (Size::TWO, wide),
-            // movsxd
-            0x63 if self.rex & REX_W != 0 => (Size::FOUR, wide),
-            // Ports have 4 bytes at most.
-            0x6d | 0x6f if self.rex & REX_W != 0 => (Size::FOUR, Size::FOUR),
+            // Ports, and what movsxd extends, have 4 bytes at most.
+            0x63 | 0x6d | 0x6f if self.rex & REX_W != 0 => (Size::FOUR, wide),
             _ if opcode & 1 == 0 && opcode != 0x0fba => (Size::ONE, Size::ONE),
             _ => (wide, wide),
         }
@@ -205,12 +202,11 @@ impl<'a> Decoder<'a> {
         // What would be plain [BP] has a displacement and no base.
         let no_base = form == 0 && base == BP && !(short && index != SP);
         self.relative = no_base && rm == BP && !short && self.place.mode == Mode::Bits64;
-        let displacement = self.number(match form {
-            1 => 1,
+        let displacement = match form {
+            1 => self.number(1)?,
             0 if !no_base => 0,
-            _ if short => 2,
-            _ => 4,
-        })?;
+            _ => self.number(if short { 2 } else { 4 })?,
+        };
         base |= self.extension(REX_B);
         let segment = if !no_base && matches!(base, SP | BP) { Base::Ss } else { Base::Ds };
         let (base, index) = ((!no_base).then_some(base), (index != SP).then_some(index));
@@ -284,14 +280,7 @@ const fn is_string(opcode: u16) -> bool {
 
 /// The operation of this number in the opcode maps; 7 is cmp, a subtraction that stores nothing.
 fn arithmetic(number: u16) -> Option<Operation> {
-    Some(match number {
-        0 => Operation::Add,
-        1 => Operation::Or,
-        2 => Operation::AddWithCarry,
-        3 => Operation::SubtractWithBorrow,
-        4 => Operation::And,
-        5 => Operation::Subtract,
-        6 => Operation::Xor,
-        _ => return None,
-    })
+    use Operation::{Add, AddWithCarry, And, Or, Subtract, SubtractWithBorrow, Xor};
+    let operations = [Add, Or, AddWithCarry, SubtractWithBorrow, And, Subtract, Xor];
+    operations.get(usize::from(number)).copied()
 }

@@ -3,8 +3,6 @@
 //! All operands are translated, and memory is read, before the first piece: from then on nothing can
 //! fault. What the instruction changes besides devices is changed at the end.
 
-use core::fmt;
-
 use crate::access::{ask, load, store};
 use crate::context::Access;
 use crate::instruction::{Action, Instruction};
@@ -52,17 +50,6 @@ pub enum Trouble {
     Unsupported,
 }
 
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Memory(error) => error.fmt(f),
-            Self::Segment(base) => write!(f, "{base:?} does not permit the access"),
-            Self::Ordinary => f.write_str("no operand is a device's"),
-            Self::Unsupported => f.write_str("ins or outs with a device's memory"),
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Kind {
     #[default]
@@ -107,7 +94,7 @@ impl Plan {
     /// is a device's.
     ///
     /// # Errors
-    /// All of [`Trouble`]; nothing has happened then.
+    /// All of [`Trouble`]; nothing but flags of page tables has changed then.
     pub fn new<M: Memory>(
         instruction: &Instruction,
         space: &AddressSpace<'_, M>,
@@ -135,7 +122,7 @@ impl Plan {
             if !space.context.is_canonical(linear) || !space.context.is_canonical(last) {
                 return Err(denied);
             }
-            parts(space, (linear, bytes), access, kind).map_err(Trouble::Memory)
+            split(space, (linear, bytes), access, kind).map_err(Trouble::Memory)
         };
         let written = operand(target, Access::Write)?;
         let read = if action == Action::Change {
@@ -250,7 +237,7 @@ impl Plan {
 }
 
 /// Translates so many bytes at a linear address.
-fn parts<M: Memory>(
+fn split<M: Memory>(
     space: &AddressSpace<'_, M>,
     (linear, bytes): (u64, u64),
     access: Access,

@@ -408,19 +408,8 @@ fn what_compilers_never_use_on_devices_is_not_known() {
 }
 
 #[test]
-fn a_plan_is_small_and_its_troubles_are_one_line() {
+fn a_plan_is_small() {
     assert!(size_of::<Plan>() <= 200, "{}", size_of::<Plan>());
-    let error = Error::Fault { linear: 0x1000, code: 2 };
-    for trouble in [
-        Trouble::Memory(error),
-        Trouble::Segment(Base::Ss),
-        Trouble::Ordinary,
-        Trouble::Unsupported,
-    ] {
-        let text = trouble.to_string();
-        assert!(text.len() > 10 && !text.contains('\n'), "{text}");
-    }
-    assert_eq!(Trouble::Memory(error).to_string(), error.to_string());
 }
 
 proptest! {
