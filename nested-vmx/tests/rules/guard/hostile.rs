@@ -3,10 +3,11 @@
 
 use ept::shadow::Access;
 use nested_vmx::field::{self as f, Segment, Vmcs};
-use nested_vmx::guard::{DECOY_RIP, Registers, Verdict};
+use nested_vmx::guard::{DECOY_RIP, Entered, Registers, Verdict};
 use nested_vmx::vmcs12::{Class, encodings};
 use proptest::prelude::*;
 
+use super::world::{AT, Code, RAM, RDI, RSI, World};
 use super::{Gprs, IF, Vm};
 use crate::model::{ALL, plain};
 
@@ -244,6 +245,79 @@ proptest! {
             prop_assert_eq!(polite.gprs.get(number), rude.gprs.get(number), "register {}", number);
         }
         prop_assert_eq!(polite.guarded.xcr0(), rude.guarded.xcr0());
+    }
+}
+
+/// Code that loads from the device at [RBX] or [RSI], stores to it, or both; from and to memory.
+const ACCESSES: [&[u8]; 9] = [
+    &[0x8a, 0x2b],             // mov ch, [rbx]
+    &[0x48, 0x8b, 0x4b, 0xfd], // mov rcx, [rbx - 3]
+    &[0x66, 0x89, 0x0b],       // mov [rbx], cx
+    &[0x48, 0x63, 0x0b],       // movsxd rcx, [rbx]
+    &[0x01, 0x0b],             // add [rbx], ecx
+    &[0x87, 0x4b, 0xfe],       // xchg [rbx - 2], ecx
+    &[0xf3, 0xa5],             // rep movsd
+    &[0x80, 0x3b, 0x7f],       // cmp byte [rbx], 127
+    &[0x48, 0x0f, 0xb1, 0x0b], // cmpxchg [rbx], rcx
+];
+
+/// A VM with `secret` in all registers that exits by one of these.
+fn touches(code: &[u8], secret: u64) -> World {
+    let mut world = World::new(Code::Long, code);
+    world.vm.gprs = Gprs(core::array::from_fn(|n| mix(secret, u32::try_from(n).unwrap())));
+    let mut world = world.with(&[(3, AT), (RSI, AT), (RDI, RAM)]);
+    world.vm.v02.write(f::GUEST_RSP, mix(secret, 0x681c));
+    world.vm.v02.write(f::GUEST_RFLAGS, mix(secret, 0x6820) & 0x8d5 | 0x202);
+    assert_eq!(world.touch(AT, 0x181), Verdict::Host);
+    world
+}
+
+/// Runs it until its instruction is done, by a host that writes garbage wherever it may not.
+fn scribbled(world: &mut World, garbage: u64) {
+    loop {
+        world.answer();
+        let (_, bytes, _) = *world.log.last().unwrap();
+        let mask = u64::MAX >> (64 - 8 * bytes);
+        let (rax, rip) = (world.vm.gprs.0[0], world.vm.reads(f::GUEST_RIP.encoding()));
+        scribble(&mut world.vm, garbage);
+        world.vm.gprs = Gprs(core::array::from_fn(|n| mix(garbage, u32::try_from(n).unwrap())));
+        world.vm.gprs.0[0] = world.vm.gprs.0[0] & !mask | rax & mask;
+        world.vm.shown.write(f::GUEST_RIP.encoding(), rip);
+        world.vm.inject(0);
+        if world.enter().unwrap() == Entered::Run {
+            return;
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_host_writes_a_device_answers_no_more_than_its_size(
+        code in proptest::sample::select(&ACCESSES[..]), secret: u64, garbage: u64,
+    ) {
+        let (mut polite, mut rude) = (touches(code, secret), touches(code, secret));
+        polite.serve();
+        scribbled(&mut rude, garbage);
+        prop_assert_eq!(&polite.log, &rude.log);
+        prop_assert_eq!(polite.ram.word(RAM), rude.ram.word(RAM));
+        for encoding in encodings(&[Class::Guest, Class::HotGuest]) {
+            let [one, other] = [&polite, &rude].map(|world| world.vm.v02.read_raw(encoding));
+            prop_assert_eq!(one, other, "{:#x}", encoding);
+        }
+        for number in (0..16_u8).filter(|number| *number != 4) {
+            let [one, other] = [&polite, &rude].map(|world| world.vm.gprs.get(number));
+            prop_assert_eq!(one, other, "register {}", number);
+        }
+    }
+
+    #[test]
+    fn of_a_load_the_host_sees_nothing_of_the_vm(
+        code in proptest::sample::select(&ACCESSES[..]), first: u64, second: u64,
+    ) {
+        let worlds = [first, second].map(|secret| touches(code, secret));
+        let [one, other] = worlds.each_ref().map(|world| view(&world.vm));
+        // All but one begin with a load.
+        prop_assert!(code[..2] == [0x66, 0x89] || one == other);
     }
 }
 
