@@ -5,6 +5,8 @@
 //! `mov` in the window page, which does the same access with registers that say nothing else; of an
 //! element of INS or OUTS as an IN or OUT. Once an access has been answered the instruction is finished,
 //! whatever happens meanwhile, as devices notice when an access is repeated.
+//!
+//! The VM's own breakpoints on device memory do not fire.
 
 use emulate::access::LONGEST;
 use emulate::context::{self, Context};
@@ -115,11 +117,10 @@ impl Segments for Processor<'_, '_> {
         const DOWN: u32 = 1 << 2;
         const ALLOWS: u32 = 1 << 1;
         const UNUSABLE: u32 = 1 << 16;
-        const VIRTUAL_8086: u64 = 1 << 17;
         let (fields, place) = (self.vcpu.fields(), fields_of(segment));
         let (limit, rights) = (u64::from(fields.read(place.limit)), fields.read(place.rights));
-        let typed = fields.read(f::GUEST_CR0) & CR0_PE != 0
-            && fields.read(f::GUEST_RFLAGS) & VIRTUAL_8086 == 0;
+        // In real mode code can be written.
+        let is_typed = fields.read(f::GUEST_CR0) & CR0_PE != 0;
         let is_code = rights & CODE != 0;
         let of_type = if access == context::Access::Write {
             !is_code && rights & ALLOWS != 0
@@ -132,7 +133,7 @@ impl Segments for Processor<'_, '_> {
         } else {
             last <= limit
         };
-        within && rights & UNUSABLE == 0 && (of_type || !typed)
+        within && rights & UNUSABLE == 0 && (of_type || !is_typed)
     }
 }
 
@@ -162,8 +163,8 @@ impl Processor<'_, '_> {
         let (context, mode) = (self.context(space), mode(self.vcpu.fields()));
         let memory = AddressSpace { context: &context, memory: space };
         let rip = self.vcpu.fields().read(f::GUEST_RIP);
-        let base = if mode == Mode::Bits64 { 0 } else { self.base(Base::Cs) };
-        let at = base.wrapping_add(rip);
+        let narrow = || self.base(Base::Cs).wrapping_add(rip) & 0xffff_ffff;
+        let at = if mode == Mode::Bits64 { rip } else { narrow() };
         let failed = |error| failed(space, error);
         let mut bytes = [0; LONGEST];
         let code = memory.fetch(at, &mut bytes).map_err(failed)?;

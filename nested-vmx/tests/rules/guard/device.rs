@@ -252,6 +252,22 @@ fn bases_of_segments_count() {
 }
 
 #[test]
+fn addresses_of_32_bit_code_have_32_bits() {
+    // In compatibility mode: code where base and RIP add up to more.
+    let mut world = World::new(Code::Long, &[0x8b, 0x0b]).with(&[(RBX, 2)]);
+    for (segment, base, rights) in
+        [(Segment::Cs, 0xffff_f000, 0xc09b), (Segment::Ds, AT - 2, 0xc093)]
+    {
+        world.vm.v02.write(segment.fields().base, base);
+        world.vm.v02.write(segment.fields().rights, rights);
+    }
+    world.vm.v02.write(f::GUEST_RIP, CODE + 0x1000);
+    world.run();
+    assert_eq!(world.log, [(AT, 4, None)]);
+    assert_done(&world, 0x1002);
+}
+
+#[test]
 fn the_stack_pointer_is_a_register_too() {
     // mov rsp, [rdx]; mov [rdx], rsp
     let mut world = World::new(Code::Long, &[0x48, 0x8b, 0x22]).with(&[(RDX, AT)]);
