@@ -242,7 +242,14 @@ impl Guarded<'_> {
             Err(verdict) => return verdict,
         };
         let step = plan.next(None, &processor);
-        if matches!(step, Step::In(_) | Step::Out(..)) != window.is_none() {
+        // Direction and size, as the processor has checked them.
+        let port = window.is_none().then_some(v02.read(f::EXIT_QUALIFICATION) & 15);
+        let found = match step {
+            Step::In(bytes) => Some(8 | (u64::from(bytes) - 1)),
+            Step::Out(bytes, _) => Some(u64::from(bytes) - 1),
+            Step::Load(_) | Step::Store(..) | Step::Finish => None,
+        };
+        if found != port {
             // The code has changed meanwhile.
             return Verdict::Stay;
         }

@@ -314,14 +314,21 @@ fn what_cannot_be_done_for_the_vm_stops_it() {
 
 #[test]
 fn code_that_has_changed_meanwhile_is_executed_again() {
-    // mov ecx, [rsi]: memory; insd; the device is not the one that was touched.
+    let new = |code: &[u8]| {
+        World::new(Code::Long, code).with(&[(RSI, RAM), (RDI, RAM), (RCX, 1), (RDX, AT)])
+    };
+    // mov ecx, [rsi], which is no device; insd
     for code in [&[0x8b, 0x0e][..], &[0x6d]] {
-        let mut world = World::new(Code::Long, code).with(&[(RSI, RAM), (RDI, RAM), (RDX, AT)]);
+        let mut world = new(code);
         assert_eq!(world.touch(AT, 0x181), Verdict::Stay);
         assert_eq!((world.vm.gprs.0[RSI], world.vm.gprs.0[RDX]), (RAM, AT));
     }
-    let mut world = World::new(Code::Long, &[0x8b, 0x0a]).with(&[(RDX, AT)]);
-    assert_eq!(world.port(0x0070_001b), Verdict::Stay);
+    // It was INS of 4 bytes: mov ecx, [rdx]; insw; insb; outsd
+    for code in [&[0x8b, 0x0a][..], &[0x66, 0x6d], &[0x6c], &[0x6f]] {
+        assert_eq!(new(code).port(0x0070_001b), Verdict::Stay, "{code:x?}");
+    }
+    assert_eq!(new(&[0x6d]).port(0x0070_001b), Verdict::Host);
+    assert_eq!(new(&[0x6d]).port(0x0070_0013), Verdict::Stay);
 }
 
 #[test]
