@@ -72,6 +72,9 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "kvm-unload" => kvm::unload(),
         "guest" => guest("linux", line),
         "guest-2m" => guest("linux-2m", line),
+        "guest-reset" => guest("linux-reset", line),
+        "guest-protected" => guest("linux-protected", line),
+        "guest-2m-protected" => guest("linux-2m-protected", line),
         _ if action.starts_with("run:") => {
             system::run(&action["run:".len()..].split('+').collect::<Vec<_>>())
         }

@@ -218,6 +218,40 @@ guest!(
 );
 
 guest!(
+    /// The first bytes of the page of the reset vector, at 0xf000 of its segment: from there to the entry
+    /// of a Linux kernel at 1 MiB, whose boot parameters are at 128 KiB.
+    linux_stub,
+    "16",
+    "lgdtd cs:[0xf080]",
+    "mov eax, cr0",
+    "and eax, 0x9fffffff",
+    "or al, 1",
+    "mov cr0, eax",
+    ".byte 0x66, 0xea",
+    ".long 0xfffff000 + 2f - 771b",
+    ".word 16",
+    ".code32",
+    "2:",
+    "mov eax, 24",
+    "mov ds, eax",
+    "mov es, eax",
+    "mov ss, eax",
+    "mov fs, eax",
+    "mov gs, eax",
+    "mov esi, 0x20000",
+    "xor ebx, ebx",
+    "xor ebp, ebp",
+    "xor edi, edi",
+    "mov eax, 0x100000",
+    "jmp eax",
+    ".org 771b + 0x80",
+    ".word 31",
+    ".long 0xfffff090",
+    ".org 771b + 0x90",
+    ".quad 0, 0, 0x00cf9b000000ffff, 0x00cf93000000ffff",
+);
+
+guest!(
     /// Raises #UD.
     undefined,
     "64",

@@ -1,15 +1,23 @@
 //! A Linux guest: a bzImage by the 32-bit boot protocol (Linux, `Documentation/x86/boot.rst`), one
 //! processor, interrupt controllers and timer in the kernel, a serial port here.
+//!
+//! With a ticket, or as if it had one, it begins at the reset vector, in a page of code that does what is
+//! otherwise this program's: it enters the kernel.
 
+use crate::code;
 use crate::kvm::Regs;
-use crate::memory::{Backing, Memory};
+use crate::memory::{Backing, Memory, PAGE};
 use crate::meter::{Meter, Served, clock};
 use crate::mode::{self, Mode};
 use crate::mp;
+use crate::protected::Ticket;
+use crate::protected::launch::ticket_of;
 use crate::uart::{self, Uart};
 use crate::vm::{Exit, Vcpu, Vm};
 use control::PORT;
 use std::fs;
+use std::ops::Range;
+use ticket::Class;
 
 const MEMORY: usize = 224 << 20;
 const BOOT_PARAMS: usize = 0x2_0000;
@@ -22,21 +30,48 @@ const HEADER: usize = 0x1f1;
 const WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check \
                      random.trust_cpu=on nokaslr pci=off";
 
-/// The memory of the guest that `word` asks for.
-pub(crate) fn backing(word: &str) -> Option<Backing> {
-    match word {
-        "linux" => Some(Backing::Small),
-        "linux-2m" => Some(Backing::Large),
-        _ => None,
-    }
+/// The page of the reset vector.
+const RESET: u64 = 0xffff_f000;
+/// The last page of memory, of which the guest is not told: by it, the visor tells of device memory.
+const WINDOW: usize = MEMORY - PAGE;
+
+/// How a guest begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Launch {
+    /// At the kernel's entry.
+    Entry,
+    /// At the reset vector.
+    Reset,
+    /// At the reset vector, with a ticket.
+    Ticket,
+}
+
+/// A guest that this program can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    backing: Backing,
+    launch: Launch,
+}
+
+/// The guest that `word` asks for.
+pub(crate) fn shape(word: &str) -> Option<Shape> {
+    let (backing, launch) = match word {
+        "linux" => (Backing::Small, Launch::Entry),
+        "linux-2m" => (Backing::Large, Launch::Entry),
+        "linux-reset" => (Backing::Small, Launch::Reset),
+        "linux-protected" => (Backing::Small, Launch::Ticket),
+        "linux-2m-protected" => (Backing::Large, Launch::Ticket),
+        _ => return None,
+    };
+    Some(Shape { backing, launch })
 }
 
 /// Boots `/kernel` with `/initrd2` and the actions for its `init` to the line that says that it is
 /// done. What the VM's whole life took is printed: `boot NAME WHAT COUNT`.
-pub(crate) fn boot(name: &str, backing: Backing, actions: &str) -> Result<(), String> {
+pub(crate) fn boot(name: &str, shape: Shape, actions: &str) -> Result<(), String> {
     let mut meter = Meter::new()?;
     let (before, began) = (meter.visor(), clock());
-    let counts = live(backing, actions)?;
+    let counts = live(shape, actions)?;
     println!("vmm: boot {name} ticks {}", clock() - began);
     for (what, count) in counts {
         println!("vmm: boot {name} {what} {count}");
@@ -50,22 +85,68 @@ pub(crate) fn boot(name: &str, backing: Backing, actions: &str) -> Result<(), St
 }
 
 /// A VM from its first page to its last; KVM's counts of its exits.
-fn live(backing: Backing, actions: &str) -> Result<[(&'static str, u64); 2], String> {
+fn live(shape: Shape, actions: &str) -> Result<[(&'static str, u64); 2], String> {
     let read = |path: &str| fs::read(path).map_err(|why| format!("{path}: {why}"));
-    let memory = Memory::new(MEMORY, backing)?;
+    let memory = Memory::new(MEMORY, shape.backing)?;
     let words = format!("{WORDS} init.do={actions}");
-    load(&memory, &read("/kernel")?, &read("/initrd2")?, &words)?;
+    let pages = load(&memory, &read("/kernel")?, &read("/initrd2")?, &words)?;
+    let mut ticket = match shape.launch {
+        Launch::Ticket => submit(&memory, &pages)?,
+        Launch::Entry | Launch::Reset => Ticket::none(),
+    };
     let vm = Vm::with(&memory)?;
     vm.with_irqchip()?;
     let mut vcpu = vm.vcpu(0)?;
-    mode::enter(&vcpu, &memory, Mode::Protected, &[])?;
-    let regs = Regs { rip: KERNEL as u64, rsi: BOOT_PARAMS as u64, rflags: 2, ..Regs::default() };
-    vcpu.set_regs(&regs)?;
+    let rom = Memory::new(PAGE, Backing::Small)?;
+    if shape.launch == Launch::Entry {
+        mode::enter(&vcpu, &memory, Mode::Protected, &[])?;
+        let (rip, rsi) = (KERNEL as u64, BOOT_PARAMS as u64);
+        vcpu.set_regs(&Regs { rip, rsi, rflags: 2, ..Regs::default() })?;
+    } else {
+        rom.write(0, &stub());
+        vm.slot(1, 0, RESET, rom.all())?;
+    }
     drive(&vm, &mut vcpu)?;
-    Ok([("exits", vcpu.statistic("exits")?), ("faults", vcpu.statistic("pf_taken")?)])
+    let counts = [("exits", vcpu.statistic("exits")?), ("faults", vcpu.statistic("pf_taken")?)];
+    drop((vcpu, vm, memory, rom));
+    ticket.withdraw()?;
+    Ok(counts)
 }
 
-fn load(memory: &Memory, image: &[u8], initrd: &[u8], words: &str) -> Result<(), String> {
+/// Submits the ticket of a guest that has this in its memory at first.
+fn submit(memory: &Memory, pages: &[Range<usize>]) -> Result<Ticket, String> {
+    let page = PAGE as u64;
+    let ranges = [
+        (0, WINDOW as u64, Class::Private),
+        (WINDOW as u64, page, Class::Window),
+        (RESET, page, Class::Private),
+    ];
+    let stub = stub();
+    let contents: Vec<_> =
+        pages.iter().map(|range| memory.read(range.start, range.len())).collect();
+    let starts = pages.iter().map(|range| range.start as u64);
+    let mut image: Vec<_> = starts.zip(contents.iter().map(Vec::as_slice)).collect();
+    image.push((RESET, &stub));
+    let id = *b"Linux of vmm\0\0\0\0";
+    Ticket::submit(id, &ticket_of(id, &ranges, &image)?)
+}
+
+/// The page of the reset vector.
+fn stub() -> Vec<u8> {
+    let mut page = code::linux_stub().to_vec();
+    page.resize(PAGE, 0);
+    // jmp to its first byte
+    page[0xff0..0xff3].copy_from_slice(&[0xe9, 0x0d, 0xf0]);
+    page
+}
+
+/// Puts everything in its place; which pages these are, in ascending order.
+fn load(
+    memory: &Memory,
+    image: &[u8],
+    initrd: &[u8],
+    words: &str,
+) -> Result<[Range<usize>; 5], String> {
     let sectors = match image.get(HEADER) {
         Some(0) => 4,
         Some(sectors) => usize::from(*sectors),
@@ -77,7 +158,7 @@ fn load(memory: &Memory, image: &[u8], initrd: &[u8], words: &str) -> Result<(),
     }
     memory.write(KERNEL, code);
     memory.write(mp::PLACE, &mp::tables());
-    let initrd_at = (MEMORY - initrd.len()) & !0xfff;
+    let initrd_at = (WINDOW - initrd.len()) & !0xfff;
     memory.write(initrd_at, initrd);
     memory.write(COMMAND_LINE, words.as_bytes());
     // The header ends where its own jump leads.
@@ -92,13 +173,21 @@ fn load(memory: &Memory, image: &[u8], initrd: &[u8], words: &str) -> Result<(),
         let bytes = value.to_le_bytes();
         memory.write(BOOT_PARAMS + offset, if offset == 0x1e8 { &bytes[..1] } else { &bytes });
     }
-    for (index, (start, end)) in [(0, 0x9_fc00), (KERNEL, MEMORY)].into_iter().enumerate() {
+    for (index, (start, end)) in [(0, 0x9_fc00), (KERNEL, WINDOW)].into_iter().enumerate() {
         let at = BOOT_PARAMS + 0x2d0 + index * 20;
         memory.write(at, &(start as u64).to_le_bytes());
         memory.write(at + 8, &((end - start) as u64).to_le_bytes());
         memory.write(at + 16, &u32::to_le_bytes(ram));
     }
-    Ok(())
+    let pages =
+        |start: usize, length: usize| start & !0xfff..(start + length).next_multiple_of(PAGE);
+    Ok([
+        pages(BOOT_PARAMS, PAGE),
+        pages(COMMAND_LINE, words.len()),
+        pages(mp::PLACE, mp::tables().len()),
+        pages(KERNEL, code.len()),
+        pages(initrd_at, initrd.len()),
+    ])
 }
 
 /// Runs the guest to its last line.

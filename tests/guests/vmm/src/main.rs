@@ -3,7 +3,8 @@
 //! Its arguments name tests, which run one after the other; `all` stands for every one that needs
 //! nothing special. Each ends with one line `vmm: PASS name` or `vmm: FAIL name: why`. `cost` is one
 //! too: it measures. `linux ACTIONS` boots `/kernel` with `/initrd2`, whose `init` does the actions, and
-//! `linux-2m ACTIONS` does so in huge pages.
+//! `linux-2m ACTIONS` does so in huge pages; `linux-reset` begins at the reset vector, and `linux-protected`
+//! and `linux-2m-protected` with a ticket, too.
 
 mod code;
 mod cost;
@@ -26,9 +27,9 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let mut failed = false;
     if let [word, actions] = words.as_slice()
-        && let Some(backing) = linux::backing(word)
+        && let Some(shape) = linux::shape(word)
     {
-        failed |= told(word, linux::boot(word, backing, actions));
+        failed |= told(word, linux::boot(word, shape, actions));
     } else {
         for (name, test) in tests::selected(&words) {
             failed |= told(&name, test());

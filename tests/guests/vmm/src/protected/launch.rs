@@ -28,7 +28,7 @@ pub(super) fn ticket(id: Id, image: &[(u64, Vec<u8>)]) -> Result<Vec<u8>, String
 }
 
 /// The ticket of a VM with this memory map and this launch image, that begins in the reset state.
-pub(super) fn ticket_of(
+pub(crate) fn ticket_of(
     id: Id,
     ranges: &[(u64, u64, Class)],
     image: &[(u64, &[u8])],

@@ -15,6 +15,7 @@ mod program;
 mod victim;
 
 use victim::Kind;
+pub(crate) use victim::Ticket;
 
 const BOTH: &[Kind] = &[Kind::Plain, Kind::Ticketed];
 

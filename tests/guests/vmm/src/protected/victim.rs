@@ -84,20 +84,22 @@ pub(super) struct Victim {
 }
 
 /// The ticket of a VM that has one: it goes with the VM, or the next VM would take it.
-pub(super) struct Ticket(Option<Id>);
+#[derive(Debug)]
+pub(crate) struct Ticket(Option<Id>);
 
 impl Ticket {
-    /// That of the VM called `id`, which the visor has.
-    pub(super) const fn of(id: Id) -> Self {
-        Self(Some(id))
+    /// Submits `ticket`, of the VM called `id`.
+    pub(crate) fn submit(id: Id, ticket: &[u8]) -> Result<Self, String> {
+        Visor::find()?.submit(ticket).map(|()| Self(Some(id)))
     }
 
     /// That of a VM that has none.
-    pub(super) const fn none() -> Self {
+    pub(crate) const fn none() -> Self {
         Self(None)
     }
 
-    pub(super) fn withdraw(&mut self) -> Result<(), String> {
+    /// Ends the VM, which the visor must forget then.
+    pub(crate) fn withdraw(&mut self) -> Result<(), String> {
         let Some(id) = self.0.take() else { return Ok(()) };
         let mut visor = Visor::find()?;
         if visor.destroy(id)? && visor.state(id)?.0 == VmState::None {
@@ -132,8 +134,7 @@ impl Victim {
         id[8..].copy_from_slice(&seed.to_le_bytes());
         let mut ticket = Ticket::none();
         if kind == Kind::Ticketed {
-            Visor::find()?.submit(&launch::ticket(id, &image)?)?;
-            ticket = Ticket::of(id);
+            ticket = Ticket::submit(id, &launch::ticket(id, &image)?)?;
         }
         for (at, bytes) in &image {
             let offset = if *at == RESET_AT { RESET } else { *at as usize };

@@ -6,7 +6,7 @@ mod guest;
 mod program;
 mod strings;
 
-use super::launch::{self, Visor};
+use super::launch;
 use super::victim::{Kind, Ticket};
 use crate::memory::{Backing, Memory, PAGE};
 use crate::tests::alarm_in;
@@ -43,8 +43,7 @@ fn one(kind: Kind, table: &[Vec<Case>; 3]) -> Result<(), String> {
     if kind == Kind::Ticketed {
         let pages: Vec<_> = image.iter().map(|(at, _, bytes)| (*at, bytes.as_slice())).collect();
         let id = *b"devices of vmm\0\0";
-        Visor::find()?.submit(&launch::ticket_of(id, &guest::ranges(), &pages)?)?;
-        ticket = Ticket::of(id);
+        ticket = Ticket::submit(id, &launch::ticket_of(id, &guest::ranges(), &pages)?)?;
     }
     let memory = Memory::new(guest::SIZE, Backing::Small)?;
     for (_, at, bytes) in &image {
