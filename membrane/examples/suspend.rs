@@ -63,6 +63,7 @@ struct Board {
     words: Cell<u64>,
     flushes: u64,
     worked: u64,
+    copied: u64,
 }
 
 fn number(base: u64) -> usize {
@@ -141,6 +142,10 @@ impl Pages for Board {
     fn with_page<T>(&mut self, _: Frame, work: impl FnOnce(&mut [u8; 4096]) -> T) -> T {
         self.worked += 1;
         work(&mut [0x42; 4096])
+    }
+
+    fn copy(&mut self, _: Frame, _: Frame) {
+        self.copied += 1;
     }
 
     fn cpu(&self) -> u32 {
@@ -298,6 +303,7 @@ fn suspend(mode: &str, pages: u64) -> Taken {
     let exits = entries(mode, pages).map(|entry| world.clear(entry)).sum();
     let nanoseconds = began.elapsed().as_nanos();
     assert_eq!(world.board.worked, pages, "pages that were sealed");
+    assert_eq!(world.board.copied, 0, "nobody looks at the VM's pages");
     let Board { words, flushes, .. } = &world.board;
     let (words, flushes) = (words.get(), *flushes);
     // A sealed page is in no frame of the VM's.
