@@ -67,11 +67,12 @@ pub(crate) fn shape(word: &str) -> Option<Shape> {
 }
 
 /// Boots `/kernel` with `/initrd2` and the actions for its `init` to the line that says that it is
-/// done. What the VM's whole life took is printed: `boot NAME WHAT COUNT`.
+/// done. What the VM's whole life took is printed: `boot NAME WHAT COUNT`. What making and submitting its
+/// ticket takes is part of that, and is printed too.
 pub(crate) fn boot(name: &str, shape: Shape, actions: &str) -> Result<(), String> {
     let mut meter = Meter::new()?;
     let (before, began) = (meter.visor(), clock());
-    let counts = live(shape, actions)?;
+    let counts = live(shape, actions, &mut meter)?;
     println!("vmm: boot {name} ticks {}", clock() - began);
     for (what, count) in counts {
         println!("vmm: boot {name} {what} {count}");
@@ -85,15 +86,25 @@ pub(crate) fn boot(name: &str, shape: Shape, actions: &str) -> Result<(), String
 }
 
 /// A VM from its first page to its last; KVM's counts of its exits.
-fn live(shape: Shape, actions: &str) -> Result<[(&'static str, u64); 2], String> {
+fn live(
+    shape: Shape,
+    actions: &str,
+    meter: &mut Meter,
+) -> Result<Vec<(&'static str, u64)>, String> {
     let read = |path: &str| fs::read(path).map_err(|why| format!("{path}: {why}"));
     let memory = Memory::new(MEMORY, shape.backing)?;
     let words = format!("{WORDS} init.do={actions}");
     let pages = load(&memory, &read("/kernel")?, &read("/initrd2")?, &words)?;
-    let mut ticket = match shape.launch {
-        Launch::Ticket => submit(&memory, &pages)?,
-        Launch::Entry | Launch::Reset => Ticket::none(),
-    };
+    let mut counts = Vec::new();
+    let mut ticket = Ticket::none();
+    if shape.launch == Launch::Ticket {
+        let (before, began) = (meter.visor(), clock());
+        ticket = submit(&memory, &pages)?;
+        counts.push(("ticket.ticks", clock() - began));
+        if let (Some(before), Some(after)) = (before, meter.visor()) {
+            counts.push(("ticket.visor.exits", after.exits - before.exits));
+        }
+    }
     let vm = Vm::with(&memory)?;
     vm.with_irqchip()?;
     let mut vcpu = vm.vcpu(0)?;
@@ -107,7 +118,9 @@ fn live(shape: Shape, actions: &str) -> Result<[(&'static str, u64); 2], String>
         vm.slot(1, 0, RESET, rom.all())?;
     }
     drive(&vm, &mut vcpu)?;
-    let counts = [("exits", vcpu.statistic("exits")?), ("faults", vcpu.statistic("pf_taken")?)];
+    for (what, name) in [("exits", "exits"), ("faults", "pf_taken")] {
+        counts.push((what, vcpu.statistic(name)?));
+    }
     drop((vcpu, vm, memory, rom));
     ticket.withdraw()?;
     Ok(counts)

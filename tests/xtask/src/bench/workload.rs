@@ -8,7 +8,7 @@ use crate::suite::protected::with_tickets;
 use crate::suite::{Host, Stack};
 
 /// Whether VMs with tickets are measured too.
-pub(super) const PROTECTED: bool = false;
+pub(super) const PROTECTED: bool = true;
 
 /// What the names of VMs with tickets end in, and nothing for the same VMs without.
 pub(super) const TICKETED: &str = "-protected";
@@ -34,6 +34,14 @@ impl Taken {
     pub(super) fn read(serial: &str, instructions: &str, exits: &str) -> Result<Self> {
         let (instructions, exits) = (number(serial, instructions)?, number(serial, exits)?);
         Ok(Self { instructions, exits })
+    }
+
+    /// What is left without `part` of it.
+    pub(super) const fn without(self, part: Self) -> Self {
+        Self {
+            instructions: self.instructions.saturating_sub(part.instructions),
+            exits: self.exits.saturating_sub(part.exits),
+        }
     }
 
     const fn cycles(self) -> u64 {
