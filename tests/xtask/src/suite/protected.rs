@@ -64,10 +64,22 @@ const ATTACKS: &[(&str, Want)] = &[
     ("interrupt-by-vector-14", Want::Fails),
     ("interrupt-by-vector-128", Want::Fails),
     ("offer-paravirtual-features", Want::Fails),
+    ("set-rip-at-store", Want::Fails),
+    ("set-rbx-at-store", Want::Fails),
+    ("set-rcx-at-load", Want::Fails),
+    ("set-rsp-at-load", Want::Fails),
+    ("inject-undefined-at-store", Want::Fails),
+    ("inject-protection-at-store", Want::Fails),
+    ("inject-page-fault-at-store", Want::Fails),
+    ("memory-at-device", Want::Stops),
+    ("see-store", Want::Fails),
+    ("window-on-private-page", Want::Stops),
+    ("window-on-other-vm", Want::Stops),
+    ("window-with-other-code", Want::Fails),
     ("write-code", Want::Fails),
     ("write-data", Want::Fails),
     ("write-secret", Want::Fails),
-    ("write-gate", Want::Fails),
+    ("write-gate", Want::Stops),
     ("write-by-proc-mem", Want::Fails),
     ("write-by-devmem", Want::Fails),
     ("write-by-second-vm", Want::Holds),
@@ -97,12 +109,13 @@ const READERS: [&str; 8] = [
     "get-tables",
 ];
 /// Exits at which that is done.
-const STOPS: [&str; 5] = ["in", "out", "hlt", "interrupt", "fault"];
+const STOPS: [&str; 9] = ["in", "out", "hlt", "interrupt", "fault", "load", "store", "ins", "outs"];
 
 /// Steps of a life, on one processor and on two.
-const LIFE: [&str; 12] = [
+const LIFE: [&str; 13] = [
     "halts",
     "cpuid",
+    "devices",
     "storms",
     "memory-slots",
     "dirty-log",
@@ -114,8 +127,8 @@ const LIFE: [&str; 12] = [
     "page-out-advice",
     "versions",
 ];
-const LIFE_ON_TWO: [&str; 4] =
-    ["migrated-halts", "migrated-storms", "racing-reads", "racing-dirty-logs"];
+const LIFE_ON_TWO: [&str; 5] =
+    ["migrated-halts", "migrated-storms", "migrated-devices", "racing-reads", "racing-dirty-logs"];
 
 /// Ways in which a VM uses its devices, and how many cases there are at least of each.
 const DEVICE_MODES: [&str; 7] = ["16", "32", "32-paged", "64", "interrupts", "nmis", "moving"];

@@ -29,6 +29,8 @@ pub(super) const VERSIONED: usize = 0x1_2000;
 pub(super) const UNTOUCHED: usize = 0x1_3000;
 /// As [`UNTOUCHED`], and not in the manifest, though the host has put something there.
 pub(super) const PLANTED: usize = 0x1_4000;
+/// The page by which the visor tells the host of device memory.
+pub(super) const WINDOW: usize = 0x1_6000;
 /// From here on the host has pages to lie with.
 pub(super) const SPARE: usize = 0x1_8000;
 /// Where in this program's memory the page of the reset vector is.
@@ -47,8 +49,13 @@ pub(super) const GADGET_AT: u64 = STUBS + 0x900;
 pub(super) const EARLY_GADGET: u64 = 0xff00;
 pub(super) const COMMAND_PORT: u16 = 0x10;
 pub(super) const RESULT_PORT: u16 = 0x11;
+/// What the guest loads from and stores to, where no memory is; and where it has that itself.
+pub(super) const DEVICE: u64 = 0x1000_0120;
+pub(super) const DEVICE_LINEAR: u64 = 0x5000_0120;
 pub(super) const GADGET_PORT: u16 = 0x13;
 pub(super) const ARGUMENT_PORT: u16 = 0x14;
+/// For [`Command::Ins`] and [`Command::Outs`].
+pub(super) const STREAM_PORT: u16 = 0x15;
 /// The guest has taken a hundred exceptions.
 pub(super) const LOST_PORT: u16 = 0x16;
 
@@ -79,6 +86,14 @@ pub(super) enum Command {
     Touch = 10,
     /// EAX of CPUID leaf 0x4000_0001.
     Paravirtual = 11,
+    /// Four bytes from [`DEVICE`].
+    Load = 12,
+    /// A byte to [`DEVICE`] + 5.
+    Store = 13,
+    /// Four bytes from [`STREAM_PORT`].
+    Ins = 14,
+    /// Four bytes to [`STREAM_PORT`].
+    Outs = 15,
 }
 
 /// What [`Command::Poke`] stores.
@@ -144,6 +159,7 @@ pub(super) fn image(seed: u64) -> Vec<(u64, Vec<u8>)> {
     let (table, large) = (0x23, 0xe3);
     entry(&mut tables, 0, (TABLES + 0x1000) | table);
     entry(&mut tables, PAGE, (TABLES + 0x2000) | table);
+    entry(&mut tables, PAGE + 8, (TABLES + 0x2000) | table);
     for page in 0..512 {
         entry(&mut tables, 2 * PAGE + page * 8, (page as u64) << 21 | large);
     }

@@ -1,6 +1,6 @@
 //! Tickets: made, submitted through the control port, and what became of their VMs.
 
-use super::guest::{BULK, BULK_PAGES, RESET, RESET_AT};
+use super::guest::{BULK, BULK_PAGES, RESET, RESET_AT, WINDOW};
 use crate::kvm::checked;
 use crate::memory::PAGE;
 use crate::port::Control;
@@ -18,8 +18,11 @@ pub(crate) type Id = [u8; 16];
 
 /// The ticket of the guest that `image` starts.
 pub(super) fn ticket(id: Id, image: &[(u64, Vec<u8>)]) -> Result<Vec<u8>, String> {
+    let after = WINDOW + PAGE;
     let ranges = [
-        (0, RESET as u64, Class::Private),
+        (0, WINDOW as u64, Class::Private),
+        (WINDOW as u64, PAGE as u64, Class::Window),
+        (after as u64, (RESET - after) as u64, Class::Private),
         (BULK as u64, (BULK_PAGES * PAGE) as u64, Class::Private),
         (RESET_AT, PAGE as u64, Class::Private),
     ];

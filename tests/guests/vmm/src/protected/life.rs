@@ -3,7 +3,9 @@
 use super::guest::{BULK, BULK_PAGES, Command, FIRST};
 use super::launch::{self, Frames, Id, Visor};
 use super::look;
-use super::victim::{Kind, SLOT_BULK, SLOT_FIRST, SLOT_SECOND, SLOT_VERSIONED, Trouble, Victim};
+use super::victim::{
+    Kind, SAYS, SLOT_BULK, SLOT_FIRST, SLOT_SECOND, SLOT_VERSIONED, Trouble, Victim,
+};
 use crate::kvm::checked;
 use crate::memory::{Backing, Memory, PAGE};
 use crate::vm::{LOG_DIRTY, Vm};
@@ -35,6 +37,7 @@ pub(super) const STEPS: &[(&str, Step)] = &[
         let first = victim.command(Command::Cpuid)?;
         repeat(200, || same("EBX", victim.command(Command::Cpuid)?, first))
     }),
+    ("devices", |victim| repeat(40, || use_devices(victim))),
     ("storms", |victim| repeat(3, || storm(victim))),
     ("memory-slots", |victim| {
         repeat(4, || {
@@ -92,6 +95,14 @@ pub(super) const STEPS_ON_TWO: &[(&str, Step)] = &[
             if round % 3 == 0 { recheck(victim) } else { storm(victim) }
         })
     }),
+    ("migrated-devices", |victim| {
+        let mut round = 0;
+        repeat(40, || {
+            round += 1;
+            launch::move_to(round % 2)?;
+            use_devices(victim)
+        })
+    }),
     ("racing-reads", |victim| {
         storm(victim)?;
         racing(victim, |memory, _| {
@@ -112,12 +123,16 @@ pub(super) const STEPS_ON_TWO: &[(&str, Step)] = &[
 
 /// A VM of each kind, command by command; stops at the first that goes wrong.
 pub(super) fn first(kinds: &[Kind]) -> Result<(), String> {
-    const COMMANDS: [Command; 10] = [
+    const COMMANDS: [Command; 14] = [
         Command::Nothing,
         Command::Verify,
         Command::Cpuid,
         Command::Paravirtual,
         Command::Bump,
+        Command::Load,
+        Command::Store,
+        Command::Ins,
+        Command::Outs,
         Command::Touch,
         Command::Halt,
         Command::Spin,
@@ -183,6 +198,15 @@ fn repeat(times: u32, mut work: impl FnMut() -> Result<(), Trouble>) -> Result<D
 
 fn same(what: &str, found: u32, wanted: u32) -> Result<(), Trouble> {
     Ok(crate::tests::same(what, found, wanted)?)
+}
+
+/// Each kind of access once.
+fn use_devices(victim: &mut Victim) -> Result<(), Trouble> {
+    let wanted = u32::from_le_bytes([SAYS; 4]);
+    same("the device", victim.command(Command::Load)?, wanted)?;
+    let _ = victim.command(Command::Store)?;
+    same("the stream", victim.command(Command::Ins)?, wanted)?;
+    victim.command(Command::Outs).map(drop)
 }
 
 const PAGES: u32 = BULK_PAGES as u32;

@@ -1,8 +1,8 @@
 //! One VM with the [guest](super::guest), with a ticket or without.
 
 use super::guest::{
-    self, ARGUMENT_PORT, BULK, COMMAND_PORT, Command, FIRST, GADGET_PORT, LOST_PORT, PLANTED,
-    RESET, RESET_AT, RESULT_PORT, SECOND, SIZE, UNTOUCHED, VERSIONED,
+    self, ARGUMENT_PORT, BULK, COMMAND_PORT, Command, DEVICE, FIRST, GADGET_PORT, LOST_PORT,
+    PLANTED, RESET, RESET_AT, RESULT_PORT, SECOND, SIZE, STREAM_PORT, UNTOUCHED, VERSIONED, WINDOW,
 };
 use super::launch::{self, Id, Visor};
 use super::look::Secrets;
@@ -43,6 +43,8 @@ impl From<String> for Trouble {
 
 /// The vector of this program's interrupts.
 pub(super) const VECTOR: u32 = 0x41;
+/// Every byte that the guest gets of its device and its stream.
+pub(super) const SAYS: u8 = 0x33;
 /// Long enough for every command, in the emulated clock.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -56,15 +58,19 @@ pub(super) const SLOT_SECOND: Slot = slot(2, SECOND, 1);
 pub(super) const SLOT_VERSIONED: Slot = slot(3, VERSIONED, 1);
 pub(super) const SLOT_UNTOUCHED: Slot = slot(4, UNTOUCHED, 1);
 pub(super) const SLOT_BULK: Slot = slot(6, BULK, guest::BULK_PAGES);
-const SLOTS: [Slot; 8] = [
+pub(super) const SLOT_WINDOW: Slot = slot(8, WINDOW, 1);
+const AFTER: usize = WINDOW + PAGE;
+const SLOTS: [Slot; 10] = [
     slot(0, 0, FIRST / PAGE),
     SLOT_FIRST,
     SLOT_SECOND,
     SLOT_VERSIONED,
     SLOT_UNTOUCHED,
-    slot(5, PLANTED, (RESET - PLANTED) / PAGE),
+    slot(5, PLANTED, (WINDOW - PLANTED) / PAGE),
     SLOT_BULK,
     (7, RESET_AT, RESET..RESET + PAGE),
+    SLOT_WINDOW,
+    slot(9, AFTER, (RESET - AFTER) / PAGE),
 ];
 
 /// A VM under attack.
@@ -204,9 +210,11 @@ impl Victim {
                     self.vcpu.answer(&self.argument.to_le_bytes());
                 }
                 (Exit::Halt, None) => self.vcpu.interrupt(VECTOR)?,
-                // While a memory slot is away.
+                // By the device; else while a memory slot is away.
+                (Exit::Load(DEVICE, length), None) => self.vcpu.answer(&vec![SAYS; length]),
+                (Exit::In(STREAM_PORT, count), None) => self.vcpu.answer(&vec![SAYS; count]),
                 (Exit::Load(_, length), None) => self.vcpu.answer(&vec![0; length]),
-                (Exit::Store(..), None) => {}
+                (Exit::Store(..) | Exit::Out(STREAM_PORT, _), None) => {}
                 (other, _) => return Err(odd(&other)),
             }
         }

@@ -64,6 +64,12 @@ const GROUPS: &[Group] = &[
         names: &["swap-", "other-", "replay-", "move-", "alias-", "drop-", "fresh-", "lose-"],
     },
     Group {
+        title: "devices",
+        words: "Root puts memory where the VM has a device, watches its stores, and changes the page by \
+                which the visor tells of devices.",
+        names: &["memory-at-device", "see-", "window-"],
+    },
+    Group {
         title: "after the end",
         words: "The VM has ended. All memory of the machine, the visor's too, is searched for its \
                 secret from outside.",
@@ -354,7 +360,7 @@ mod tests {
 
     #[test]
     fn one_line_stands_for_the_same_at_several_places_only_if_all_ended_alike() {
-        assert!(all_good().to_string().contains("    get-msrs, at 5 places"));
+        assert!(all_good().to_string().contains("    get-msrs, at 9 places"));
         let change = |line: String| {
             if line.contains("-msrs-at-hlt ") { line.replace("=failed", "=hung") } else { line }
         };

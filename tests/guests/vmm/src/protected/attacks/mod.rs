@@ -1,5 +1,6 @@
 //! The attacks, each a line of a table: on a VM without a ticket it must succeed.
 
+mod devices;
 mod early;
 mod pages;
 mod read;
@@ -61,7 +62,8 @@ pub(super) fn run(kinds: &[Kind]) -> Result<(), String> {
             wrong += tell(&format!("{name}-at-{}", stop.0), kinds, &outcomes);
         }
     }
-    let tables = [read::ATTACKS, registers::ATTACKS, pages::ATTACKS, read::SEARCHES];
+    let tables =
+        [read::ATTACKS, registers::ATTACKS, devices::ATTACKS, pages::ATTACKS, read::SEARCHES];
     for (name, act) in tables.into_iter().flatten() {
         let outcomes = kinds.iter().map(|kind| outcome(started(*kind), *act));
         wrong += tell(name, kinds, &outcomes.collect::<Vec<_>>());

@@ -5,9 +5,12 @@ use crate::code;
 use crate::kvm::Blob;
 use crate::memory::PAGE;
 use crate::mode::Mode;
-use crate::protected::guest::{CODE, Command, GDT, IDT, SECRET, STACK, STUBS, TABLES, UNTOUCHED};
+use crate::protected::guest::{
+    CODE, Command, DEVICE, DEVICE_LINEAR, GDT, IDT, SECRET, STACK, STREAM_PORT, STUBS, TABLES,
+    UNTOUCHED,
+};
 use crate::protected::look::{self, Secrets};
-use crate::protected::victim::{SLOT_UNTOUCHED, Trouble, Victim, odd};
+use crate::protected::victim::{SAYS, SLOT_UNTOUCHED, Trouble, Victim, odd};
 use crate::tests::{Machine, alarm_in};
 use crate::vm::Exit;
 use std::time::Duration;
@@ -85,7 +88,46 @@ pub(super) const STOPS: &[(&str, Stop)] = &[
         // Even after the slot is back, this exit is the last one that there was.
         Ok(victim.map(&SLOT_UNTOUCHED, UNTOUCHED)?)
     }),
+    ("load", |victim| {
+        until_load(victim)?;
+        victim.vcpu.answer(&[SAYS; 4]);
+        Ok(())
+    }),
+    ("store", until_store),
+    ("ins", |victim| {
+        victim.order(Command::Ins);
+        match victim.next()? {
+            Exit::In(STREAM_PORT, count) => victim.vcpu.answer(&vec![SAYS; count]),
+            other => return Err(odd(&other)),
+        }
+        Ok(())
+    }),
+    ("outs", |victim| {
+        victim.order(Command::Outs);
+        match victim.next()? {
+            Exit::Out(STREAM_PORT, _) => Ok(()),
+            other => Err(odd(&other)),
+        }
+    }),
 ];
+
+/// To the load from the device, which is not answered yet.
+pub(super) fn until_load(victim: &mut Victim) -> Result<(), Trouble> {
+    victim.order(Command::Load);
+    match victim.next()? {
+        Exit::Load(DEVICE, 4) => Ok(()),
+        other => Err(odd(&other)),
+    }
+}
+
+/// To the store to the device.
+pub(super) fn until_store(victim: &mut Victim) -> Result<(), Trouble> {
+    victim.order(Command::Store);
+    match victim.next()? {
+        Exit::Store(at, bytes) if at == DEVICE + 5 && bytes == [0x5a] => Ok(()),
+        other => Err(odd(&other)),
+    }
+}
 
 /// Runs for a while, or to an access to memory that is not there.
 fn run_for(victim: &mut Victim, time: Duration) -> Result<(), Trouble> {
@@ -114,7 +156,10 @@ pub(super) const READERS: [(&str, Reader); 8] = [
     }),
     ("get-rip-rsp", |victim| {
         let regs = victim.vcpu.regs()?;
-        Ok((CODE..STUBS).contains(&regs.rip) || STACK.contains(&regs.rsp))
+        let is_linear = |register: u64| register & !0xfff == DEVICE_LINEAR & !0xfff;
+        let has_linear = [regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi].map(is_linear);
+        let has_place = (CODE..STUBS).contains(&regs.rip) || STACK.contains(&regs.rsp);
+        Ok(has_place || has_linear.contains(&true))
     }),
     ("get-tables", |victim| {
         let sregs = victim.vcpu.sregs()?;

@@ -82,7 +82,7 @@ fn refusable(victim: &Victim, done: Result<(), String>) -> Result<bool, Trouble>
     }
 }
 
-fn set_regs(victim: &mut Victim, change: fn(&mut Regs)) -> Result<bool, Trouble> {
+pub(super) fn set_regs(victim: &mut Victim, change: fn(&mut Regs)) -> Result<bool, Trouble> {
     let mut regs = victim.vcpu.regs()?;
     change(&mut regs);
     refusable(victim, victim.vcpu.set_regs(&regs))
@@ -99,7 +99,7 @@ fn set_msr(victim: &mut Victim, index: u32, value: u64) -> Result<bool, Trouble>
 }
 
 /// Exceptions at once, as KVM would carry them over from another machine.
-fn inject(victim: &mut Victim, vector: u8, has_code: u8) -> Result<bool, Trouble> {
+pub(super) fn inject(victim: &mut Victim, vector: u8, has_code: u8) -> Result<bool, Trouble> {
     let mut events: Blob<64> = victim.vcpu.handle.blob(0x9f)?;
     events[..3].copy_from_slice(&[1, vector, has_code]);
     refusable(victim, victim.vcpu.handle.give(gives::<Blob<64>>(0xa0), &events))

@@ -22,6 +22,8 @@ const NMIS: usize = 5;
 const MOVING: usize = 6;
 /// The line that interrupts come by.
 const LINE: u32 = 5;
+/// No case has as many accesses.
+const TOO_MANY: usize = 200;
 /// How many errors are told.
 const TOLD: usize = 40;
 
@@ -79,6 +81,8 @@ struct Model {
     differs: u32,
     /// Accesses in the mode so far, and cases that have any.
     accesses: usize,
+    /// Those before the case.
+    before: usize,
     visited: usize,
     wrong: usize,
 }
@@ -87,6 +91,7 @@ impl Model {
     fn begin(&mut self, world: usize, case: u32) {
         (self.mode, self.number, self.world) = (case as usize >> 16, case as usize & 0xffff, world);
         (self.given[world], self.got[world]) = (0, Vec::new());
+        self.before = self.accesses;
         self.content = cases::DEVICE.map(pattern).collect();
         self.reads = vec![0; guest::DEVICE_SIZE];
         self.writes = vec![0; guest::DEVICE_SIZE];
@@ -180,6 +185,9 @@ impl User<'_> {
             alarm_in(Duration::from_secs(10))?;
             let exit = self.vcpu.run();
             alarm_in(Duration::ZERO)?;
+            if self.model.accesses - self.model.before > TOO_MANY {
+                return Err(self.lost(&format!("again and again {exit:x?}")));
+            }
             match exit? {
                 Exit::Out(cases::PORT, bytes) => {
                     self.model.accesses += 1;
@@ -283,7 +291,7 @@ impl User<'_> {
             let (mode, count, accesses) = (MODES[model.mode], cases.len(), model.accesses);
             let kind = if self.kind == Kind::Plain { "unprotected" } else { "protected" };
             println!("vmm: DEVICES {kind} {mode}: {count} cases, {accesses} accesses");
-            model.accesses = 0;
+            (model.accesses, model.before) = (0, 0);
         }
     }
 }
