@@ -1,7 +1,7 @@
 //! Where everything lies in the VM's memory.
 //!
 //! ```text
-//! 0x90000          boot parameters, then the command line      (the stub copies both from the ROM)
+//! 0x90000          boot parameters, command line, EFI tables   (the stub copies them from the ROM)
 //! 0x9fc00          MP tables                                   (likewise)
 //! start            initial RAM disk, to the end of a page      (image.bin)
 //! kernel           kernel, which unpacks itself from there on  (image.bin)
@@ -17,6 +17,16 @@ pub(super) const PAGE_LEN: usize = 4096;
 const MIB: u64 = 1 << 20;
 /// What a VM's memory may be. Above 3 GiB, QEMU puts a part of it above 4 GiB.
 const MEMORY: std::ops::RangeInclusive<u64> = 16 * MIB..=3072 * MIB;
+
+/// Where the first MiB's memory ends for the kernel.
+const LOW_END: u32 = 0x9_f000;
+
+/// Kinds of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Ram,
+    Reserved,
+}
 
 /// The places that differ between VMs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +63,15 @@ impl Layout {
         // Memory is below 4 GiB.
         let short = |at| u32::try_from(at).map_err(|_| Fault::Memory(end));
         Ok(Self { kernel: short(start)?, initrd: short(initrd)?, window: short(window)? })
+    }
+
+    /// The kernel's memory map: starts, ends, kinds. What is in none is a device's, or nothing.
+    pub(super) const fn map(&self) -> [(u32, u32, Kind); 3] {
+        [
+            (0, LOW_END, Kind::Ram),
+            (LOW_END, 0xa_0000, Kind::Reserved),
+            (0x10_0000, self.window, Kind::Ram),
+        ]
     }
 
     /// Where the image begins: with the initial RAM disk, or the kernel if there is none.

@@ -5,6 +5,7 @@
 //! instruction, and every page of it is in the manifest.
 
 mod bytes;
+mod efi;
 mod kernel;
 mod layout;
 mod mp;
@@ -24,10 +25,11 @@ use crate::make::{self, Made};
 use kernel::Kernel;
 use layout::{Layout, PAGE};
 
-/// What a kernel must be told here. Each word keeps it from touching the page of the ROM that is also
-/// below 1 MiB, or from sharing its memory with the host: a search for ACPI tables and for those of a PCI
-/// BIOS, and the interfaces of KVM. The command line that was asked for comes behind.
-const WORDS: &str = "acpi=off pci=off nopv";
+/// What a kernel must be told here. Each word keeps it from looking for what is not there, in pages of the
+/// ROM that are also below 1 MiB (tables of ACPI and of a PCI BIOS), from calling what is not there
+/// (services of UEFI), or from sharing its memory with the host (interfaces of KVM). The
+/// command line that was asked for comes behind.
+const WORDS: &str = "acpi=off pci=off nopv efi=noruntime";
 
 /// A VM that is asked for.
 #[derive(Debug, clap::Args)]
@@ -38,7 +40,7 @@ pub(crate) struct Order {
     /// The initial RAM disk
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// The kernel's command line, after "acpi=off pci=off nopv"
+    /// The kernel's command line, after "acpi=off pci=off nopv efi=noruntime"
     #[arg(long, value_name = "WORDS", default_value = "console=ttyS0")]
     cmdline: String,
     /// The VM's memory, 16M to 3G in whole MiB
@@ -89,7 +91,13 @@ impl Image {
             return Err(Fault::CommandLine { bytes: line.len(), most });
         }
         let params = params::page(&kernel, &layout);
-        let rom = rom::rom(&params, line.as_bytes(), &mp::tables(), layout.kernel);
+        let low = rom::Low {
+            params: &params,
+            line: line.as_bytes(),
+            efi: &efi::tables(&layout),
+            mp: &mp::tables(),
+        };
+        let rom = rom::rom(&low, layout.kernel);
         let mut content = initrd.to_vec();
         content.resize(content.len().next_multiple_of(layout::PAGE_LEN), 0);
         content.extend(kernel.code);

@@ -4,10 +4,11 @@
 
 use super::bytes::put;
 use super::kernel::{HEADER, Kernel};
-use super::layout::{Layout, PAGE_LEN};
-use super::{mp, rom};
+use super::layout::{Kind, Layout, PAGE_LEN};
+use super::{efi, rom};
 
 const ACPI_RSDP: usize = 0x070;
+const EFI_INFO: usize = 0x1c0;
 const E820_COUNT: usize = 0x1e8;
 const LOADER_TYPE: usize = 0x210;
 const CODE32_START: usize = 0x214;
@@ -40,10 +41,13 @@ pub(super) fn page(kernel: &Kernel<'_>, layout: &Layout) -> [u8; PAGE_LEN] {
     ] {
         put(&mut page, at, &value.to_le_bytes());
     }
-    let map =
-        [(0, mp::PLACE, RAM), (mp::PLACE, 0xa_0000, RESERVED), (0x10_0000, layout.window, RAM)];
+    put(&mut page, EFI_INFO, &efi::info(layout));
     let mut count = 0;
-    for (at, (start, end, kind)) in (E820_TABLE..).step_by(E820_ENTRY).zip(map) {
+    for (at, (start, end, kind)) in (E820_TABLE..).step_by(E820_ENTRY).zip(layout.map()) {
+        let kind = match kind {
+            Kind::Ram => RAM,
+            Kind::Reserved => RESERVED,
+        };
         put(&mut page, at, &u64::from(start).to_le_bytes());
         put(&mut page, at + 8, &u64::from(end - start).to_le_bytes());
         put(&mut page, at + 16, &kind.to_le_bytes());

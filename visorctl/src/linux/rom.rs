@@ -12,16 +12,20 @@ pub(super) const BASE: u32 = 0xffff_0000;
 pub(super) const LENGTH: u64 = 1 << 16;
 const LENGTH_LEN: usize = 1 << 16;
 
-/// Where the boot parameters and the command line are copied to. The kernel's decompressor borrows two
-/// pages right below 0x9f000.
+/// Where the boot parameters, the command line and the EFI tables are copied to, a page each. The kernel's
+/// decompressor borrows two pages right below 0x9f000.
 pub(super) const PARAMS: u32 = 0x9_0000;
 pub(super) const LINE: u32 = 0x9_1000;
+pub(super) const EFI: u32 = 0x9_2000;
+const PAGES_LEN: usize = 3 * PAGE_LEN;
 /// Bytes for the command line and the zero behind it.
 pub(super) const LINE_ROOM: usize = PAGE_LEN;
 
 /// Offsets in the ROM: what is copied, and the code, all in the last page.
 const PARAMS_AT: u16 = 0;
-const MP_AT: u16 = 0x2000;
+const LINE_AT: u16 = 0x1000;
+const EFI_AT: u16 = 0x2000;
+const MP_AT: u16 = 0x3000;
 const TABLE_AT: u16 = 0xff00;
 const POINTER_AT: u16 = 0xff20;
 const PROTECTED_AT: u16 = 0xff40;
@@ -35,21 +39,33 @@ const DATA: u8 = 0x18;
 /// Flat segments, marked as accessed: a processor has nothing to store in the table.
 const TABLE: [u64; 4] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
+/// What the ROM copies to low memory.
+pub(super) struct Low<'a> {
+    pub(super) params: &'a [u8; PAGE_LEN],
+    /// Shorter than [`LINE_ROOM`].
+    pub(super) line: &'a [u8],
+    /// A page at most.
+    pub(super) efi: &'a [u8],
+    /// [`mp::LENGTH`] at most.
+    pub(super) mp: &'a [u8],
+}
+
 /// The ROM for a kernel with its 32-bit entry at `entry`.
-pub(super) fn rom(params: &[u8; PAGE_LEN], line: &[u8], tables: &[u8], entry: u32) -> Vec<u8> {
+pub(super) fn rom(low: &Low<'_>, entry: u32) -> Vec<u8> {
     let mut rom = vec![0; LENGTH_LEN];
     let table: Vec<u8> = TABLE.into_iter().flat_map(u64::to_le_bytes).collect();
     for (at, content) in [
-        (PARAMS_AT.into(), params.as_slice()),
-        (usize::from(PARAMS_AT) + PAGE_LEN, line),
-        (MP_AT.into(), tables),
-        (TABLE_AT.into(), &table),
-        (POINTER_AT.into(), &pointer()),
-        (PROTECTED_AT.into(), &protected(entry)),
-        (REAL_AT.into(), &real()),
-        (RESET_AT.into(), &reset()),
+        (PARAMS_AT, low.params.as_slice()),
+        (LINE_AT, low.line),
+        (EFI_AT, low.efi),
+        (MP_AT, low.mp),
+        (TABLE_AT, &table),
+        (POINTER_AT, &pointer()),
+        (PROTECTED_AT, &protected(entry)),
+        (REAL_AT, &real()),
+        (RESET_AT, &reset()),
     ] {
-        put(&mut rom, at, content);
+        put(&mut rom, at.into(), content);
     }
     rom
 }
@@ -94,9 +110,7 @@ fn protected(entry: u32) -> Vec<u8> {
     let mut code = vec![0xb8, DATA, 0, 0, 0];
     // mov ds, eax; es; ss; fs; gs
     code.extend([0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0, 0x8e, 0xe0, 0x8e, 0xe8]);
-    for (from, to, bytes) in
-        [(PARAMS_AT, PARAMS, PAGE_LEN + LINE_ROOM), (MP_AT, mp::PLACE, mp::LENGTH)]
-    {
+    for (from, to, bytes) in [(PARAMS_AT, PARAMS, PAGES_LEN), (MP_AT, mp::PLACE, mp::LENGTH)] {
         let count = u32::try_from(bytes / 4).unwrap_or_default();
         // mov esi, FROM; mov edi, TO; mov ecx, COUNT; rep movsd
         for (opcode, value) in [(0xbe, address(from)), (0xbf, to), (0xb9, count)] {

@@ -11,7 +11,7 @@ use ticket::{Class, State};
 use super::bytes::{array, put};
 use super::kernel::Kernel;
 use super::layout::{Layout, memory};
-use super::{Fault, Image, mp, params, rom};
+use super::{Fault, Image, WORDS, efi, mp, params, rom};
 use crate::fake::Fake;
 use crate::tests::{Folder, json, text};
 
@@ -160,9 +160,9 @@ fn the_boot_parameters_have_the_header_the_places_and_the_memory_map() {
             (long(0), long(8), word(entry, 16))
         })
         .collect();
-    let low = [(0, 0x9_fc00, 1), (0x9_fc00, 0x400, 2)];
+    let low = [(0, 0x9_f000, 1), (0x9_f000, 0x1000, 2)];
     assert_eq!(map, [low[0], low[1], (0x10_0000, 0xfff_f000 - 0x10_0000, 1)]);
-    let used = [0x70..0x74, 0x1e8..0x1e9, 0x1f1..0x26c, 0x2d0..0x2d0 + 60];
+    let used = [0x70..0x74, 0x1c0..0x1d8, 0x1e8..0x1e9, 0x1f1..0x26c, 0x2d0..0x2d0 + 60];
     let unused = (0..4096).filter(|at| !used.iter().any(|used| used.contains(at)));
     assert!(unused.into_iter().all(|at| page[at] == 0), "the kernel takes zero for \"unknown\"");
 }
@@ -210,6 +210,39 @@ fn the_mp_tables_tell_of_one_processor_and_all_lines_of_the_isa_bus() {
     assert_eq!(entries[3..], lines);
 }
 
+/// Reads the tables as a kernel does that finds them by its boot parameters.
+#[test]
+fn the_efi_tables_tell_of_the_memory_and_of_nothing_else() {
+    let file = bzimage(8);
+    let layout = Layout { kernel: 0x140_0000, initrd: 5000, window: 0xfff_f000 };
+    let page = params::page(&Kernel::parse(&file).unwrap(), &layout);
+    let tables = efi::tables(&layout);
+    let long = |at| array(&tables, at).map(u64::from_le_bytes).unwrap();
+    let place = |address: u64| usize::try_from(address - 0x9_2000).unwrap();
+    assert_eq!((&page[0x1c0..0x1c4], word(&page, 0x1c4)), (&b"EL64"[..], 0x9_2000));
+    assert_eq!(
+        (&tables[..8], word(&tables, 8) >> 16, word(&tables, 12)),
+        (&b"IBI SYST"[..], 2, 120)
+    );
+    let [runtime, boot, count, configuration] = [88, 96, 104, 112].map(long);
+    assert_eq!((runtime, boot, count), (0, 0, 1));
+    assert_eq!(tables[place(configuration)..][..24], [0; 24], "a table of no kind");
+    assert_eq!(tables[place(long(24))..][..12], *b"v\0i\0s\0o\0r\0\0\0");
+    let [size, version, map, bytes] = [0x1c8, 0x1cc, 0x1d0, 0x1d4].map(|at| word(&page, at));
+    assert_eq!((size, version, bytes), (40, 1, 120));
+    let map = place(map.into());
+    let fields: Vec<u64> = (map..tables.len()).step_by(8).map(long).collect();
+    let low = [7, 0, 0, 0x9f, 8, 0, 0x9_f000, 0, 1, 0];
+    assert_eq!(fields, [low.as_slice(), &[7, 0x10_0000, 0, 0xfeff, 8]].concat());
+    assert!(tables.len() <= 4096);
+}
+
+/// The ROM of parts that can be told apart.
+fn some_rom(entry: u32) -> Vec<u8> {
+    let low = rom::Low { params: &[7; 4096], line: b"words", efi: &[8; 700], mp: &[9; 300] };
+    rom::rom(&low, entry)
+}
+
 /// The instructions at `address` up to a jump, as text.
 fn listing(rom: &[u8], address: u64, bits: u32) -> Vec<String> {
     let at = usize::try_from(address & 0xffff).unwrap();
@@ -229,7 +262,7 @@ fn listing(rom: &[u8], address: u64, bits: u32) -> Vec<String> {
 
 #[test]
 fn the_rom_goes_from_the_reset_vector_to_the_kernel() {
-    let rom = rom::rom(&[7; 4096], b"words", &[9; 300], 0x123_4567);
+    let rom = some_rom(0x123_4567);
     assert_eq!(listing(&rom, 0xfff0, 16), ["jmp 0FFD0h"]);
     let real = ["cli", "cld", "o32 lgdt [cs:0FF20h]", "mov eax,11h", "mov cr0,eax"];
     let entered = listing(&rom, 0xffd0, 16);
@@ -244,9 +277,9 @@ fn the_rom_goes_from_the_reset_vector_to_the_kernel() {
         "mov gs,eax",
         "mov esi,0FFFF0000h",
         "mov edi,90000h",
-        "mov ecx,800h",
+        "mov ecx,0C00h",
         "rep movsd",
-        "mov esi,0FFFF2000h",
+        "mov esi,0FFFF3000h",
         "mov edi,9FC00h",
         "mov ecx,100h",
         "rep movsd",
@@ -262,10 +295,11 @@ fn the_rom_goes_from_the_reset_vector_to_the_kernel() {
 
 #[test]
 fn the_rom_holds_what_it_copies_and_flat_segments() {
-    let rom = rom::rom(&[7; 4096], b"words", &[9; 300], 0);
+    let rom = some_rom(0);
     assert_eq!(rom.len(), 1 << 16);
     assert_eq!((&rom[..4096], &rom[4096..4102]), (&[7; 4096][..], &b"words\0"[..]));
-    assert_eq!((&rom[0x2000..0x2000 + 300], rom[0x2000 + 300]), (&[9; 300][..], 0));
+    assert_eq!((&rom[0x2000..0x22bc], rom[0x22bc]), (&[8; 700][..], 0));
+    assert_eq!((&rom[0x3000..0x312c], rom[0x312c]), (&[9; 300][..], 0));
     assert_eq!((&rom[0xff20..0xff22], word(&rom, 0xff22)), (&[31, 0][..], 0xffff_ff00));
     let descriptors = [0xff10, 0xff18].map(|at| array(&rom, at).map(u64::from_le_bytes).unwrap());
     assert_eq!(descriptors, [0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
@@ -301,7 +335,7 @@ fn the_ticket_has_every_page_of_the_image_and_the_rom() {
     let (image, rom) = (read("image.bin"), read("stub.rom"));
     assert_eq!((image.len(), rom.len()), (2 * 4096 + 20 * 512, 1 << 16));
     assert_eq!((image[4999], image[5000], image[8191], image[8192]), (0xab, 0, 0, 0xcc));
-    assert!(rom[0x1000..].starts_with(b"acpi=off pci=off nopv quiet\0"));
+    assert!(rom[0x1000..].starts_with(b"acpi=off pci=off nopv efi=noruntime quiet\0"));
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();
     let secret = ticket.secret;
@@ -345,7 +379,7 @@ fn the_same_vm_is_made_twice_but_for_what_is_random() {
 #[test]
 fn what_makes_no_vm_leaves_nothing_and_is_told_in_one_line() {
     let folder = Folder::new("linux-faults");
-    let long = "x".repeat(2048 - 22);
+    let long = "x".repeat(2047 - WORDS.len());
     let cases = [
         (["--memory", "36M"], "the kernel needs memory up to 0x2400000"),
         (["--cmdline", &long], "the command line has 2048 bytes, of at most 2047"),
