@@ -47,11 +47,38 @@ pub(super) fn boot(
         machine.runner != Runner::QemuKvm || kvm_nests(),
         "no nested VMX here: it takes /dev/kvm, vmx in /proc/cpuinfo and kvm_intel.nested=Y"
     );
-    let mut command = process::bound_to_this("qemu-system-x86_64".as_ref());
-    let _ = command.args(hardware(machine)).current_dir(dir);
+    let mut command = qemu(dir);
+    let _ = command.args(hardware(machine));
     load(&mut command, machine.loader, payload, dir)?;
-    let (serial, log) = (dir.join("serial.log"), dir.join("qemu.out"));
     let limit = Duration::from_secs(machine.seconds).saturating_mul(machine.cpus);
+    follow(&mut command, dir, limit, watch)
+}
+
+/// Runs QEMU with nothing but `arguments`, in the folder `dir` that has the files they name. They send the
+/// serial line to the file `serial.log`. `limit` is of the processor's time.
+pub(crate) fn described(
+    arguments: &[&str],
+    dir: &Path,
+    limit: Duration,
+    watch: &mut dyn Watch,
+) -> Result<Outcome> {
+    follow(qemu(dir).args(arguments), dir, limit, watch)
+}
+
+fn qemu(dir: &Path) -> Command {
+    let mut command = process::bound_to_this("qemu-system-x86_64".as_ref());
+    let _ = command.current_dir(dir);
+    command
+}
+
+/// Runs `command` in `dir` to its end, or to the `limit` of its processor time.
+fn follow(
+    command: &mut Command,
+    dir: &Path,
+    limit: Duration,
+    watch: &mut dyn Watch,
+) -> Result<Outcome> {
+    let (serial, log) = (dir.join("serial.log"), dir.join("qemu.out"));
     // QEMU's clock is the real one unless it counts instructions, which several CPUs cannot do.
     // Its processor time stands in for it: that does not depend on what else the machine does.
     let patience = Patience {
@@ -59,7 +86,7 @@ pub(super) fn boot(
         wall: limit.saturating_add(Duration::from_secs(20)).saturating_mul(10),
     };
     let channels = Channels { input: GREETING, log: &log, serial: &serial };
-    let (finish, cpu) = process::follow(&mut command, channels, patience, watch)?;
+    let (finish, cpu) = process::follow(command, channels, patience, watch)?;
     let end = match finish {
         Finish::Stopped => End::Stopped,
         Finish::Cpu => End::Deadline,

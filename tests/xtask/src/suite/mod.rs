@@ -10,6 +10,7 @@ mod probes;
 pub(crate) mod protected;
 mod same;
 mod schedule;
+mod tickets;
 
 use std::fmt;
 use std::fs;
@@ -79,6 +80,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(kvm::tests());
     tests.extend(guests::tests());
     tests.extend(protected::tests());
+    tests.extend(tickets::tests());
     tests.extend(conformance::tests());
     tests
 }
@@ -208,9 +210,14 @@ impl<'a> Rig<'a> {
             return Err(Skipped("no nested VMX here".to_owned()).into());
         }
         let outcome = machine::boot(machine, payload, &self.dir.join(label), watch)?;
+        self.count(&outcome);
+        Ok(outcome)
+    }
+
+    /// Adds what a run took.
+    fn count(&self, outcome: &Outcome) {
         let spent = u64::try_from(outcome.cpu.as_millis()).unwrap_or(u64::MAX);
         let _ = self.spent_ms.fetch_add(spent, Ordering::Relaxed);
-        Ok(outcome)
     }
 
     /// The processor time of all runs so far.

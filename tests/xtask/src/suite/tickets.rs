@@ -1,0 +1,87 @@
+//! `tickets/…`: what `visorctl` makes of kernels boots, without any visor under it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{FORBIDDEN, Rig, Script, Test, Then};
+use crate::machine::{self, End};
+use crate::{build, paths, tool};
+
+/// Processor time for a kernel that unpacks itself by QEMU's software.
+const LIMIT: Duration = Duration::from_secs(150);
+/// An offset in the ROM where nothing lies. It is once more at 0xf8000.
+const BAIT_AT: usize = 0x8000;
+/// A description of a machine (SMBIOS 2.8, section 5.2.1): the entry point, and at 0xf8020 a table that ends.
+const BAIT: &[u8; 38] = b"_SM_\x79\x1f\x02\x08\0\0\0\0\0\0\0\0\
+                          _DMI_\xb2\x06\0\x20\x80\x0f\0\x01\0\0\0\
+                          \x7f\x04\0\0\0\0";
+
+/// The tests of this file.
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        Test::new("tickets/linux-image-boots", 4, |rig| boots(rig, &rig.kit.small()?)),
+        Test::new("tickets/stock-linux-image-boots", 40, |rig| boots(rig, &rig.kit.stock()?))
+            .on_demand(),
+    ]
+}
+
+/// A VM of `kernel` gets to userspace on the machine that `visorctl` describes, but by software, and does
+/// not touch the ROM where it is once more.
+fn boots(rig: &Rig<'_>, kernel: &Path) -> Result<()> {
+    let dir = rig.dir.join("vm");
+    paths::emptied(&dir)?;
+    make(rig, kernel, &dir)?;
+    lay_bait(&dir.join("stub.rom"))?;
+    let text = fs::read_to_string(dir.join("qemu.args")).context("no arguments for QEMU")?;
+    let arguments: Vec<&str> = text.lines().map(by_software).collect();
+    ensure!(arguments.contains(&"tcg"), "the arguments name no accelerator");
+    let words = "acpi=off pci=off nopv efi=noruntime console=ttyS0 init.do=";
+    let expected = [
+        &format!("*Command line: {words}"),
+        "*found SMP MP-table at *",
+        "*init: userspace reached*",
+        "*init: done",
+    ]
+    .map(str::to_owned);
+    let forbidden: Vec<String> =
+        FORBIDDEN.iter().chain(&["*SMBIOS*present*"]).map(|line| (*line).to_owned()).collect();
+    let mut script = Script::new(&expected, &forbidden, Then::Stop);
+    let outcome = machine::described(&arguments, &dir, LIMIT, &mut script)?;
+    rig.count(&outcome);
+    if let Err(wrong) = script.verdict() {
+        bail!("{wrong} (the run ended: {})", outcome.end);
+    }
+    ensure!(outcome.end == End::Stopped, "the run ended: {}", outcome.end);
+    Ok(())
+}
+
+/// Has `visorctl` make a VM in `dir`.
+fn make(rig: &Rig<'_>, kernel: &Path, dir: &Path) -> Result<()> {
+    let mut command = Command::new(build::visorctl()?);
+    let _ = command.args(["ticket", "linux", "--cmdline", "console=ttyS0 init.do="]);
+    let _ = command.arg("--kernel").arg(kernel).arg("--initrd").arg(rig.kit.guests()?.initrd);
+    tool::run(command.arg("--output-dir").arg(dir))
+}
+
+/// The argument for a machine without KVM, with its serial line in a file.
+fn by_software(argument: &str) -> &str {
+    match argument {
+        "kvm" => "tcg",
+        "host" => "max",
+        "stdio" => "file:serial.log",
+        other => other,
+    }
+}
+
+/// Puts a description of a machine into the ROM, which a kernel tells of if it looks there.
+fn lay_bait(rom: &Path) -> Result<()> {
+    let mut content = fs::read(rom).context("there is no ROM")?;
+    let place = content.get_mut(BAIT_AT..BAIT_AT + BAIT.len()).context("the ROM is too short")?;
+    ensure!(place.iter().all(|byte| *byte == 0), "there is something at {BAIT_AT:#x} of the ROM");
+    place.copy_from_slice(BAIT);
+    fs::write(rom, content).context("cannot write the ROM")
+}
