@@ -57,7 +57,7 @@ impl Layout {
         if end > window {
             return Err(Fault::Memory(end));
         }
-        if initrd != 0 && start > kernel.initrd_last {
+        if initrd != 0 && start > kernel.initrd_last + 1 {
             return Err(no_room);
         }
         // Memory is below 4 GiB.

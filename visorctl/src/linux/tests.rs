@@ -142,6 +142,15 @@ proptest! {
 }
 
 #[test]
+fn an_initial_ram_disk_may_lie_up_to_the_last_byte_that_the_kernel_takes() {
+    for (last, expected) in [(0xff_ffff_u32, Ok(0x100_0000)), (0xff_fffe, Err(Fault::Initrd(9)))] {
+        let file = changed(0x22c, &last.to_le_bytes());
+        let layout = Layout::new(&Kernel::parse(&file).unwrap(), 9, 64 * MIB);
+        assert_eq!(layout.map(|layout| layout.kernel), expected);
+    }
+}
+
+#[test]
 fn the_boot_parameters_have_the_header_the_places_and_the_memory_map() {
     let file = bzimage(8);
     let kernel = Kernel::parse(&file).unwrap();
