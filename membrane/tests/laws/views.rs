@@ -137,13 +137,28 @@ fn when_all_views_are_in_use_the_one_given_out_longest_ago_is_taken_back() {
         assert_eq!(view_of(&world, base), Some(View(round % 3)));
         world.check();
     }
-    // One that is not in use any more is nobody's loss.
-    let flushes = world.board.flushes;
-    world.guest_write(0, pages[3]).unwrap();
-    let _ = world.host_read(bases[3]);
-    assert_eq!(world.board.flushes, flushes + 2);
     for number in &pages[1..] {
         world.guest_read(0, *number).unwrap();
+    }
+    world.finish();
+}
+
+#[test]
+fn a_page_keeps_its_view_when_one_that_it_had_before_is_given_out_again() {
+    let mut world = written();
+    let _ = world.host_read(F);
+    world.guest_write(0, P).unwrap();
+    let _ = world.host_read(F);
+    assert_eq!(view_of(&world, F), Some(View(1)));
+    let others = [(PRIVATE[3], 42 * PAGE), (PRIVATE[4], 43 * PAGE)];
+    for (view, (number, base)) in [2, 0].into_iter().zip(others) {
+        map(&mut world, number, base | LEAF);
+        world.guest_write(0, number).unwrap();
+        let flushes = world.board.flushes;
+        let _ = world.host_read(base);
+        assert_eq!((view_of(&world, base), world.board.flushes), (Some(View(view)), flushes + 1));
+        assert_eq!(view_of(&world, F), Some(View(1)));
+        world.check();
     }
     world.finish();
 }
