@@ -4,6 +4,8 @@ use ept::addr::PAGE;
 use ept::frames::{State, View};
 use ept::shadow::Access;
 use membrane::vm::{Cause, Filled};
+use proptest::collection::vec;
+use proptest::prelude::*;
 use ticket::audit::Kind;
 
 use crate::board::{Page, VIEWS};
@@ -33,6 +35,10 @@ fn view_of(world: &World, base: u64) -> Option<View> {
         Some(State::Private { view, .. }) => view,
         other => panic!("{base:#x} is {other:?}"),
     }
+}
+
+fn is_private(world: &World, base: u64) -> bool {
+    matches!(world.table.state(frame(base)), Some(State::Private { .. }))
 }
 
 fn is_forged(world: &mut World, content: &Page) {
@@ -242,4 +248,47 @@ fn of_a_stopped_vm_the_host_sees_zeros_or_what_it_saw_before() {
     let _ = world.destroy(0);
     assert!(world.host_read(G) == [0; 4096]);
     world.finish();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// More pages than views.
+    #[test]
+    fn whatever_a_host_reads_and_writes_where_pages_are_their_vm_finds_what_it_stored(
+        steps in vec((0..4_usize, 0..6_u8), 1..60),
+    ) {
+        let mut world = World::running();
+        let base = |at: usize| (DATA.0 + u64::try_from(at).unwrap()) * PAGE;
+        let mut seen: [Option<Page>; 4] = [None; 4];
+        for (at, step) in steps {
+            let number = PRIVATE[2 + at];
+            let away = world.entry(tables(0).pt, number) == 0;
+            match step {
+                0 | 1 if away => map(&mut world, number, base(at) | LEAF),
+                0 => world.guest_read(0, number).unwrap(),
+                1 => {
+                    world.guest_write(0, number).unwrap();
+                    seen[at] = None;
+                }
+                2 | 3 if is_private(&world, base(at)) => {
+                    let page = world.host_read(base(at));
+                    // What it wrote itself it has until the view goes.
+                    if page != JUNK {
+                        prop_assert!(seen[at].is_none_or(|before| before == page));
+                        seen[at] = Some(page);
+                    }
+                }
+                4 if is_private(&world, base(at)) => world.host_write(base(at), &JUNK),
+                5 if !away => {
+                    map(&mut world, number, 0);
+                    let left = world.host_read(base(at));
+                    prop_assert!(seen[at].is_none_or(|before| before == left));
+                }
+                _ => {}
+            }
+            world.check();
+        }
+        world.finish();
+    }
 }
