@@ -46,6 +46,8 @@ pub enum Trouble {
     Segment(Base),
     /// No operand is a device's or a port: the guest can execute the instruction by itself.
     Ordinary,
+    /// A repeated instruction has no turn left to do.
+    Nothing,
     /// The memory of ins or outs is a device's.
     Unsupported,
 }
@@ -104,7 +106,7 @@ impl Plan {
     ) -> Result<Self, Trouble> {
         let Instruction { action, store, extend, source, target } = *instruction;
         if store.series.is_some_and(|series| series.left(registers) == 0) {
-            return Err(Trouble::Ordinary);
+            return Err(Trouble::Nothing);
         }
         let bytes = store.size.bytes();
         let has_port = matches!(action, Action::In | Action::Out);

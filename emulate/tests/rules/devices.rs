@@ -273,7 +273,7 @@ fn execute(
     let count = registers.general[1] & mask(width(found));
     let nothing = found.has_rep_prefix() && count == 0;
     let troubles = written.iter().chain(read).filter_map(|at| at.err()).map(Trouble::Segment);
-    let troubles: Vec<Trouble> = if nothing { vec![Trouble::Ordinary] } else { troubles.collect() };
+    let troubles: Vec<Trouble> = if nothing { vec![Trouble::Nothing] } else { troubles.collect() };
     let Ok(mut plan) = plan else {
         assert!(troubles.contains(&plan.unwrap_err()), "{name:?} is not {troubles:?}");
         return;

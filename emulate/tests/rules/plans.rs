@@ -105,7 +105,7 @@ fn what_touches_no_device_is_no_plan() {
 fn a_repetition_that_is_over_is_no_plan() {
     let (context, memory) = pages(&[(0x100, 3)]);
     let counted = |count| plan(&[0xf3, 0xab], (&context, &memory), &registers(&[(RCX, count)]));
-    assert_eq!(counted(0), Err(Trouble::Ordinary));
+    assert_eq!(counted(0), Err(Trouble::Nothing));
     assert!(counted(1).is_ok());
 }
 

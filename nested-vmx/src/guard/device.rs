@@ -184,6 +184,8 @@ impl Processor<'_, '_> {
             Trouble::Segment(_) => Verdict::Raise(FAULT),
             // Code or tables have changed meanwhile.
             Trouble::Ordinary => Verdict::Stay,
+            // Processors may exit before they look at the count.
+            Trouble::Nothing => Verdict::Step,
             Trouble::Unsupported => Verdict::Stop(Cause::Instruction),
         })
     }
@@ -239,6 +241,8 @@ impl Guarded<'_> {
         let processor = Processor { file: &mut self.secrets.gprs, vcpu: &mut self.effective };
         let mut plan = match processor.plan(space) {
             Ok(plan) => plan,
+            // Only I/O instructions exit with their length.
+            Err(Verdict::Step) if window.is_some() => return Verdict::Stay,
             Err(verdict) => return verdict,
         };
         let step = plan.next(None, &processor);

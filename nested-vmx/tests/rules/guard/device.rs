@@ -389,6 +389,15 @@ fn elements_of_ins_and_outs_are_shown_as_in_and_out() {
 }
 
 #[test]
+fn ins_and_outs_without_a_turn_left_are_over() {
+    let registers = [(RCX, 0), (RDX, 0x1f0), (RDI, RAM), (RSI, RAM)];
+    for (code, qualification) in [(0x6c, 0x01f0_0038), (0x6e, 0x01f0_0030)] {
+        let mut world = World::new(Code::Long, &[0xf3, code]).with(&registers);
+        assert_eq!(world.port(qualification), Verdict::Step);
+    }
+}
+
+#[test]
 fn the_memory_of_ins_is_there_before_the_port_is_read() {
     let registers = [(RCX, 2), (RDX, 0x1f0), (RDI, RAM)];
     let mut world = World::new(Code::Long, &[0xf3, 0x6c]).with(&registers);
