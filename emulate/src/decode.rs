@@ -4,21 +4,12 @@
 //! accessed. Any other is `None`, and so is any form of these that no compiler makes.
 
 use crate::access::LONGEST;
-use crate::instruction::{Action, Instruction};
-use crate::operand::{Base, Place};
+use crate::instruction::Action;
+use crate::operand::Base;
 use crate::store::{Operation, RAX, Register, Series, Size, Store};
 
 const REX_W: u8 = 8;
 const REX_R: u8 = 4;
-const REX_X: u8 = 2;
-const REX_B: u8 = 1;
-
-// Numbers of registers.
-const BX: u8 = 3;
-const SP: u8 = 4;
-const BP: u8 = 5;
-const SI: u8 = 6;
-const DI: u8 = 7;
 
 /// The kind of code that is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,69 +27,82 @@ pub enum Mode {
 /// store went.
 #[must_use]
 pub fn decode(bytes: &[u8], mode: Mode) -> Option<Store> {
-    let found = parse(bytes, mode, 0)?;
-    matches!(found.action, Action::Store | Action::Change).then_some(found.store)
+    let (action, store) = Decoder::new(bytes, mode).parse()?;
+    matches!(action, Action::Store | Action::Change).then_some(store)
 }
 
-/// The instruction at the start of `bytes`, which lies at `rip`.
-pub(crate) fn parse(bytes: &[u8], mode: Mode, rip: u64) -> Option<Instruction> {
-    let bytes = bytes.get(..LONGEST).unwrap_or(bytes);
-    let mut decoder = Decoder::new(bytes, mode);
-    let opcode = decoder.opcode()?;
-    let (size, to) = decoder.sizes(opcode);
-    let (reg, register) = decoder.operands(opcode, to)?;
-    let immediate = decoder.immediate(opcode, reg, size)?;
-    let (action, operation) = decoder.form(opcode, reg)?;
-    let is_string = is_string(opcode);
-    if decoder.lock && action != Action::Change || decoder.repeat && !is_string {
-        return None;
-    }
-    let length = u64::try_from(bytes.len() - decoder.rest.len()).ok()?;
-    let mut source = decoder.place;
-    if decoder.relative {
-        source.displacement = source.displacement.wrapping_add(rip).wrapping_add(length);
-    }
-    let reads = !matches!(action, Action::Store | Action::In);
-    let writes = matches!(action, Action::Store | Action::Change | Action::Move | Action::In);
-    let (mut target, mut series) = (source, None);
-    if is_string {
-        (target.base, target.segment) = (Some(DI), Base::Es);
-        let (address_size, counted) = (source.width, decoder.repeat);
-        series = Some(Series { address_size, counted, moves: (reads, writes) });
-    }
-    // xchg and xadd
-    let exchange = matches!(opcode, 0x86 | 0x87 | 0x0fc0 | 0x0fc1);
-    let signed = matches!(opcode, 0x63 | 0x0fbe | 0x0fbf);
-    let store = Store { length, size, operation, series, register, immediate, exchange };
-    let (source, target) = (reads.then_some(source), writes.then_some(target));
-    Some(Instruction { action, store, extend: (to, signed), source, target })
-}
-
-struct Decoder<'a> {
+/// What was read of an instruction.
+pub(crate) struct Decoder<'a> {
     rest: &'a [u8],
+    pub(crate) mode: Mode,
     lock: bool,
     repeat: bool,
     /// Whether a prefix asks for the other size of operands.
     other: bool,
-    segment: Option<Base>,
+    /// Size of addresses.
+    pub(crate) width: Size,
+    pub(crate) segment: Option<Base>,
     /// 0 if there is none: a REX prefix is never 0.
     rex: u8,
-    place: Place,
-    /// Whether the place is relative to the next instruction's.
-    relative: bool,
+    pub(crate) opcode: u16,
+    pub(crate) modrm: u8,
+    pub(crate) sib: u8,
+    pub(crate) displacement: u64,
 }
 
 impl<'a> Decoder<'a> {
-    const fn new(rest: &'a [u8], mode: Mode) -> Self {
+    pub(crate) fn new(bytes: &'a [u8], mode: Mode) -> Self {
+        let rest = bytes.get(..LONGEST).unwrap_or(bytes);
         let width = match mode {
             Mode::Bits16 => Size::TWO,
             Mode::Bits32 => Size::FOUR,
             Mode::Bits64 => Size::EIGHT,
         };
-        let (segment, base, index) = (Base::Ds, None, None);
-        let place = Place { segment, base, index, scale: 0, displacement: 0, width, mode };
-        let (lock, repeat, other, segment, rex, relative) = (false, false, false, None, 0, false);
-        Self { rest, lock, repeat, other, segment, rex, place, relative }
+        Self {
+            rest,
+            mode,
+            lock: false,
+            repeat: false,
+            other: false,
+            width,
+            segment: None,
+            rex: 0,
+            opcode: 0,
+            modrm: 0,
+            sib: 0,
+            displacement: 0,
+        }
+    }
+
+    /// Reads the whole instruction.
+    // Of what `decode` does not need nothing is left.
+    #[inline]
+    pub(crate) fn parse(&mut self) -> Option<(Action, Store)> {
+        let start = self.rest.len();
+        self.opcode = self.read_opcode()?;
+        let (size, to) = self.sizes();
+        let (is_string, mut reg, mut register) = (self.is_string(), 0, RAX);
+        if self.is_offset() {
+            self.displacement = self.number(self.width.bytes())?;
+        } else if !is_string {
+            reg = self.memory()?;
+            register = self.register(reg, to);
+        }
+        let immediate = self.immediate(reg, size)?;
+        let (action, operation) = self.form(reg)?;
+        if self.lock && action != Action::Change || self.repeat && !is_string {
+            return None;
+        }
+        let series = is_string.then(|| Series {
+            address_size: self.width,
+            counted: self.repeat,
+            moves: (action.reads(), action.writes()),
+        });
+        // xchg and xadd
+        let exchange = matches!(self.opcode, 0x86 | 0x87 | 0x0fc0 | 0x0fc1);
+        let length = u64::try_from(start - self.rest.len()).ok()?;
+        let store = Store { length, size, operation, series, register, immediate, exchange };
+        Some((action, store))
     }
 
     fn byte(&mut self) -> Option<u8> {
@@ -111,16 +115,17 @@ impl<'a> Decoder<'a> {
     fn number(&mut self, bytes: u64) -> Option<u64> {
         let (value, rest) = self.rest.split_at_checked(usize::try_from(bytes).ok()?)?;
         self.rest = rest;
-        let sign = if value.last()? & 0x80 != 0 { u64::MAX } else { 0 };
+        let negative = value.last().is_some_and(|last| last & 0x80 != 0);
+        let sign = if negative { u64::MAX } else { 0 };
         Some(value.iter().rev().fold(sign, |value, byte| value << 8 | u64::from(*byte)))
     }
 
     /// Reads prefixes and opcode. One of two bytes begins with 0x0f.
-    fn opcode(&mut self) -> Option<u16> {
+    fn read_opcode(&mut self) -> Option<u16> {
         let mut byte = self.byte()?;
         loop {
             match byte {
-                0x26 | 0x2e | 0x36 | 0x3e if self.place.mode == Mode::Bits64 => {}
+                0x26 | 0x2e | 0x36 | 0x3e if self.mode == Mode::Bits64 => {}
                 0x26 => self.segment = Some(Base::Es),
                 0x2e => self.segment = Some(Base::Cs),
                 0x36 => self.segment = Some(Base::Ss),
@@ -128,8 +133,8 @@ impl<'a> Decoder<'a> {
                 0x64 => self.segment = Some(Base::Fs),
                 0x65 => self.segment = Some(Base::Gs),
                 0x66 => self.other = true,
-                0x67 if self.place.mode == Mode::Bits32 => self.place.width = Size::TWO,
-                0x67 => self.place.width = Size::FOUR,
+                0x67 if self.mode == Mode::Bits32 => self.width = Size::TWO,
+                0x67 => self.width = Size::FOUR,
                 0xf0 => self.lock = true,
                 0xf3 => self.repeat = true,
                 _ => break,
@@ -138,7 +143,7 @@ impl<'a> Decoder<'a> {
         }
         // REX counts only as the last prefix: what follows is taken for an opcode, and no opcode
         // known here equals a prefix.
-        if byte & 0xf0 == 0x40 && self.place.mode == Mode::Bits64 {
+        if byte & 0xf0 == 0x40 && self.mode == Mode::Bits64 {
             self.rex = byte;
             byte = self.byte()?;
         }
@@ -148,8 +153,9 @@ impl<'a> Decoder<'a> {
 
     /// Sizes of the operand in memory and of that in a register. Bit 0 of nearly all opcodes tells
     /// one byte from more.
-    fn sizes(&self, opcode: u16) -> (Size, Size) {
-        let small = self.other != (self.place.mode == Mode::Bits16);
+    pub(crate) fn sizes(&self) -> (Size, Size) {
+        let opcode = self.opcode;
+        let small = self.other != (self.mode == Mode::Bits16);
         let wide = match (self.rex & REX_W, small) {
             (REX_W, _) => Size::EIGHT,
             // movnti has no operands of 2 bytes.
@@ -166,56 +172,40 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Reads what names the operands: where memory is, of a string that which is read; ModRM.reg;
-    /// and the register.
-    fn operands(&mut self, opcode: u16, size: Size) -> Option<(u8, Register)> {
-        let mut named = (0, RAX);
-        if is_string(opcode) {
-            self.place.base = Some(SI);
-        } else if matches!(opcode, 0xa0..=0xa3) {
-            self.place.displacement = self.number(self.place.width.bytes())?;
-        } else {
-            let reg = self.memory()?;
-            named = (reg, self.register(reg, size));
-        }
-        self.place.segment = self.segment.unwrap_or(self.place.segment);
-        Some(named)
+    /// mov with an address and no ModRM
+    pub(crate) const fn is_offset(&self) -> bool {
+        matches!(self.opcode, 0xa0..=0xa3)
+    }
+
+    /// ins, outs, movs, stos, lods
+    pub(crate) const fn is_string(&self) -> bool {
+        matches!(self.opcode, 0x6c..=0x6f | 0xa4 | 0xa5 | 0xaa..=0xad)
     }
 
     /// Reads ModRM, SIB and displacement of a memory operand (SDM vol. 2, 2.1.5). Returns ModRM.reg.
     fn memory(&mut self) -> Option<u8> {
-        /// Base and index by ModRM.rm where addresses have 2 bytes. SP stands for no index.
-        const SHORT: [(u8, u8); 8] =
-            [(BX, SI), (BX, DI), (BP, SI), (BP, DI), (SI, SP), (DI, SP), (BP, SP), (BX, SP)];
-        let modrm = self.byte()?;
-        let (form, reg, rm) = (modrm >> 6, modrm >> 3 & 7, modrm & 7);
-        let short = self.place.width == Size::TWO;
-        let (mut base, mut index, mut scale) = (rm, SP, 0);
+        self.modrm = self.byte()?;
+        let (form, reg, mut base) = (self.modrm >> 6, self.modrm >> 3 & 7, self.modrm & 7);
         if form == 3 {
             return None;
-        } else if short {
-            (base, index) = *SHORT.get(usize::from(rm))?;
-        } else if rm == SP {
-            let sib = self.byte()?;
-            (base, index, scale) = (sib & 7, sib >> 3 & 7 | self.extension(REX_X), sib >> 6);
         }
-        // What would be plain [BP] has a displacement and no base.
-        let no_base = form == 0 && base == BP && !(short && index != SP);
-        self.relative = no_base && rm == BP && !short && self.place.mode == Mode::Bits64;
-        let displacement = match form {
-            1 => self.number(1)?,
-            0 if !no_base => 0,
-            _ => self.number(if short { 2 } else { 4 })?,
+        let short = self.width == Size::TWO;
+        if base == 4 && !short {
+            self.sib = self.byte()?;
+            base = self.sib & 7;
+        }
+        self.displacement = match (form, base) {
+            (1, _) => self.number(1)?,
+            (2, _) => self.number(if short { 2 } else { 4 })?,
+            (_, 5) if !short => self.number(4)?,
+            (_, 6) if short => self.number(2)?,
+            _ => 0,
         };
-        base |= self.extension(REX_B);
-        let segment = if !no_base && matches!(base, SP | BP) { Base::Ss } else { Base::Ds };
-        let (base, index) = ((!no_base).then_some(base), (index != SP).then_some(index));
-        self.place = Place { segment, base, index, scale, displacement, ..self.place };
         Some(reg)
     }
 
     /// The high bit of a register's number.
-    const fn extension(&self, bit: u8) -> u8 {
+    pub(crate) const fn extension(&self, bit: u8) -> u8 {
         if self.rex & bit == 0 { 0 } else { 8 }
     }
 
@@ -228,8 +218,8 @@ impl<'a> Decoder<'a> {
     }
 
     /// The sign-extended immediate operand, cut to `size`; `Some(None)` if there is none.
-    fn immediate(&mut self, opcode: u16, reg: u8, size: Size) -> Option<Option<u64>> {
-        let bytes = match (opcode, reg) {
+    fn immediate(&mut self, reg: u8, size: Size) -> Option<Option<u64>> {
+        let bytes = match (self.opcode, reg) {
             (0x80 | 0x83 | 0xc6 | 0x0fba, _) => 1,
             // There are no immediate operands of 8 bytes.
             (0x81 | 0xc7, _) | (0xf6 | 0xf7, 0) => size.bytes().min(4),
@@ -239,7 +229,8 @@ impl<'a> Decoder<'a> {
     }
 
     /// What an opcode with its ModRM.reg stands for.
-    fn form(&self, opcode: u16, reg: u8) -> Option<(Action, Operation)> {
+    fn form(&self, reg: u8) -> Option<(Action, Operation)> {
+        let opcode = self.opcode;
         Some(match (opcode, reg) {
             (0x38 | 0x39, _) | (0x80 | 0x81 | 0x83, 7) => (Action::Test, Operation::Subtract),
             (0x3a | 0x3b, _) => (Action::Compare, Operation::Subtract),
@@ -252,7 +243,7 @@ impl<'a> Decoder<'a> {
                 (Action::Store, Operation::Set)
             }
             (0x0fc3, _) if !self.other => (Action::Store, Operation::Set),
-            (0x63, _) if self.place.mode != Mode::Bits64 => return None,
+            (0x63, _) if self.mode != Mode::Bits64 => return None,
             (0x63 | 0x8a | 0x8b | 0xa0 | 0xa1 | 0xac | 0xad, _)
             | (0x0fb6 | 0x0fb7 | 0x0fbe | 0x0fbf, _) => (Action::Load, Operation::Set),
             (0xa4 | 0xa5, _) => (Action::Move, Operation::Set),
@@ -271,11 +262,6 @@ impl<'a> Decoder<'a> {
             _ => return None,
         })
     }
-}
-
-/// ins, outs, movs, stos, lods
-const fn is_string(opcode: u16) -> bool {
-    matches!(opcode, 0x6c..=0x6f | 0xa4 | 0xa5 | 0xaa..=0xad)
 }
 
 /// The operation of this number in the opcode maps; 7 is cmp, a subtraction that stores nothing.

@@ -1,7 +1,7 @@
 //! Which instruction accessed memory that is a device's, or a port by ins or outs.
 
-use crate::decode::{Mode, parse};
-use crate::operand::Place;
+use crate::decode::{Decoder, Mode};
+use crate::operand::{Base, DI, Place};
 use crate::store::{Operation, Size, Store};
 
 /// What is done with the operation of [`Instruction::store`]. It takes two operands, of which it may
@@ -26,6 +26,16 @@ pub enum Action {
     Out,
 }
 
+impl Action {
+    pub(crate) const fn reads(self) -> bool {
+        !matches!(self, Self::Store | Self::In)
+    }
+
+    pub(crate) const fn writes(self) -> bool {
+        matches!(self, Self::Store | Self::Change | Self::Move | Self::In)
+    }
+}
+
 /// An instruction that accesses memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instruction {
@@ -45,7 +55,16 @@ pub struct Instruction {
 /// supported: among them are those that select a bit of a string by a register.
 #[must_use]
 pub fn instruction(bytes: &[u8], mode: Mode, rip: u64) -> Option<Instruction> {
+    let mut decoder = Decoder::new(bytes, mode);
+    let (action, store) = decoder.parse()?;
     let bits = [Operation::SetBit, Operation::ResetBit, Operation::ComplementBit];
-    let known = |store: &Store| store.immediate.is_some() || !bits.contains(&store.operation);
-    parse(bytes, mode, rip).filter(|found| known(&found.store))
+    if bits.contains(&store.operation) && store.immediate.is_none() {
+        return None;
+    }
+    let place = Place::of(&decoder, rip.wrapping_add(store.length));
+    let string = Place { base: Some(DI), segment: Base::Es, ..place };
+    let written = if decoder.is_string() { string } else { place };
+    let (source, target) = (action.reads().then_some(place), action.writes().then_some(written));
+    let signed = matches!(decoder.opcode, 0x63 | 0x0fbe | 0x0fbf);
+    Some(Instruction { action, store, extend: (decoder.sizes().1, signed), source, target })
 }

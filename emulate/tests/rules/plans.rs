@@ -408,6 +408,32 @@ fn what_compilers_never_use_on_devices_is_not_known() {
 }
 
 #[test]
+fn what_is_loaded_is_cut_and_extended() {
+    const ODD: u64 = 0x8192_a3b4_c5d6_e7f8;
+    let rows: [(&str, &[u8], u64); 10] = [
+        ("mov (%rbx),%al", &[0x8a, 0x03], 0x1111_1111_1111_11f8),
+        ("mov (%rbx),%ah", &[0x8a, 0x23], 0x1111_1111_1111_f811),
+        ("mov (%rbx),%ax", &[0x66, 0x8b, 0x03], 0x1111_1111_1111_e7f8),
+        ("mov (%rbx),%eax", &[0x8b, 0x03], 0xc5d6_e7f8),
+        ("movzbl (%rbx),%eax", &[0x0f, 0xb6, 0x03], 0xf8),
+        ("movzwq (%rbx),%rax", &[0x48, 0x0f, 0xb7, 0x03], 0xe7f8),
+        ("movsbw (%rbx),%ax", &[0x66, 0x0f, 0xbe, 0x03], 0x1111_1111_1111_fff8),
+        ("movswl (%rbx),%eax", &[0x0f, 0xbf, 0x03], 0xffff_e7f8),
+        ("movslq (%rbx),%rax", &[0x48, 0x63, 0x03], 0xffff_ffff_c5d6_e7f8),
+        ("lodsb", &[0xac], 0x1111_1111_1111_11f8),
+    ];
+    let (context, memory) = pages(&[(0x100, 3)]);
+    for (name, bytes, expected) in rows {
+        let mut registers = registers(&[(RAX, 0x1111_1111_1111_1111)]);
+        let mut plan = plan(bytes, (&context, &memory), &registers).unwrap();
+        assert_ne!(plan.next(None, &registers), Step::Finish);
+        assert_eq!(plan.next(Some(ODD), &registers), Step::Finish);
+        assert!(plan.finish(&memory, &mut registers).is_ok());
+        assert_eq!(registers.general[RAX], expected, "{name}");
+    }
+}
+
+#[test]
 fn a_plan_is_small() {
     assert!(size_of::<Plan>() <= 200, "{}", size_of::<Plan>());
 }
