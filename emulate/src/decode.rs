@@ -12,13 +12,14 @@ const REX_W: u8 = 8;
 const REX_R: u8 = 4;
 
 /// The kind of code that is executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// 16-bit code: CS.D = 0 outside 64-bit mode.
     Bits16,
     /// 32-bit code: protected or compatibility mode, CS.D = 1.
     Bits32,
     /// 64-bit mode.
+    #[default]
     Bits64,
 }
 
@@ -27,20 +28,21 @@ pub enum Mode {
 /// store went.
 #[must_use]
 pub fn decode(bytes: &[u8], mode: Mode) -> Option<Store> {
-    let (action, store) = Decoder::new(bytes, mode).parse()?;
-    matches!(action, Action::Store | Action::Change).then_some(store)
+    let mut decoder = Decoder::new(bytes, mode);
+    let store = decoder.parse();
+    if matches!(decoder.action, Some(Action::Store | Action::Change)) { store } else { None }
 }
 
 /// What was read of an instruction.
+#[derive(Default)]
 pub(crate) struct Decoder<'a> {
     rest: &'a [u8],
     pub(crate) mode: Mode,
     lock: bool,
     repeat: bool,
-    /// Whether a prefix asks for the other size of operands.
+    /// Whether prefixes ask for the other size of operands, and of addresses.
     other: bool,
-    /// Size of addresses.
-    pub(crate) width: Size,
+    other_width: bool,
     pub(crate) segment: Option<Base>,
     /// 0 if there is none: a REX prefix is never 0.
     rex: u8,
@@ -48,42 +50,24 @@ pub(crate) struct Decoder<'a> {
     pub(crate) modrm: u8,
     pub(crate) sib: u8,
     pub(crate) displacement: u64,
+    /// What [`Decoder::parse`] has found.
+    pub(crate) action: Option<Action>,
 }
 
 impl<'a> Decoder<'a> {
     pub(crate) fn new(bytes: &'a [u8], mode: Mode) -> Self {
         let rest = bytes.get(..LONGEST).unwrap_or(bytes);
-        let width = match mode {
-            Mode::Bits16 => Size::TWO,
-            Mode::Bits32 => Size::FOUR,
-            Mode::Bits64 => Size::EIGHT,
-        };
-        Self {
-            rest,
-            mode,
-            lock: false,
-            repeat: false,
-            other: false,
-            width,
-            segment: None,
-            rex: 0,
-            opcode: 0,
-            modrm: 0,
-            sib: 0,
-            displacement: 0,
-        }
+        Self { rest, mode, ..Self::default() }
     }
 
     /// Reads the whole instruction.
-    // Of what `decode` does not need nothing is left.
-    #[inline]
-    pub(crate) fn parse(&mut self) -> Option<(Action, Store)> {
+    pub(crate) fn parse(&mut self) -> Option<Store> {
         let start = self.rest.len();
         self.opcode = self.read_opcode()?;
         let (size, to) = self.sizes();
         let (is_string, mut reg, mut register) = (self.is_string(), 0, RAX);
         if self.is_offset() {
-            self.displacement = self.number(self.width.bytes())?;
+            self.displacement = self.number(self.width().bytes())?;
         } else if !is_string {
             reg = self.memory()?;
             register = self.register(reg, to);
@@ -94,15 +78,15 @@ impl<'a> Decoder<'a> {
             return None;
         }
         let series = is_string.then(|| Series {
-            address_size: self.width,
+            address_size: self.width(),
             counted: self.repeat,
             moves: (action.reads(), action.writes()),
         });
         // xchg and xadd
         let exchange = matches!(self.opcode, 0x86 | 0x87 | 0x0fc0 | 0x0fc1);
         let length = u64::try_from(start - self.rest.len()).ok()?;
-        let store = Store { length, size, operation, series, register, immediate, exchange };
-        Some((action, store))
+        self.action = Some(action);
+        Some(Store { length, size, operation, series, register, immediate, exchange })
     }
 
     fn byte(&mut self) -> Option<u8> {
@@ -133,8 +117,7 @@ impl<'a> Decoder<'a> {
                 0x64 => self.segment = Some(Base::Fs),
                 0x65 => self.segment = Some(Base::Gs),
                 0x66 => self.other = true,
-                0x67 if self.mode == Mode::Bits32 => self.width = Size::TWO,
-                0x67 => self.width = Size::FOUR,
+                0x67 => self.other_width = true,
                 0xf0 => self.lock = true,
                 0xf3 => self.repeat = true,
                 _ => break,
@@ -149,6 +132,15 @@ impl<'a> Decoder<'a> {
         }
         let bytes = if byte == 0x0f { [byte, self.byte()?] } else { [0, byte] };
         Some(u16::from_be_bytes(bytes))
+    }
+
+    /// Size of addresses.
+    pub(crate) const fn width(&self) -> Size {
+        match (self.mode, self.other_width) {
+            (Mode::Bits64, false) => Size::EIGHT,
+            (Mode::Bits16, false) | (Mode::Bits32, true) => Size::TWO,
+            _ => Size::FOUR,
+        }
     }
 
     /// Sizes of the operand in memory and of that in a register. Bit 0 of nearly all opcodes tells
@@ -189,7 +181,7 @@ impl<'a> Decoder<'a> {
         if form == 3 {
             return None;
         }
-        let short = self.width == Size::TWO;
+        let short = self.width() == Size::TWO;
         if base == 4 && !short {
             self.sib = self.byte()?;
             base = self.sib & 7;

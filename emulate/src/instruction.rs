@@ -56,7 +56,7 @@ pub struct Instruction {
 #[must_use]
 pub fn instruction(bytes: &[u8], mode: Mode, rip: u64) -> Option<Instruction> {
     let mut decoder = Decoder::new(bytes, mode);
-    let (action, store) = decoder.parse()?;
+    let (store, action) = (decoder.parse()?, decoder.action?);
     let bits = [Operation::SetBit, Operation::ResetBit, Operation::ComplementBit];
     if bits.contains(&store.operation) && store.immediate.is_none() {
         return None;

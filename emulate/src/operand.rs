@@ -64,7 +64,8 @@ impl Place {
         /// Base and index by ModRM.rm where addresses have 2 bytes. SP stands for no index.
         const SHORT: [(u8, u8); 8] =
             [(BX, SI), (BX, DI), (BP, SI), (BP, DI), (SI, SP), (DI, SP), (BP, SP), (BX, SP)];
-        let &Decoder { mode, width, modrm, sib, mut displacement, .. } = decoder;
+        let &Decoder { mode, modrm, sib, mut displacement, .. } = decoder;
+        let width = decoder.width();
         let (form, rm, short) = (modrm >> 6, modrm & 7, width == Size::TWO);
         let high = decoder.extension(REX_B);
         let (base, index, scale) = if decoder.is_string() {
