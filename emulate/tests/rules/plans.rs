@@ -369,6 +369,14 @@ fn ins_writes_memory() {
 }
 
 #[test]
+fn a_port_has_4_bytes_at_most() {
+    for bytes in [[0x48, 0x6d], [0x48, 0x6f]] {
+        let found = instruction(&bytes, Mode::Bits64, 0).unwrap();
+        assert_eq!((found.store.size.bytes(), found.store.length), (4, 2));
+    }
+}
+
+#[test]
 fn ports_and_devices_in_one_instruction_are_not_supported() {
     let (context, memory) = pages(&[(5, 3), (0x100, 3)]);
     let run = |bytes: &[u8], at| {
