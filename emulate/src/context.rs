@@ -110,11 +110,10 @@ impl Context {
         self.efer & EFER_LMA != 0
     }
 
-    /// Whether all unused bits of `linear` are as the highest that is used, where that is asked for.
+    /// Whether all unused bits of `linear` are as the highest that is used. Those of 32 bits are.
     pub(crate) const fn is_canonical(&self, linear: u64) -> bool {
         let unused = if self.cr4_has(CR4_LA57) { 7 } else { 16 };
-        let extended = (linear << unused).cast_signed() >> unused;
-        !self.is_long() || extended.cast_unsigned() == linear
+        ((linear << unused).cast_signed() >> unused).cast_unsigned() == linear
     }
 
     /// Whether entries have 4 bytes.

@@ -279,6 +279,7 @@ fn an_address_that_is_not_canonical_is_not_accessed() {
     assert_eq!(run(&context, &LOAD, &[(RBX, (1 << 47) - 4)]), data);
     assert_ne!(run(&context, &LOAD, &[(RBX, (1 << 47) - 8)]), data);
     assert_ne!(run(&context, &LOAD, &[(RBX, u64::MAX << 47)]), data);
+    assert_eq!(run(&context, &LOAD, &[(RBX, (u64::MAX << 47) - 4)]), data);
     assert_ne!(run(&five, &LOAD, &[(RBX, 1 << 47)]), data);
     assert_eq!(run(&five, &LOAD, &[(RBX, 1 << 56)]), data);
     // By the stack pointer; and a string's target, though the source is a device's.
@@ -327,17 +328,29 @@ fn outside_64_bit_mode_segments_are_asked() {
 }
 
 #[test]
-fn a_linear_address_of_legacy_code_wraps() {
-    let context = Context { cr0: 1, physical_bits: 46, ..Context::default() };
+fn a_linear_address_of_code_other_than_64_bit_wraps() {
     let memory = World::default();
-    let space = AddressSpace { context: &context, memory: &memory };
     let found = instruction(&[0x8b, 0x03], Mode::Bits32, 0).unwrap();
     let registers = registers(&[(RBX, 0xe)]);
-    let mut plan =
-        Plan::new(&found, &space, &registers, &Bases([0xffff_fff0; 6], u64::MAX), |_| true)
-            .unwrap();
-    let pieces = [load(0xffff_fffe, 2), load(0, 2)];
-    assert_eq!(serve(&mut plan, &registers, &memory), pieces);
+    let run = |efer, base| {
+        let context = Context { cr0: 1, efer, physical_bits: 46, ..Context::default() };
+        let space = AddressSpace { context: &context, memory: &memory };
+        let bases = Bases([base; 6], u64::MAX);
+        let mut plan = Plan::new(&found, &space, &registers, &bases, |_| true).unwrap();
+        serve(&mut plan, &registers, &memory)
+    };
+    assert_eq!(run(0, 0xffff_fff4), [load(2, 4)]);
+    assert_eq!(run(0, 0xffff_fff0), [load(0xffff_fffe, 2), load(0, 2)]);
+    // Compatibility mode.
+    assert_eq!(run(1 << 10, 0xffff_fff4), [load(2, 4)]);
+}
+
+#[test]
+fn an_operand_that_is_read_and_written_is_translated_once() {
+    let (context, memory) = pages(&[(0x100, 3)]);
+    assert!(plan(&ADD, (&context, &memory), &registers(&[])).is_ok());
+    // Four levels of tables.
+    assert_eq!(memory.reads.get(), 4);
 }
 
 #[test]
