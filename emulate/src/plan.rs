@@ -211,7 +211,7 @@ impl Plan {
             return store.apply(self.loaded, registers);
         }
         let sign = if signed { store.size.mask() ^ store.size.mask() >> 1 } else { 0 };
-        let value = (self.loaded ^ sign).wrapping_sub(sign) & size.mask();
+        let value = (self.loaded ^ sign).wrapping_sub(sign);
         let old = store.register.get(size, registers);
         Store { size, immediate: Some(value), ..*store }.apply(old, registers)
     }
