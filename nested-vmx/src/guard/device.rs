@@ -385,7 +385,6 @@ impl Guarded<'_> {
         if let Some(row) = Exit::Page.row() {
             self.reveal(row, registers);
         }
-        self.secrets.pending = Some(Exit::Page);
     }
 
     /// Keeps an NMI of the host's until the instruction is done. Another that comes until then is the

@@ -229,6 +229,12 @@ fn segments_of_other_operands_are_checked() {
     let mut world = World::new(Code::Flat32, &[0x36, 0xa5]).with(&[(RSI, RAM), (RDI, AT)]);
     world.vm.v02.write(ss.limit, 0xfff);
     assert_eq!(world.touch(AT, 0x182), fault(Event::StackFault));
+    // From a code segment that can be read, and one that cannot.
+    for (rights, expected) in [(0xc09b, Verdict::Host), (0xc099, gp)] {
+        let mut world = World::new(Code::Flat32, &[0x2e, 0xa5]).with(&[(RSI, RAM), (RDI, AT)]);
+        world.vm.v02.write(Segment::Cs.fields().rights, rights);
+        assert_eq!(world.touch(AT, 0x182), expected);
+    }
     // Real mode has no types, but limits.
     for (limit, expected) in [(0xf_ffff, Verdict::Host), (0xffff, gp)] {
         let mut world = World::new(Code::Real16, &[0x67, 0xa5]).with(&[(RSI, AT), (RDI, RAM)]);
@@ -265,6 +271,26 @@ fn addresses_of_32_bit_code_have_32_bits() {
     world.run();
     assert_eq!(world.log, [(AT, 4, None)]);
     assert_done(&world, 0x1002);
+}
+
+#[test]
+fn outside_of_ia_32e_mode_no_code_is_64_bit_code() {
+    // mov cx, [edx], with CS.L
+    let mut world = World::new(Code::Real16, &[0x67, 0x8b, 0x0a]).with(&[(RDX, AT)]);
+    world.vm.v02.write(Segment::Cs.fields().rights, 0x209b);
+    world.run();
+    assert_eq!(world.log, [(AT, 2, None)]);
+}
+
+#[test]
+fn addresses_of_64_bit_code_have_64_bits() {
+    let mut world = World::new(Code::Long, &[0x8b, 0x0b]).with(&[(RBX, ALIAS + AT)]);
+    world.ram.set_word(TABLES[0], 0);
+    world.vm.v02.write(Segment::Cs.fields().base, 0x1000);
+    world.vm.v02.write(f::GUEST_RIP, ALIAS + CODE);
+    world.run();
+    assert_eq!(world.log, [(AT, 4, None)]);
+    assert_eq!(world.vm.v02.read(f::GUEST_RIP), ALIAS + CODE + 2);
 }
 
 #[test]
