@@ -201,7 +201,6 @@ impl Guarded<'_> {
         }
         save(registers, &mut self.secrets.gprs);
         self.secrets.pending = None;
-        self.secrets.job = None;
         self.secrets.delivery = None;
         decoy::cover(shown);
         let effective = self.effective.fields();

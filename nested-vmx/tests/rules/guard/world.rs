@@ -282,8 +282,9 @@ impl World {
         let (index, moves) = (instruction.memory_index(), instruction.memory_displacement64());
         assert_eq!((index, moves), (Register::None, 0));
         let data = Segment::Ds.fields();
-        let segment = (self.vm.reads(data.base.encoding()), self.vm.reads(data.limit.encoding()));
-        assert_eq!(segment, (0, u32::MAX.into()));
+        let segment = [data.base.encoding(), data.limit.encoding(), data.rights.encoding()];
+        let segment = segment.map(|encoding| self.vm.reads(encoding));
+        assert_eq!(segment, [0, u32::MAX.into(), 0xc093]);
         let accumulators = [Register::AL, Register::AX, Register::EAX, Register::RAX];
         assert!(accumulators.contains(&instruction.op_register(register)));
         let bytes = u64::try_from(instruction.memory_size().size()).unwrap();
