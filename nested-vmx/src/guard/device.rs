@@ -20,7 +20,7 @@ use ept::shadow::Access;
 
 use super::exits::{EPT_VIOLATION, FAULT, PORT};
 use super::leave::{NMI, Page, VALID, inform};
-use super::{Cause, DECOY_RIP, Delivery, Entered, File, Guarded, RSP, Registers, Secrets, Space};
+use super::{Cause, DECOY_RIP, Delivery, Entered, File, Guarded, Registers, Secrets, Space};
 use super::{Verdict, decoy, put, window};
 use crate::check::Wanted;
 use crate::control::Secondary;
@@ -33,38 +33,33 @@ use crate::vmcs12::Vmcs12;
 
 const RBX: u8 = 3;
 
+/// What the host is told of: the kind, the address of device memory, the number of bytes, and what is
+/// stored, or 0.
+pub(super) type Told = (Exit, u64, u8, u64);
+
 /// An instruction of the VM's that accesses a device.
 pub(super) struct Job {
     plan: Plan,
-    /// What the host is told of, until that has been answered.
-    step: Step,
+    /// The access that is due; `None` once all are answered.
+    told: Option<Told>,
     /// The window page; `None` for INS and OUTS.
     window: Option<u64>,
 }
 
-impl Job {
-    /// Bytes of the access that the host is told of.
-    pub(super) fn bytes(&self) -> u32 {
-        match self.step {
-            Step::Load(piece) | Step::Store(piece, _) => piece.bytes.into(),
-            Step::In(bytes) | Step::Out(bytes, _) => bytes.into(),
-            Step::Finish => 0,
-        }
-    }
-
-    /// What it stores, or 0.
-    pub(super) const fn data(&self) -> u64 {
-        match self.step {
-            Step::Store(_, data) | Step::Out(_, data) => data,
-            Step::Load(_) | Step::In(_) | Step::Finish => 0,
-        }
-    }
+const fn told(step: Step) -> Option<Told> {
+    Some(match step {
+        Step::Load(piece) => (Exit::DeviceRead, piece.physical, piece.bytes, 0),
+        Step::Store(piece, data) => (Exit::DeviceWrite, piece.physical, piece.bytes, data),
+        Step::In(bytes) => (Exit::PortIn, 0, bytes, 0),
+        Step::Out(bytes, data) => (Exit::PortOut, 0, bytes, data),
+        Step::Finish => return None,
+    })
 }
 
 /// Access rights: 32-bit code, or offsets.
 const BIG: u32 = 1 << 14;
 
-/// The VM's registers, for an instruction that the visor does.
+/// The VM's registers, RSP among them, for an instruction that the visor does.
 struct Processor<'p, 'v> {
     file: &'p mut File,
     vcpu: &'p mut Vcpu<'v>,
@@ -72,16 +67,11 @@ struct Processor<'p, 'v> {
 
 impl store::Registers for Processor<'_, '_> {
     fn general(&self, number: u8) -> u64 {
-        if number == RSP {
-            return self.vcpu.fields().read(f::GUEST_RSP);
-        }
         self.file.get(usize::from(number)).copied().unwrap_or(0)
     }
 
     fn set_general(&mut self, number: u8, value: u64) {
-        if number == RSP {
-            put(self.vcpu, f::GUEST_RSP.encoding(), value);
-        } else if let Some(register) = self.file.get_mut(usize::from(number)) {
+        if let Some(register) = self.file.get_mut(usize::from(number)) {
             *register = value;
         }
     }
@@ -238,6 +228,8 @@ impl Guarded<'_> {
     ) -> Verdict {
         self.take_over((Exit::DeviceRead, registers), v02);
         self.effective.fetch(v02);
+        let [_, _, _, _, rsp, ..] = &mut self.secrets.gprs;
+        *rsp = v02.read(f::GUEST_RSP);
         let processor = Processor { file: &mut self.secrets.gprs, vcpu: &mut self.effective };
         let mut plan = match processor.plan(space) {
             Ok(plan) => plan,
@@ -245,22 +237,27 @@ impl Guarded<'_> {
             Err(Verdict::Step) if window.is_some() => return Verdict::Stay,
             Err(verdict) => return verdict,
         };
-        let step = plan.next(None, &processor);
+        let told = told(plan.next(None, &processor));
         // Direction and size, as the processor has checked them.
         let port = window.is_none().then_some(v02.read(f::EXIT_QUALIFICATION) & 15);
-        let found = match step {
-            Step::In(bytes) => Some(8 | (u64::from(bytes) - 1)),
-            Step::Out(bytes, _) => Some(u64::from(bytes) - 1),
-            Step::Load(_) | Step::Store(..) | Step::Finish => None,
+        let found = match told {
+            Some((Exit::PortIn, _, bytes, _)) => Some(8 | (u64::from(bytes) - 1)),
+            Some((Exit::PortOut, _, bytes, _)) => Some(u64::from(bytes) - 1),
+            _ => None,
         };
         if found != port {
             // The code has changed meanwhile.
             return Verdict::Stay;
         }
-        self.secrets.job = Some(Job { plan, step, window });
+        self.secrets.job = Some(Job { plan, told, window });
         self.tell_timer(shown);
         self.show_access(shown, registers);
         Verdict::Host
+    }
+
+    /// The access to a device that is due.
+    pub(super) fn access(&self) -> Option<Told> {
+        self.secrets.job.as_ref().and_then(|job| job.told)
     }
 
     /// Tells the host of the access that is due.
@@ -268,18 +265,13 @@ impl Guarded<'_> {
         let Some(job) = &self.secrets.job else {
             return;
         };
-        let (exit, access, address) = match job.step {
-            Step::Load(piece) => (Exit::DeviceRead, Access::READ, piece.physical),
-            Step::Store(piece, _) => (Exit::DeviceWrite, Access::WRITE, piece.physical),
-            Step::In(_) => (Exit::PortIn, Access::READ, 0),
-            Step::Out(..) => (Exit::PortOut, Access::WRITE, 0),
-            Step::Finish => return,
+        let Some((exit, address, bytes, _)) = job.told else {
+            return;
         };
         let Some(row) = exit.row() else {
             return;
         };
         let effective = self.effective.fields();
-        let is_paging = effective.read(f::GUEST_CR0) & CR0_PG != 0;
         decoy::uncover(shown, effective, effective);
         self.reveal(row, registers);
         let (reason, qualification, told) = match job.window {
@@ -288,8 +280,11 @@ impl Guarded<'_> {
                 (PORT, self.qualification(row), (DECOY_RIP, length))
             }
             Some(window) => {
+                let stores = exit == Exit::DeviceWrite;
+                let access = if stores { Access::WRITE } else { Access::READ };
                 let page = Page { address, access, rights: Access::NONE };
-                let (slot, length) = window::instruction(mode(effective), access, job.bytes());
+                let (slot, length) = window::instruction(mode(effective), access, bytes);
+                let is_paging = effective.read(f::GUEST_CR0) & CR0_PG != 0;
                 let (base, linear) =
                     if is_paging { (0, address & 0xfff) } else { (window, address) };
                 decoy::flatten(shown);
@@ -318,7 +313,7 @@ impl Guarded<'_> {
         };
         if answer.is_some() {
             let processor = Processor { file: gprs, vcpu: &mut self.effective };
-            job.step = job.plan.next(answer, &processor);
+            job.told = told(job.plan.next(answer, &processor));
         } else if !job.plan.is_begun() {
             self.end(shown);
         }
@@ -344,7 +339,7 @@ impl Guarded<'_> {
         let Some(job) = job else {
             return Err(Cause::Instruction);
         };
-        if job.step != Step::Finish {
+        if job.told.is_some() {
             self.keep_nmi(shown.fields());
             self.show_access(shown, registers);
             return Ok(Entered::Show);
@@ -352,6 +347,8 @@ impl Guarded<'_> {
         let mut processor = Processor { file: gprs, vcpu: &mut self.effective };
         match job.plan.finish(space, &mut processor) {
             Ok(length) => {
+                let [_, _, _, _, rsp, ..] = *gprs;
+                self.put(f::GUEST_RSP.encoding(), rsp);
                 self.end(shown);
                 let raised = self.step(length);
                 self.run(raised, shown, registers);
@@ -373,11 +370,10 @@ impl Guarded<'_> {
         registers: &mut impl Registers,
         (address, rights): (u64, Access),
     ) {
-        const INTERRUPT: u32 = VALID;
         const TYPE: u32 = 7 << 8;
         let page = Page { address, access: Access::WRITE, rights };
         let event = shown.fields().read(f::ENTRY_INTERRUPTION);
-        let of_host = event & (VALID | TYPE) == INTERRUPT || exit::is_nmi(event);
+        let of_host = event & (VALID | TYPE) == VALID || exit::is_nmi(event);
         let event = if of_host { event } else { 0 };
         inform(shown, (EPT_VIOLATION, page.qualification()), (0, event), (0, address & !0xfff));
         let fields = self.effective.fields();

@@ -2,7 +2,6 @@
 
 use ept::shadow::Access;
 
-use super::device::Job;
 use super::exits::{self, EPT_VIOLATION, FAULT, TRIPLE_FAULT};
 use super::msr::{self, Rule};
 use super::start::visible_cr4;
@@ -279,10 +278,11 @@ impl Guarded<'_> {
         for number in (0..COUNT).filter(|number| *number != RSP) {
             registers.set(number, 0);
         }
+        let told = self.access();
         for part in row.sees {
             let number = part.register.number();
-            let value = match &self.secrets.job {
-                Some(job) => job.data(),
+            let value = match told {
+                Some((.., data)) => data,
                 None if part.register == Register::Operand => self.operand(),
                 None => self.secrets.gprs.get(usize::from(number)).copied().unwrap_or(0),
             };
@@ -296,7 +296,7 @@ impl Guarded<'_> {
             Width::Access => {
                 let port =
                     || exits::port_bytes(self.effective.fields().read(f::EXIT_QUALIFICATION));
-                let bytes = self.secrets.job.as_ref().map_or_else(port, Job::bytes);
+                let bytes = self.access().map_or_else(port, |(_, _, bytes, _)| bytes.into());
                 u64::MAX >> (64 - 8 * bytes)
             }
             Width::Four => 0xf,

@@ -34,7 +34,7 @@ pub fn word(number: usize, window: u64) -> u64 {
 }
 
 /// Where in the page the instruction for an access of 1, 2, 4 or 8 bytes is, and its length.
-pub(super) fn instruction(mode: Mode, access: Access, bytes: u32) -> (u64, u32) {
+pub(super) fn instruction(mode: Mode, access: Access, bytes: u8) -> (u64, u32) {
     let mode = match mode {
         Mode::Bits64 => 0,
         Mode::Bits32 => 8,
