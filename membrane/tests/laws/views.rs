@@ -172,10 +172,12 @@ fn a_page_keeps_its_view_when_one_that_it_had_before_is_given_out_again() {
 #[test]
 fn two_processors_of_the_host_that_touch_a_page_at_once_get_one_view() {
     let mut world = written();
+    let flushes = world.board.flushes;
     for _ in 0..2 {
         let (mut machine, vms) = world.parts();
         assert!(vms.touched(&mut machine, frame(F)));
         assert_eq!(view_of(&world, F), Some(View(0)));
+        assert_eq!(world.board.flushes, flushes + 1, "the second finds it there");
     }
     let touched = (Kind::Touched.number(), P * PAGE, 0);
     assert_eq!(events(&world).iter().filter(|event| **event == touched).count(), 1);
