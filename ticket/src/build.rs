@@ -27,6 +27,8 @@ pub struct Ticket {
     pub ranges: Vec<Range>,
     /// The manifest: the SHA-256 of a page by its guest-physical address.
     pub pages: BTreeMap<u64, [u8; 32]>,
+    /// Number of processors that the VM may have.
+    pub processors: u32,
 }
 
 /// Why an image does not go into a manifest.
@@ -50,10 +52,17 @@ impl fmt::Display for ImageError {
 impl core::error::Error for ImageError {}
 
 impl Ticket {
-    /// A ticket without memory, for a VM that begins in the reset state.
+    /// A ticket without memory, for a VM with one processor that begins in the reset state.
     #[must_use]
     pub const fn new(vm: [u8; 16], secret: [u8; 32]) -> Self {
-        Self { vm, secret, state: State::Reset, ranges: Vec::new(), pages: BTreeMap::new() }
+        Self {
+            vm,
+            secret,
+            state: State::Reset,
+            ranges: Vec::new(),
+            pages: BTreeMap::new(),
+            processors: 1,
+        }
     }
 
     /// Adds a range to the memory map, which must ascend.
@@ -112,7 +121,8 @@ impl Ticket {
         bytes.extend(hash);
         bytes.extend(ranges.to_le_bytes());
         bytes.extend(pages.to_le_bytes());
-        bytes.extend([0; 16]);
+        bytes.extend(self.processors.wrapping_sub(1).to_le_bytes());
+        bytes.extend([0; 12]);
         for range in &self.ranges {
             bytes.extend(range.start.to_le_bytes());
             bytes.extend(range.length.to_le_bytes());
@@ -131,9 +141,10 @@ impl Ticket {
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vm, state, ranges, pages, .. } = self;
+        let Self { vm, state, ranges, pages, processors, .. } = self;
         let mut shown = f.debug_struct("Ticket");
         let _ = shown.field("vm", vm).field("state", state).field("ranges", ranges);
+        let _ = shown.field("processors", processors);
         shown.field("pages", &pages.len()).finish_non_exhaustive()
     }
 }
@@ -178,6 +189,7 @@ impl Sink for Ticket {
     fn header(&mut self, header: &Header) -> Result<(), Error> {
         *self = Self::new(header.vm, *header.secret.bytes());
         self.state = header.state;
+        self.processors = header.processors;
         Ok(())
     }
 

@@ -55,6 +55,7 @@ errors! {
     PageOrder = 17, "pages that do not ascend";
     PageOutside = 18, "a page outside of private memory";
     Checksum = 19, "the checksum is wrong: damaged on the way";
+    Processors = 20, "no processor, or more than 64";
     ClearTickets = 64, "tickets in clear are off: the visor was started without dev-tickets";
     NotBegun = 65, "a word that belongs to no submission";
     Memory = 66, "the visor has no memory left for it";

@@ -32,6 +32,8 @@ pub const PAGE_BYTES: usize = 40;
 pub const TRAILER_BYTES: usize = 32;
 /// Ranges that a ticket may have.
 pub const MAX_RANGES: usize = 16;
+/// Processors that a VM may have.
+pub const MAX_PROCESSORS: u32 = 64;
 /// Bytes in a page of memory.
 pub const PAGE: u64 = 4096;
 /// One past the highest guest-physical address of a range.
@@ -50,6 +52,8 @@ pub struct Header {
     pub ranges: u32,
     /// Number of pages in the manifest.
     pub pages: u32,
+    /// Number of processors that the VM may have, 1..=[`MAX_PROCESSORS`].
+    pub processors: u32,
 }
 
 /// The tenant's secret. It is wiped when dropped, cannot be copied by accident, and is not printed.

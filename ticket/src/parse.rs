@@ -8,8 +8,8 @@ use zeroize::Zeroize;
 use crate::error::Error;
 use crate::fields::Fields;
 use crate::{
-    ADDRESS_END, Class, HEADER_BYTES, Header, MAGIC, MAX_RANGES, PAGE, PAGE_BYTES, RANGE_BYTES,
-    Range, Secret, State, TRAILER_BYTES, VERSION,
+    ADDRESS_END, Class, HEADER_BYTES, Header, MAGIC, MAX_PROCESSORS, MAX_RANGES, PAGE, PAGE_BYTES,
+    RANGE_BYTES, Range, Secret, State, TRAILER_BYTES, VERSION,
 };
 
 /// Takes what a ticket says as it arrives.
@@ -187,7 +187,7 @@ impl Parser {
         if raw.flags != 0 {
             return Err(Error::Flags);
         }
-        if raw.reserved != [0; 16] {
+        if raw.reserved != [0; 12] {
             return Err(Error::Reserved);
         }
         let state = match (raw.state, raw.hash) {
@@ -202,9 +202,12 @@ impl Parser {
         if ticket_bytes(raw.ranges, raw.pages) != Some(self.length) {
             return Err(Error::Counts);
         }
+        if raw.further >= MAX_PROCESSORS {
+            return Err(Error::Processors);
+        }
         self.pages = raw.pages;
-        let (vm, secret) = (raw.vm, raw.secret);
-        Ok(Header { vm, secret, state, ranges: raw.ranges, pages: raw.pages })
+        let (vm, secret, processors) = (raw.vm, raw.secret, raw.further + 1);
+        Ok(Header { vm, secret, state, ranges: raw.ranges, pages: raw.pages, processors })
     }
 
     fn range(&mut self, fields: &mut Fields<'_>) -> Result<Range, Error> {
@@ -283,7 +286,8 @@ struct RawHeader {
     hash: [u8; 32],
     ranges: u32,
     pages: u32,
-    reserved: [u8; 16],
+    further: u32,
+    reserved: [u8; 12],
 }
 
 impl RawHeader {
@@ -299,8 +303,9 @@ impl RawHeader {
             hash: fields.bytes()?,
             ranges: fields.u32()?,
             pages: fields.u32()?,
+            further: fields.u32()?,
             reserved: fields.bytes()?,
         })
     }
 }
-const _: () = assert!(8 + 4 + 4 + 16 + 32 + 4 + 4 + 32 + 4 + 4 + 16 == HEADER_BYTES);
+const _: () = assert!(8 + 4 + 4 + 16 + 32 + 4 + 4 + 32 + 4 + 4 + 4 + 12 == HEADER_BYTES);

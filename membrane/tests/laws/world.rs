@@ -190,6 +190,7 @@ impl World {
             state: ticket::State::Reset,
             ranges: 4,
             pages: known,
+            processors: 2,
         };
         let mut sink = self.vms.sink(&mut self.board);
         sink.header(&header)?;

@@ -58,7 +58,8 @@ fn model(bytes: &[u8]) -> Option<Ticket> {
         && said.len() == first_page + 40 * pages
         && u32_at(12)? == 1
         && u32_at(68)? == 0
-        && said[112..128] == [0; 16]
+        && u32_at(112)? < 64
+        && said[116..128] == [0; 12]
         && (1..=16).contains(&ranges);
     if !is_well {
         return None;
@@ -69,6 +70,7 @@ fn model(bytes: &[u8]) -> Option<Ticket> {
         (1, hash) => State::Hashed(hash),
         _ => return None,
     };
+    ticket.processors = u32_at(112)? + 1;
     for at in (128..first_page).step_by(24) {
         let class = [Class::Private, Class::Shared, Class::Window];
         let class =
