@@ -23,6 +23,9 @@ struct Description {
     secret: Option<String>,
     /// "reset", or the 64 digits of a hash.
     state: String,
+    /// How many processors the VM may have.
+    #[serde(default = "one")]
+    processors: u32,
     range: Vec<RangeLine>,
     #[serde(default)]
     image: Vec<Image>,
@@ -51,6 +54,10 @@ struct Image {
     /// Relative to the description.
     file: PathBuf,
     address: u64,
+}
+
+const fn one() -> u32 {
+    1
 }
 
 /// A ticket that was made.
@@ -99,6 +106,7 @@ impl Description {
             None => random().map_err(|why| format!("secret: {why}"))?,
         };
         let mut ticket = Ticket::new(vm, secret);
+        ticket.processors = self.processors;
         if self.state != "reset" {
             let hash = hex::decode(&self.state);
             ticket.state =

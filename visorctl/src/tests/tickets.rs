@@ -66,6 +66,7 @@ const GOOD: &str = r#"
 vm = "000102030405060708090a0b0c0d0e0f"
 secret = "1111111111111111111111111111111111111111111111111111111111111111"
 state = "reset"
+processors = 3
 
 [[range]]
 start = 0xf000_0000
@@ -106,6 +107,7 @@ fn a_description_becomes_the_ticket_that_it_describes() {
         Ticket::new(*b"\0\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f", [0x11; 32])
             .range(0, 0x10_0000, Class::Private)
             .range(0xf000_0000, 0x2000, Class::Window);
+    expected.processors = 3;
     expected.image(0xff000, &[5; 100]).unwrap();
     assert_eq!(made(&folder), expected);
     let mode = fs::metadata(folder.path("ticket")).unwrap().permissions().mode();
@@ -118,10 +120,11 @@ fn a_description_may_give_the_hash_of_a_state_and_leave_the_secret_to_chance() {
     let digits = "ab".repeat(32);
     let text = GOOD.replace("\"reset\"", &format!("\"{digits}\""));
     let secret = text.lines().find(|line| line.starts_with("secret")).unwrap();
-    let text = text.replace(secret, "");
+    let text = text.replace(secret, "").replace("processors = 3\n", "");
     let _ = make(&folder, &text, &[]);
     let first = made(&folder);
     assert_eq!(first.state, State::Hashed(hex::decode(&digits).unwrap()));
+    assert_eq!(first.processors, 1);
     let _ = make(&folder, &text, &[]);
     assert_ne!(made(&folder).secret, first.secret);
 }
@@ -135,9 +138,11 @@ fn a_description_that_makes_no_ticket_is_refused_with_its_fault() {
         ("\"reset\"", "\"warm\"", "state: \"reset\", or 64 hexadecimal digits are needed"),
         ("\"private\"", "\"secret\"", "unknown variant `secret`"),
         ("\"private\"", "\"shared\"", "no private memory"),
+        ("processors = 3", "processors = 0", "no processor, or more than 64"),
+        ("processors = 3", "processors = 65", "no processor, or more than 64"),
         ("length = 0x2000", "length = 0x2001", "not in whole pages"),
         ("start = 0xf000_0000", "start = 0x1000", "ranges that overlap"),
-        ("start = 0xf000_0000", "start = -4096", "line 7, column 9"),
+        ("start = 0xf000_0000", "start = -4096", "line 8, column 9"),
         ("address = 0xff000", "address = 0xff010", "no page of a VM begins at 0xff010"),
         ("address = 0xff000", "address = 0x100000", "a page outside of private memory"),
         ("address", "place", "unknown field `place`"),
