@@ -5,6 +5,7 @@ pub mod audit;
 mod held;
 pub mod map;
 mod past;
+pub mod processors;
 pub mod sparse;
 pub mod tables;
 pub mod vm;

@@ -31,6 +31,7 @@ use ticket::{Header, Range, State, error::Error};
 
 use crate::map::Map;
 use crate::past::Past;
+use crate::processors::Processors;
 use crate::sparse::{NONE, Sparse};
 use crate::tables::Tables;
 use crate::walk::Found;
@@ -173,6 +174,9 @@ pub struct Vm {
     pub(crate) launch: u64,
     pub(crate) life: Life,
     pub(crate) vcpus: u32,
+    pub(crate) processors: Processors,
+    /// The root of the host's tables that it used last.
+    pub(crate) root: Option<Frame>,
     /// Accesses of the host's to its pages that were recorded.
     pub(crate) touches: u32,
     pub(crate) map: Map,
@@ -205,6 +209,8 @@ impl Vm {
             launch: 0,
             life: Life::Waiting,
             vcpus: 0,
+            processors: Processors::new(header.processors),
+            root: None,
             touches: 0,
             map: Map::new(),
             manifest: Sparse::new(),

@@ -11,6 +11,7 @@ use ticket::{Class, Header, Range, parse};
 
 use crate::audit::{Audit, Entry};
 use crate::held::{Held, Which};
+use crate::processors::Processors;
 use crate::vm::{Cause, Fault, Filled, Life, Vm};
 use crate::walk::{self, Unloaded};
 use crate::{Hardware, Progress};
@@ -57,8 +58,7 @@ pub struct Sink<'a, M> {
 impl<M: TableMem> parse::Sink for Sink<'_, M> {
     fn header(&mut self, header: &Header) -> Result<(), Error> {
         let launch = self.draft.launch.take().ok_or(Error::NotBegun)?;
-        self.draft.vm = Some(Vm::new(self.mem, header, &launch)?);
-        Ok(())
+        Vm::new(self.mem, header, &launch).map(|vm| self.draft.vm = Some(vm))
     }
 
     fn range(&mut self, range: Range) -> Result<(), Error> {
@@ -182,6 +182,24 @@ impl Vms {
         Some(self.running(number, launch)?.pointer())
     }
 
+    /// The processors of the VM of this launch, if it runs.
+    pub fn processors(&mut self, number: frames::Vm, launch: u64) -> Option<&mut Processors> {
+        let _ = self.running(number, launch)?;
+        Some(&mut self.held.vm_mut(number)?.processors)
+    }
+
+    /// The VM that has one more processor by this: with the tables at `root`, and in the state after a
+    /// start-up IPI with this vector. The root only tells VMs apart that could both have one so: which of
+    /// them has it is the host's to say.
+    pub fn begin_processor(&mut self, root: Frame, vector: u8) -> Option<(frames::Vm, u64)> {
+        let (number, vm) = (0..).zip(&mut self.held.vms).find_map(|(number, slot)| {
+            let vm = slot.as_mut()?;
+            let is_it = vm.life == Life::Running && vm.root == Some(root);
+            (is_it && vm.processors.begin(vector)).then_some((number, vm))
+        })?;
+        Some((frames::Vm::new(number)?, vm.launch))
+    }
+
     /// A vCPU was added to the VM.
     pub fn vcpu_added(&mut self, number: frames::Vm, cpu: u32) {
         if let Some(vm) = self.held.vm_mut(number) {
@@ -234,6 +252,7 @@ impl Vms {
             // Nobody enters it.
             Life::Waiting => return Ok(Filled::Unloaded),
         }
+        vm.root = Some(Frame::containing(eptp));
         let page = GuestFrame::containing(fault.at);
         let class = vm.map.class(page).filter(|_| fault.at < GUEST_END);
         let Some(class) = class else { return device(vm, machine, eptp, fault.at) };

@@ -13,6 +13,7 @@ mod checks;
 mod devices;
 mod pieces;
 mod play;
+mod processors;
 mod refusals;
 mod sizes;
 mod sparse;
