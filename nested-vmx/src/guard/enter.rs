@@ -10,6 +10,7 @@ use crate::cr::CR0_PE;
 use crate::disclosure::{Answer, Exception, Exit, Part, Register, Row, Width};
 use crate::exit::Event;
 use crate::field::{self as f, Vmcs};
+use crate::merge::HostRegisters;
 use crate::vcpu::Vcpu;
 use crate::vmcs12::Vmcs12;
 
@@ -35,9 +36,12 @@ impl Guarded<'_> {
         registers: &mut impl Registers,
         space: &impl Space,
     ) -> Result<Entered, Cause> {
+        if self.restarts(shown.fields(), registers, space) {
+            self.first_entry(shown, &HostRegisters::UNUSED, registers)?;
+        }
         save(registers, &mut self.secrets.outside);
         let raised = match self.secrets.pending.take().and_then(Exit::row) {
-            Some(row) => self.take_answer(row, shown)?,
+            Some(row) => self.take_answer(row, shown, space)?,
             None => None,
         };
         if self.secrets.job.is_some() {
@@ -70,7 +74,12 @@ impl Guarded<'_> {
     }
 
     /// The host's answer to the exit: completed, an exception, or neither.
-    fn take_answer(&mut self, row: &Row, shown: &mut Vcpu<'_>) -> Result<Option<Event>, Cause> {
+    fn take_answer(
+        &mut self,
+        row: &Row,
+        shown: &mut Vcpu<'_>,
+        space: &impl Space,
+    ) -> Result<Option<Event>, Cause> {
         let exception = match row.answer {
             Answer::Visor | Answer::Resumes | Answer::Ends => return Ok(None),
             Answer::Completes => None,
@@ -89,13 +98,14 @@ impl Guarded<'_> {
         if let Some(event) = self.perform(row.exit)? {
             return Ok(Some(event));
         }
-        self.take_registers(row);
+        self.take_registers(row, space);
         Ok(self.step(length.into()))
     }
 
     /// Takes what the host may change of the registers.
-    fn take_registers(&mut self, row: &Row) {
+    fn take_registers(&mut self, row: &Row, space: &impl Space) {
         let mut answer = self.secrets.outside;
+        self.take_id(row.exit, &mut answer, space);
         if row.exit == Exit::Cpuid {
             self.filter_cpuid(&mut answer);
         }

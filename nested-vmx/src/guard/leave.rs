@@ -71,6 +71,10 @@ impl Guarded<'_> {
                 None => self.show((exit, None), shown, registers, v02),
             },
             Exit::ReadMsr | Exit::WriteMsr => match self.msr(exit, registers, v02) {
+                Some(Verdict::Signal(command)) => {
+                    let _ = self.show((exit, None), shown, registers, v02);
+                    Verdict::Signal(command)
+                }
                 Some(verdict) => verdict,
                 None => self.show((exit, None), shown, registers, v02),
             },
@@ -100,10 +104,7 @@ impl Guarded<'_> {
         let written = (exit == Exit::WriteMsr)
             .then(|| u64::from(low(registers.get(2))) << 32 | u64::from(low(registers.get(0))));
         let read = match (msr::rule(index), written) {
-            (Rule::Emulated, Some(value)) => {
-                self.secrets.start_up = msr::start_up(index, value).or(self.secrets.start_up);
-                return None;
-            }
+            (Rule::Emulated, Some(value)) => return msr::signal(index, value).map(Verdict::Signal),
             (Rule::Emulated, None) | (Rule::Efer, Some(_)) => return None,
             (Rule::Zero(settable), Some(value)) if value & !settable == 0 => {
                 return Some(Verdict::Step);
@@ -178,8 +179,10 @@ impl Guarded<'_> {
         let changes =
             matches!(exit, Exit::WriteControl | Exit::ClearTaskSwitched | Exit::LoadStatusWord)
                 || exit == Exit::WriteMsr && self.index() == msr::EFER;
+        // In this wait a processor may be made to begin anew.
+        let waits = self.is_off(exit);
         let traps = self.effective.fields().read(f::GUEST_RFLAGS) & TRAP != 0;
-        if changes || traps || v02.read(f::GUEST_ACTIVITY) != 0 {
+        if changes || waits || traps || v02.read(f::GUEST_ACTIVITY) != 0 {
             self.effective.fetch(v02);
         }
     }

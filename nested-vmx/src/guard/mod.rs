@@ -17,6 +17,7 @@ mod enter;
 mod exits;
 mod leave;
 pub mod msr;
+mod processor;
 pub mod start;
 pub mod window;
 
@@ -36,6 +37,7 @@ use crate::vmcs12::Vmcs12;
 pub use decoy::DECOY_RIP;
 use device::Job;
 pub use leave::shut_down;
+use processor::Name;
 
 /// The general-purpose registers of whoever the processor is about to run, or was running, by their
 /// numbers in instruction encodings (SDM vol. 2, table 2-2). Number 4, RSP, is in the VMCS and never
@@ -55,6 +57,11 @@ pub trait Space: Memory {
     fn pkru(&self) -> u32;
     /// Bits in a physical address of the VM, at most 52.
     fn physical_bits(&self) -> u32;
+    /// The id of a processor that has begun with this vector and asks for it for the first time, when the
+    /// host would say that it is `told`.
+    fn name(&self, vector: u8, told: u32) -> u8;
+    /// Whether the VM has processor `id` begin anew with this vector; then it has begun.
+    fn restarts(&self, id: u8, vector: u8) -> bool;
 }
 
 /// Bits 31:0.
@@ -108,7 +115,7 @@ pub struct Secrets {
     /// What that exit is an access of.
     job: Option<Job>,
     delivery: Option<Delivery>,
-    start_up: Option<u8>,
+    name: Name,
     /// What the host has answered to CPUID first: leaf, subleaf, and the answer as it came.
     features: List<(u32, u32, cpuid::Answer), FEATURES>,
     /// Translations of the VM's must go.
@@ -133,7 +140,7 @@ impl Secrets {
             told: (0, 0),
             job: None,
             delivery: None,
-            start_up: None,
+            name: Name::Is(0),
             features: const { List::new((0, 0, answers::NOTHING)) },
             flush: false,
             xcr0: 1,
@@ -162,6 +169,8 @@ pub struct Guarded<'a> {
 pub enum Verdict {
     /// The host gets what the shown VMCS12 and the registers now hold.
     Host,
+    /// Likewise; and the VM sends an INIT or start-up IPI by this command, in the form of x2APIC mode.
+    Signal(u64),
     /// The visor has answered: the VM goes on after the instruction.
     Step,
     /// The VM gets an exception.
@@ -292,9 +301,9 @@ impl<'a> Guarded<'a> {
         self.secrets.xcr0
     }
 
-    /// The vector of a start-up IPI that the VM has sent since this was asked last.
-    pub const fn take_start_up(&mut self) -> Option<u8> {
-        self.secrets.start_up.take()
+    /// It is not the VM's first one, but begins with this vector.
+    pub const fn begins_at(&mut self, vector: u8) {
+        self.secrets.name = Name::Begun(vector);
     }
 
     /// Whether translations with the VM's tag must be dropped before the entry (INVVPID), as its own

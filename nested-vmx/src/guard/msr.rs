@@ -12,6 +12,8 @@ pub const BITMAP_BYTES: usize = 4096;
 pub(super) const EFER: u32 = 0xc000_0080;
 /// Interrupt command register of the local APIC in x2APIC mode.
 const X2APIC_ICR: u32 = 0x830;
+/// Id of the local APIC, likewise.
+pub(super) const X2APIC_ID: u32 = 0x802;
 
 /// First and last of those that are the VM's own: IA32_SYSENTER_CS, _ESP, _EIP; IA32_PAT; STAR, LSTAR,
 /// CSTAR, FMASK; FS and GS base, KERNEL_GS_BASE, TSC_AUX. Accesses do not exit.
@@ -97,10 +99,7 @@ pub fn fill_bitmap(bitmap: &mut [u8; BITMAP_BYTES]) {
     }
 }
 
-/// The vector of the start-up IPI that a write of `value` to `index` sends (SDM vol. 3, 12.12.9).
-pub(super) const fn start_up(index: u32, value: u64) -> Option<u8> {
-    const DELIVERY: u64 = 7 << 8;
-    const START_UP: u64 = 6 << 8;
-    let [vector, ..] = value.to_le_bytes();
-    if index == X2APIC_ICR && value & DELIVERY == START_UP { Some(vector) } else { None }
+/// The write, if it sends an INIT or start-up IPI (SDM vol. 3, 12.12.9).
+pub(super) const fn signal(index: u32, command: u64) -> Option<u64> {
+    if index == X2APIC_ICR && matches!(command >> 8 & 7, 5 | 6) { Some(command) } else { None }
 }

@@ -202,6 +202,7 @@ impl Guarded<'_> {
         save(registers, &mut self.secrets.gprs);
         self.secrets.pending = None;
         self.secrets.delivery = None;
+        self.secrets.flush = true;
         decoy::cover(shown);
         let effective = self.effective.fields();
         decoy::uncover(shown, effective, effective);

@@ -3,6 +3,7 @@
 use emulate::walk;
 use ept::frames::Vm;
 use ept::shadow::Access;
+use membrane::processors::Processors;
 use nested_vmx::guard;
 
 use crate::cpu::low;
@@ -41,5 +42,16 @@ impl guard::Space for Space<'_> {
 
     fn physical_bits(&self) -> u32 {
         self.machine.width.into()
+    }
+
+    fn name(&self, vector: u8, told: u32) -> u8 {
+        let name = |processors: &mut Processors| processors.name(vector, told);
+        // A VM that does not run asks for nothing.
+        self.machine.tables.with_processors(self.vm, name).flatten().unwrap_or(u8::MAX)
+    }
+
+    fn restarts(&self, id: u8, vector: u8) -> bool {
+        let restart = |processors: &mut Processors| processors.restart(id, vector);
+        self.machine.tables.with_processors(self.vm, restart).unwrap_or(false)
     }
 }

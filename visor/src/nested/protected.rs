@@ -4,11 +4,13 @@
 use ept::addr::Frame;
 use ept::frames::Vm;
 use ept::shadow::Access;
+use membrane::processors::Processors;
 use membrane::vm::{Cause, Fault, Filled};
 use nested_vmx::check::Wanted;
 use nested_vmx::control::{Primary, Secondary};
 use nested_vmx::exit::{self, Event};
 use nested_vmx::field::{EPT_POINTER, EXIT_INTERRUPTION, GUEST_EFER, GUEST_PAT, Vmcs};
+use nested_vmx::guard::start::Start;
 use nested_vmx::guard::{self, Entered, Verdict};
 use nested_vmx::leave::{Cause as By, Inherited};
 use nested_vmx::merge::{Environment, HostRegisters};
@@ -66,11 +68,48 @@ fn launch(
         return Ok(());
     };
     sweep(machine);
+    let begins = begins_as(state, slot, host, registers);
+    adopt(machine, slot, (vm, None), (host, registers))?;
+    begins.map_err(|cause| stop_vcpu(machine, vm, cause))
+}
+
+/// Makes the slot, which is about to run for the first time, a further processor of a protected VM, if that
+/// has one start in just this state. VMCS01 is current.
+///
+/// # Errors
+/// [`NoRun::ShutDown`] if there is no memory for it, and the VM is stopped.
+#[cold]
+#[inline(never)]
+fn join(
+    machine: &Machine,
+    slot: &mut Slot,
+    (host, registers): (&HostRegisters, &mut Registers),
+) -> Result<(), NoRun> {
+    let Start::StartUp(vector) = guard::start::kind(slot.vcpu.fields(), registers) else {
+        return Ok(());
+    };
+    let root = root(slot).filter(|root| !slot.vcpu.has_stale() && machine.tables.is_guarded(*root));
+    match root.and_then(|root| machine.tables.begin_processor(root, vector)) {
+        Some(vm) => adopt(machine, slot, (vm, Some(vector)), (host, registers)),
+        None => Ok(()),
+    }
+}
+
+/// Makes the slot a processor of the VM, in the state that the host has set up. One that is not the first
+/// begins with a vector.
+fn adopt(
+    machine: &Machine,
+    slot: &mut Slot,
+    (vm, vector): ((Vm, u64), Option<u8>),
+    (host, registers): (&HostRegisters, &Registers),
+) -> Result<(), NoRun> {
     let Some(mut vcpu) = vcpus::create(vm) else {
         return Err(stop(machine, vm, Cause::Memory));
     };
-    let begins = begins_as(state, slot, host, registers)
-        .and_then(|()| vcpu.guarded.first_entry(&mut slot.vcpu, host, registers));
+    if let Some(vector) = vector {
+        vcpu.guarded.begins_at(vector);
+    }
+    let begins = vcpu.guarded.first_entry(&mut slot.vcpu, host, registers);
     slot.vcpu.fields_mut().set_token(vcpu.token());
     slot.protected = Some(vcpu);
     machine.tables.vcpu_added(vm.0);
@@ -112,7 +151,7 @@ fn begins_as(
 ) -> Result<(), guard::Cause> {
     let fields = slot.vcpu.fields();
     let fits = match state {
-        ticket::State::Reset => guard::start::kind(fields, registers) == guard::start::Start::Reset,
+        ticket::State::Reset => guard::start::kind(fields, registers) == Start::Reset,
         ticket::State::Hashed(hash) => vectors::with(|| {
             let mut found = Sha256::new();
             guard::start::state(fields, host, registers, |word| found.update(word.to_le_bytes()));
@@ -152,9 +191,15 @@ pub(super) fn enter(
     (asks, environment, host): (Launch, &Environment<'_>, &HostRegisters),
     registers: &mut Registers,
 ) -> Result<Option<Mode>, NoRun> {
-    if asks == Launch::Clear && slot.protected.is_none() && tables::tickets_wait() {
-        vmx::select(&cpu.vmcs_region());
-        launch(machine, slot, (host, registers))?;
+    if asks == Launch::Clear && slot.protected.is_none() {
+        if tables::tickets_wait() {
+            vmx::select(&cpu.vmcs_region());
+            launch(machine, slot, (host, registers))?;
+        }
+        if slot.protected.is_none() && tables::any_protected() {
+            vmx::select(&cpu.vmcs_region());
+            join(machine, slot, (host, registers))?;
+        }
     }
     if slot.protected.is_none() {
         return keep_out(machine, slot).map(|()| None);
@@ -296,6 +341,12 @@ fn follow(
     };
     match verdict {
         Verdict::Host => to_host(nested, machine, by),
+        Verdict::Signal(command) => {
+            // Before the host knows, since it may be quick.
+            let signal = |processors: &mut Processors| processors.signal(command);
+            let _ = machine.tables.with_processors(vcpu.vm, signal);
+            to_host(nested, machine, by)
+        }
         Verdict::Step => Next::Step,
         Verdict::Raise(event) => Next::Raise(event),
         Verdict::Stay => Next::Stay,

@@ -6,6 +6,7 @@ use ept::addr::Frame;
 use ept::direct::Store;
 use ept::frames::{Guard, State as FrameState, Vm};
 use ept::shadow::Access;
+use membrane::processors::Processors;
 use membrane::vm::{Cause, Fault, Filled};
 use membrane::vms::Vms;
 use membrane::{Pages, Progress};
@@ -97,6 +98,22 @@ impl HostTables {
             let physical = vm.reach(pool, address, access)?;
             physical.is_multiple_of(8).then(|| work(physical))
         })?
+    }
+
+    /// Does something with the processors of a VM, if it runs.
+    pub(crate) fn with_processors<T>(
+        &self,
+        (number, launch): (Vm, u64),
+        work: impl FnOnce(&mut Processors) -> T,
+    ) -> Option<T> {
+        let _lock = shootdown::lock(&self.state);
+        PROTECTED.lock().processors(number, launch).map(work)
+    }
+
+    /// The VM that has one more processor by this: with the tables at `root`, beginning with this vector.
+    pub(crate) fn begin_processor(&self, root: Frame, vector: u8) -> Option<(Vm, u64)> {
+        let _lock = shootdown::lock(&self.state);
+        PROTECTED.lock().begin_processor(root, vector)
     }
 
     /// One more vCPU.

@@ -380,8 +380,12 @@ fn cpuid_hides_what_would_open_the_vm() {
     let all = 0xffff_ffff;
     for (leaf, subleaf, expected) in [
         (0, 0, [all; 4]),
-        // VMX, SMX, debug store, OSXSAVE as CR4 has it.
-        (1, 0, [all, all, all & !(1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 27), all & !(1 << 21)]),
+        // The id of the first processor; VMX, SMX, debug store, OSXSAVE as CR4 has it.
+        (
+            1,
+            0,
+            [all, all >> 8, all & !(1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 27), all & !(1 << 21)],
+        ),
         (
             7,
             0,

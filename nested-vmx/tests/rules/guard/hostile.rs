@@ -116,6 +116,11 @@ fn exits(exit: Exit, seed: u64) -> (Vm, Verdict) {
     (vm, verdict)
 }
 
+/// Whether the host gets the exit.
+fn is_told(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Host | Verdict::Signal(_))
+}
+
 /// All that the host can read.
 fn view(vm: &Vm) -> (Vec<u64>, Gprs) {
     let mut words = Vec::new();
@@ -205,7 +210,7 @@ proptest! {
         let (other, same) = exits(exit, second);
         if let (Verdict::Stop(a), Verdict::Stop(b)) = (verdict, same) {
             prop_assert_eq!(a, b);
-        } else if verdict == Verdict::Host {
+        } else if is_told(verdict) {
             prop_assert_eq!(verdict, same);
             prop_assert_eq!(view(&one), view(&other));
         }
@@ -217,7 +222,7 @@ proptest! {
     ) {
         let (mut polite, verdict) = exits(exit, secret);
         let (mut rude, _) = exits(exit, secret);
-        if verdict != Verdict::Host {
+        if !is_told(verdict) {
             return Ok(());
         }
         answer(&mut polite, exit, seed);
@@ -338,6 +343,7 @@ fn every_basic_exit_reason_has_a_rule_or_stops_the_vm() {
             | Verdict::Debug(_)
             | Verdict::ExtendedState
             | Verdict::StringPort
+            | Verdict::Signal(_)
             | Verdict::PageFault { .. } => false,
         };
         assert!(as_expected, "{reason}: {verdict:?}");

@@ -7,6 +7,7 @@ mod events;
 mod features;
 mod hostile;
 mod plans;
+mod processors;
 mod start;
 mod told;
 mod world;
@@ -63,6 +64,14 @@ impl Space for Empty {
 
     fn physical_bits(&self) -> u32 {
         52
+    }
+
+    fn name(&self, _: u8, _: u32) -> u8 {
+        panic!("it is the first processor")
+    }
+
+    fn restarts(&self, _: u8, _: u8) -> bool {
+        false
     }
 }
 

@@ -98,6 +98,14 @@ impl Space for Ram {
     fn physical_bits(&self) -> u32 {
         39
     }
+
+    fn name(&self, _: u8, _: u32) -> u8 {
+        panic!("it is the first processor")
+    }
+
+    fn restarts(&self, _: u8, _: u8) -> bool {
+        false
+    }
 }
 
 /// What the VM's code is.
