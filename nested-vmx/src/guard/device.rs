@@ -252,7 +252,7 @@ impl Guarded<'_> {
         self.secrets.job = Some(Job { plan, told, window });
         self.tell_timer(shown);
         self.show_access(shown, registers);
-        Verdict::Host
+        self.sends().map_or(Verdict::Host, Verdict::Signal)
     }
 
     /// The access to a device that is due.

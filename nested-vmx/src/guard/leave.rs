@@ -104,7 +104,10 @@ impl Guarded<'_> {
         let written = (exit == Exit::WriteMsr)
             .then(|| u64::from(low(registers.get(2))) << 32 | u64::from(low(registers.get(0))));
         let read = match (msr::rule(index), written) {
-            (Rule::Emulated, Some(value)) => return msr::signal(index, value).map(Verdict::Signal),
+            (Rule::Emulated, Some(value)) => {
+                let command = (index == msr::X2APIC_ICR).then_some(value);
+                return command.and_then(msr::start).map(Verdict::Signal);
+            }
             (Rule::Emulated, None) | (Rule::Efer, Some(_)) => return None,
             (Rule::Zero(settable), Some(value)) if value & !settable == 0 => {
                 return Some(Verdict::Step);

@@ -116,6 +116,8 @@ pub struct Secrets {
     job: Option<Job>,
     delivery: Option<Delivery>,
     name: Name,
+    /// Whom its next command to the local APIC is for, in xAPIC mode.
+    destination: u32,
     /// What the host has answered to CPUID first: leaf, subleaf, and the answer as it came.
     features: List<(u32, u32, cpuid::Answer), FEATURES>,
     /// Translations of the VM's must go.
@@ -141,6 +143,7 @@ impl Secrets {
             job: None,
             delivery: None,
             name: Name::Is(0),
+            destination: 0,
             features: const { List::new((0, 0, answers::NOTHING)) },
             flush: false,
             xcr0: 1,

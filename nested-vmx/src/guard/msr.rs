@@ -11,7 +11,7 @@ pub const BITMAP_BYTES: usize = 4096;
 
 pub(super) const EFER: u32 = 0xc000_0080;
 /// Interrupt command register of the local APIC in x2APIC mode.
-const X2APIC_ICR: u32 = 0x830;
+pub(super) const X2APIC_ICR: u32 = 0x830;
 /// Id of the local APIC, likewise.
 pub(super) const X2APIC_ID: u32 = 0x802;
 
@@ -99,7 +99,7 @@ pub fn fill_bitmap(bitmap: &mut [u8; BITMAP_BYTES]) {
     }
 }
 
-/// The write, if it sends an INIT or start-up IPI (SDM vol. 3, 12.12.9).
-pub(super) const fn signal(index: u32, command: u64) -> Option<u64> {
-    if index == X2APIC_ICR && matches!(command >> 8 & 7, 5 | 6) { Some(command) } else { None }
+/// The command to a local APIC, if it is an INIT or start-up IPI (SDM vol. 3, 12.6.1).
+pub(super) const fn start(command: u64) -> Option<u64> {
+    if matches!(command >> 8 & 7, 5 | 6) { Some(command) } else { None }
 }

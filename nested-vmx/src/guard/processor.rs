@@ -6,6 +6,12 @@ use crate::disclosure::Exit;
 use crate::field::{self as f, Vmcs};
 use crate::vmcs12::Vmcs12;
 
+/// Registers of the local APIC in xAPIC mode, where every system leaves them: the id in bits 31:24, and the
+/// interrupt command, of which bits 63:32 are in a register of their own.
+const APIC_ID: u64 = 0xfee0_0020;
+const APIC_COMMAND: u64 = 0xfee0_0300;
+const APIC_COMMAND_HIGH: u64 = 0xfee0_0310;
+
 /// Which processor one is.
 #[derive(Clone, Copy)]
 pub(super) enum Name {
@@ -30,11 +36,39 @@ impl Guarded<'_> {
             }
             _ => return,
         };
-        if let Name::Begun(vector) = self.secrets.name {
-            self.secrets.name = Name::Is(space.name(vector, low(*place) >> shift));
-        }
-        if let Name::Is(id) = self.secrets.name {
-            *place = *place & ((1 << shift) - 1) | u64::from(id) << shift;
+        *place = self.with_id(*place, shift, space);
+    }
+
+    /// The host's answer to the access to a device that it has completed, likewise.
+    pub(super) fn answer_of_access(&mut self, space: &impl Space) -> u64 {
+        let [rax, ..] = self.secrets.outside;
+        let is_id = matches!(self.access(), Some((Exit::DeviceRead, APIC_ID, 4, _)));
+        if is_id { self.with_id(rax, 24, space) } else { rax }
+    }
+
+    /// `value` with the id from bit `shift` on, where the host has one. At the first time the host says which
+    /// processor it is, if it may be that.
+    fn with_id(&mut self, value: u64, shift: u32, space: &impl Space) -> u64 {
+        let id = match self.secrets.name {
+            Name::Is(id) => id,
+            Name::Begun(vector) => space.name(vector, low(value) >> shift),
+        };
+        self.secrets.name = Name::Is(id);
+        value & ((1 << shift) - 1) | u64::from(id) << shift
+    }
+
+    /// The command in the form of x2APIC mode, if the access to a device that the host is told of is a store
+    /// to the local APIC's registers that sends an INIT or start-up IPI.
+    pub(super) fn sends(&mut self) -> Option<u64> {
+        match self.access()? {
+            (Exit::DeviceWrite, APIC_COMMAND_HIGH, 4, data) => {
+                self.secrets.destination = low(data) >> 24;
+                None
+            }
+            (Exit::DeviceWrite, APIC_COMMAND, 4, data) => {
+                msr::start(u64::from(self.secrets.destination) << 32 | u64::from(low(data)))
+            }
+            _ => None,
         }
     }
 

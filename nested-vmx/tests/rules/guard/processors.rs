@@ -11,6 +11,7 @@ use nested_vmx::merge::Environment;
 use nested_vmx::state;
 
 use super::start::reset;
+use super::world::{APIC, Code, World, loaded};
 use super::{Gprs, HOST, IF, RAX, RBX, RCX, RDX, Vm};
 use crate::good;
 
@@ -162,6 +163,49 @@ fn a_command_that_starts_processors_is_told_to_the_visor() {
         assert_eq!(vm.exit(32, 0), verdict, "{index:#x} {value:#x}");
         assert_eq!((vm.gprs.0[RCX], vm.gprs.0[RAX]), (index, value & 0xffff_ffff));
         vm.complete().unwrap();
+    }
+}
+
+#[test]
+fn so_is_one_by_the_registers_in_memory() {
+    let code = [0x89, 0x0a].repeat(7);
+    let mut world = World::new(Code::Long, &[&code[..], &[0x88, 0x0a]].concat());
+    for (register, value, signal) in [
+        (0x310, 5 << 24 | 7, None),
+        (0x300, 0xc500, Some(5 << 32 | 0xc500)),
+        (0x300, 0x8500, Some(5 << 32 | 0x8500)),
+        (0x300, 0x69a, Some(5 << 32 | 0x69a)),
+        (0x300, 0x4031, None),
+        (0x310, 0, None),
+        (0x300, 0xc_4500, Some(0xc_4500)),
+        // A byte is no command.
+        (0x300, 0x500, None),
+    ] {
+        (world.vm.gprs.0[RCX], world.vm.gprs.0[RDX]) = (value, APIC + register);
+        let verdict = signal.map_or(Verdict::Host, Verdict::Signal);
+        assert_eq!(world.touch(APIC + register, 0x182), verdict, "{register:#x} {value:#x}");
+        world.serve();
+    }
+    let stored = world.log.iter().filter(|(_, bytes, value)| *bytes == 4 && value.is_some());
+    assert_eq!(stored.count(), 7, "the host is told of all as of others");
+}
+
+#[test]
+fn the_id_register_in_memory_has_the_same_id() {
+    // mov ecx, [rdx], for the first processor and for another.
+    for (begins, id) in [(None, 0), (Some(VECTOR), 5)] {
+        let mut world = World::new(Code::Long, &[0x8b, 0x0a, 0x8b, 0x0a]);
+        if let Some(vector) = begins {
+            world.vm.guarded.begins_at(vector);
+        }
+        for (register, expected) in
+            [(0x20, loaded(APIC + 0x20, 4) & 0xff_ffff | id << 24), (0x30, loaded(APIC + 0x30, 4))]
+        {
+            world.vm.gprs.0[RDX] = APIC + register;
+            assert_eq!(world.touch(APIC + register, 0x181), Verdict::Host);
+            world.serve();
+            assert_eq!(world.vm.gprs.0[RCX], expected);
+        }
     }
 }
 

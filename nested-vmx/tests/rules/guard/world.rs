@@ -16,6 +16,8 @@ use super::{Gprs, RAX, RBX, VALID, Vm};
 pub(crate) const WINDOW: u64 = 0x7fff_f000;
 /// Where the device is: RAM ends where it begins.
 pub(crate) const DEVICE: Range<u64> = 0xd000_0000..0xd000_2000;
+/// Another, the local APIC.
+pub(crate) const APIC: u64 = 0xfee0_0000;
 /// Where the VM's code is, and its tables.
 pub(crate) const CODE: u64 = 0x8000;
 pub(crate) const TABLES: [u64; 4] = [0x1_0000, 0x1_1000, 0x1_2000, 0x1_3000];
@@ -88,7 +90,7 @@ impl Memory for Ram {
 
 impl Space for Ram {
     fn is_device(&self, address: u64) -> bool {
-        DEVICE.contains(&address)
+        DEVICE.contains(&address) || address & !0xfff == APIC
     }
 
     fn pkru(&self) -> u32 {
@@ -99,8 +101,9 @@ impl Space for Ram {
         39
     }
 
-    fn name(&self, _: u8, _: u32) -> u8 {
-        panic!("it is the first processor")
+    fn name(&self, vector: u8, told: u32) -> u8 {
+        assert_eq!((vector, told), (0x9a, loaded(APIC + 0x20, 4).to_le_bytes()[3].into()));
+        5
     }
 
     fn restarts(&self, _: u8, _: u8) -> bool {
