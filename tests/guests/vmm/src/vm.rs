@@ -176,7 +176,8 @@ impl Vcpu {
         if result == -1 {
             let why = io::Error::last_os_error();
             return match why.raw_os_error() {
-                Some(libc::EINTR) => Ok(Exit::Interrupted),
+                // A processor that was not started yet has been, or not.
+                Some(libc::EINTR | libc::EAGAIN) => Ok(Exit::Interrupted),
                 _ => Err(format!("KVM_RUN: {why}")),
             };
         }

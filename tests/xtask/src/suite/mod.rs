@@ -8,6 +8,7 @@ mod kit;
 mod kvm;
 mod probes;
 pub(crate) mod protected;
+mod protected_smp;
 mod same;
 mod schedule;
 mod tickets;
@@ -80,6 +81,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(kvm::tests());
     tests.extend(guests::tests());
     tests.extend(protected::tests());
+    tests.extend(protected_smp::tests());
     tests.extend(tickets::tests());
     tests.extend(conformance::tests());
     tests

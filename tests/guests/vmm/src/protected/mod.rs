@@ -12,6 +12,7 @@ pub(crate) mod launch;
 mod life;
 mod look;
 mod program;
+mod smp;
 mod victim;
 
 use victim::Kind;
@@ -44,6 +45,16 @@ pub(crate) fn control_on_two() -> Result<(), String> {
 /// The attacks.
 pub(crate) fn attacks() -> Result<(), String> {
     attacks::run(BOTH)
+}
+
+/// VMs with two and four processors.
+pub(crate) fn smp() -> Result<(), String> {
+    smp::run(BOTH, &[2, 4])
+}
+
+/// The same without tickets.
+pub(crate) fn smp_control() -> Result<(), String> {
+    smp::run(&[Kind::Plain], &[2, 4])
 }
 
 /// What a host does to VMs in good faith.

@@ -61,6 +61,8 @@ const OTHERS: &[(&str, Test)] = &[
     ("protected-devices", protected::devices),
     ("protected-life", protected::life),
     ("protected-life-2-cpus", protected::life_on_two),
+    ("protected-smp-control", protected::smp_control),
+    ("protected-smp", protected::smp),
     ("cost", cost::plain),
     ("cost-protected", cost::protected),
     ("compile", work::compile),
