@@ -76,6 +76,15 @@ pub(crate) fn visorctl() -> Result<PathBuf> {
     Ok(paths::target("")?.join(target).join("release/visorctl"))
 }
 
+/// Has `visorctl`, the program `tool`, make a VM of a kernel and an initial RAM file system in the folder `dir`,
+/// as `words` say.
+pub(crate) fn linux_vm(tool: &Path, of: [&Path; 2], words: &[&str], dir: &Path) -> Result<()> {
+    let [kernel, initrd] = of;
+    let mut command = Command::new(tool);
+    let _ = command.args(["ticket", "linux", "--kernel"]).arg(kernel).arg("--initrd").arg(initrd);
+    tool::run(command.args(words).arg("--output-dir").arg(dir))
+}
+
 /// Writes the initial RAM file system `base` with `files` (name, source) added to `out`. Linux
 /// unpacks archives one after the other.
 pub(crate) fn extended(base: &Path, files: &[(&str, &Path)], out: &Path) -> Result<PathBuf> {

@@ -10,12 +10,13 @@ use anyhow::{Context, Result};
 use super::iso;
 use super::programs::Programs;
 use crate::machine::{Image, Payload};
-use crate::{packages, paths, tool};
+use crate::{build, packages, paths, tool};
 
 /// Scripts of hosts; the first is sourced by the others.
 const STEPS: &str = include_str!("vmms/steps.sh");
 const QEMU: &str = include_str!("vmms/qemu.sh");
 const XL: &str = include_str!("vmms/xl.sh");
+const MADE: &str = include_str!("vmms/made.sh");
 /// The script of Xen's guests.
 const DOMU: &str = include_str!("vmms/domu.sh");
 
@@ -28,6 +29,10 @@ const HVM_GUEST: &str = include_str!("vmms/hvm.cfg");
 /// The command line of guests of `xl`.
 const DOMU_WORDS: &str =
     "console=hvc0 quiet panic=-1 mitigations=off random.trust_cpu=on no_timer_check";
+
+/// The command line of a VM that `visorctl` makes.
+const MADE_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check \
+                          random.trust_cpu=on nokaslr init.do=";
 
 /// What QEMU loads when it runs a PC with a kernel and without a display.
 const FIRMWARE: [&str; 4] = [
@@ -70,10 +75,7 @@ pub(crate) fn qemu(kernel: &Path, modules: &[PathBuf], out: &Path) -> Result<Pat
     for name in FIRMWARE {
         programs.file(name)?;
     }
-    for module in modules {
-        let name = module.file_name().and_then(|name| name.to_str());
-        programs.add(name.context("a module without a name")?, module);
-    }
+    add_modules(&mut programs, modules)?;
     programs.add("guest/kernel", kernel);
     programs.add("guest/root.ext4", &disk(&root, &parts)?);
     let (line, size) = DATA;
@@ -81,6 +83,36 @@ pub(crate) fn qemu(kernel: &Path, modules: &[PathBuf], out: &Path) -> Result<Pat
     let file = fs::File::options().append(true).open(&data).context("cannot extend a disk")?;
     file.set_len(size).context("cannot extend a disk")?;
     programs.add("guest/data", &data);
+    finish(&programs, out)
+}
+
+fn add_modules(programs: &mut Programs, modules: &[PathBuf]) -> Result<()> {
+    for module in modules {
+        let name = module.file_name().and_then(|name| name.to_str());
+        programs.add(name.context("a module without a name")?, module);
+    }
+    Ok(())
+}
+
+/// An initial RAM file system in which QEMU runs the VM that `visorctl`, the program `tool`, makes of
+/// `kernel` and `initrd`; with KVM's `modules`, made at `out`.
+pub(crate) fn made(
+    tool: &Path,
+    of: [&Path; 2],
+    modules: &[PathBuf],
+    out: &Path,
+) -> Result<PathBuf> {
+    let root = packages::vmms()?;
+    let parts = parts(out)?;
+    let mut programs = host(&root, &parts, MADE)?;
+    programs.program("usr/bin/qemu-system-x86_64")?;
+    add_modules(&mut programs, modules)?;
+    programs.add("visorctl", tool);
+    let vm = parts.join("vm");
+    build::linux_vm(tool, of, &["--cmdline", MADE_WORDS, "--memory", "64M"], &vm)?;
+    for name in ["ticket", "stub.rom", "image.bin", "qemu.args"] {
+        programs.add(&format!("vm/{name}"), &vm.join(name));
+    }
     finish(&programs, out)
 }
 
@@ -138,8 +170,7 @@ fn host(root: &Path, parts: &Path, script: &str) -> Result<Programs> {
     let mut programs = Programs::of(root);
     programs.file("bin/busybox")?;
     programs.add("steps.sh", &written(parts, "steps.sh", STEPS)?);
-    let name = if script == QEMU { "qemu.sh" } else { "xl.sh" };
-    programs.add("init", &written(parts, name, script)?);
+    programs.add("init", &written(parts, "init.sh", script)?);
     Ok(programs)
 }
 

@@ -3,6 +3,7 @@
 //! Each is there twice: on the bare machine, where it tests itself and the emulator, and on the
 //! visor. What the host does is in `image/vmms/`.
 
+use super::protected::with_tickets;
 use super::{Boot, Host, Stack, Test};
 use crate::machine::{Bios, End, Machine};
 
@@ -71,6 +72,22 @@ fn roomy(machine: &mut Machine) {
     machine.seconds = 400;
 }
 
+/// QEMU runs the VM that `visorctl` has made, in a host that does `actions`.
+fn made(stack: fn(Host) -> Stack, actions: &str) -> Boot {
+    let lines = [
+        "*guest: *init: userspace reached*",
+        "*guest: *init: done",
+        "*init: PASS boot*",
+        "*init: PASS slay*",
+        "*init: done",
+    ];
+    Boot::of(stack(Host::Made(format!("init.do={actions}"))))
+        .on(roomy)
+        .expect(&lines)
+        .never("*init: FAIL *")
+        .ends(End::PowerOff)
+}
+
 /// The tests of this file.
 pub(super) fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
@@ -79,6 +96,10 @@ pub(super) fn tests() -> Vec<Test> {
     tests.extend(two.tests(("nested/bare-qemu-2-vcpus", 56), ("nested/qemu-2-vcpus", 60)));
     let stock = Case { change: patient, ..qemu(Host::StockQemu, 1) };
     tests.extend(stock.tests(("nested/bare-stock-qemu", 164), ("nested/stock-qemu", 175)));
+    let plain = made(Stack::bare, "modules,boot,slay");
+    tests.push(plain.test("protected/qemu-control", 14));
+    let protected = made(with_tickets, "modules,submit,boot,running,slay");
+    tests.push(protected.test("protected/qemu", 60));
     let pvh = xl("", "pvh,destroy");
     tests.extend(pvh.tests(("nested/bare-xl-pvh", 54), ("nested/xl-pvh", 75)));
     let dom0 = Case { change: own_bios, ..xl("dom0=pvh iommu=no dom0-iommu=none", "pvh") };

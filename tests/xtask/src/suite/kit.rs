@@ -53,6 +53,8 @@ pub(crate) enum Host {
     Qemu(String),
     /// As [`Host::Qemu`], with the distribution's kernel as the host.
     StockQemu(String),
+    /// The small kernel with KVM's modules, QEMU, `visorctl`, and a VM that this has made.
+    Made(String),
     /// The distribution's Xen with the small kernel as dom0, and `xl` there, whose guests are the
     /// small kernel too.
     Xl { xen: String, dom0: String },
@@ -91,7 +93,7 @@ impl Stack {
 }
 
 /// Something that is made once, or fails to be made once.
-struct Once<T>(OnceLock<Result<T, String>>);
+struct Once<T>(OnceLock<Box<Result<T, String>>>);
 
 impl<T: Clone> Once<T> {
     const fn new() -> Self {
@@ -100,8 +102,8 @@ impl<T: Clone> Once<T> {
 
     /// The thing, made by `make` at the first call; other threads wait for it meanwhile.
     fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
-        let made = self.0.get_or_init(|| make().map_err(|error| format!("{error:#}")));
-        made.clone().map_err(Error::msg)
+        let made = || Box::new(make().map_err(|error| format!("{error:#}")));
+        self.0.get_or_init(made).as_ref().clone().map_err(Error::msg)
     }
 }
 
@@ -119,6 +121,7 @@ pub(crate) struct Kit {
     stock_kvm: Once<PathBuf>,
     qemu: Once<PathBuf>,
     stock_qemu: Once<PathBuf>,
+    made: Once<PathBuf>,
     xl: Once<PathBuf>,
 }
 
@@ -144,6 +147,7 @@ impl Kit {
             stock_kvm: Once::new(),
             qemu: Once::new(),
             stock_qemu: Once::new(),
+            made: Once::new(),
             xl: Once::new(),
         }
     }
@@ -230,6 +234,18 @@ impl Kit {
         vmms::qemu(&self.small()?, modules, &paths::target("guests")?.join(name))
     }
 
+    fn made(&self) -> Result<PathBuf> {
+        self.made.get(|| {
+            let (tool, of) = (build::visorctl()?, [&*self.small()?, &*self.guests()?.initrd]);
+            vmms::made(
+                &tool,
+                of,
+                &packages::small_kvm()?,
+                &paths::target("guests")?.join("made.cpio"),
+            )
+        })
+    }
+
     fn xl(&self) -> Result<PathBuf> {
         self.xl.get(|| vmms::xl(&self.small()?, &paths::target("guests")?.join("xl.cpio")))
     }
@@ -247,6 +263,7 @@ impl Kit {
             Host::StockKvm(_) => vec![self.stock()?, self.stock_kvm()?],
             Host::Qemu(_) => vec![self.small()?, self.qemu()?],
             Host::StockQemu(_) => vec![self.stock()?, self.stock_qemu()?],
+            Host::Made(_) => vec![self.small()?, self.made()?],
             Host::Xl { .. } => vec![self.small()?, self.xl()?],
             Host::Probe(_) | Host::Vmx(_) | Host::Files(_) => Vec::new(),
         })
@@ -263,7 +280,8 @@ impl Kit {
             | Host::KvmWorks(words)
             | Host::StockKvm(words)
             | Host::Qemu(words)
-            | Host::StockQemu(words) => (LINUX, words),
+            | Host::StockQemu(words)
+            | Host::Made(words) => (LINUX, words),
             Host::Xen { dom0, .. } | Host::StockXen { dom0, .. } | Host::Xl { dom0, .. } => {
                 (DOM0, dom0)
             }
@@ -301,7 +319,8 @@ impl Kit {
             | Host::KvmWorks(_)
             | Host::StockKvm(_)
             | Host::Qemu(_)
-            | Host::StockQemu(_) => {
+            | Host::StockQemu(_)
+            | Host::Made(_) => {
                 let initrd = images.next().map(|image| image.file);
                 Payload::Linux { kernel, initrd }
             }

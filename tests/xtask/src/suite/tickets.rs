@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{FORBIDDEN, Rig, Script, Test, Then};
 use crate::machine::{self, End};
-use crate::{build, paths, tool};
+use crate::{build, paths};
 
 /// Processor time for a kernel that unpacks itself by QEMU's software.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -34,7 +33,8 @@ pub(super) fn tests() -> Vec<Test> {
 fn boots(rig: &Rig<'_>, kernel: &Path) -> Result<()> {
     let dir = rig.dir.join("vm");
     paths::emptied(&dir)?;
-    make(rig, kernel, &dir)?;
+    let of = [kernel, &rig.kit.guests()?.initrd];
+    build::linux_vm(&build::visorctl()?, of, &["--cmdline", "console=ttyS0 init.do="], &dir)?;
     lay_bait(&dir.join("stub.rom"))?;
     let text = fs::read_to_string(dir.join("qemu.args")).context("no arguments for QEMU")?;
     let arguments: Vec<&str> = text.lines().map(by_software).collect();
@@ -57,14 +57,6 @@ fn boots(rig: &Rig<'_>, kernel: &Path) -> Result<()> {
     }
     ensure!(outcome.end == End::Stopped, "the run ended: {}", outcome.end);
     Ok(())
-}
-
-/// Has `visorctl` make a VM in `dir`.
-fn make(rig: &Rig<'_>, kernel: &Path, dir: &Path) -> Result<()> {
-    let mut command = Command::new(build::visorctl()?);
-    let _ = command.args(["ticket", "linux", "--cmdline", "console=ttyS0 init.do="]);
-    let _ = command.arg("--kernel").arg(kernel).arg("--initrd").arg(rig.kit.guests()?.initrd);
-    tool::run(command.arg("--output-dir").arg(dir))
 }
 
 /// The argument for a machine without KVM, with its serial line in a file.

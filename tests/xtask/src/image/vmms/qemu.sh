@@ -4,18 +4,6 @@
 
 . /steps.sh
 
-# Modules of KVM in the order in which they are needed.
-modules() {
-    for module in irqbypass kvm kvm-intel; do
-        insmod /$module.ko || return 1
-    done
-    features=""
-    for feature in ept vpid unrestricted_guest; do
-        features="$features $feature=$(cat /sys/module/kvm_intel/parameters/$feature)"
-    done
-    echo "init: kvm_intel$features"
-}
-
 # qemu ARGUMENTS...: starts the guest; descriptor 3 is its keyboard, 4 the monitor's.
 qemu() {
     rm -rf /run/vm

@@ -41,6 +41,18 @@ gone() {
     done
 }
 
+# Modules of KVM in the order in which they are needed.
+modules() {
+    for module in irqbypass kvm kvm-intel; do
+        insmod /$module.ko || return 1
+    done
+    features=""
+    for feature in ept vpid unrestricted_guest; do
+        features="$features $feature=$(cat /sys/module/kvm_intel/parameters/$feature)"
+    done
+    echo "init: kvm_intel$features"
+}
+
 # actions: runs what init.do= names; each is a function of this name.
 actions() {
     for action in $(word init.do | tr ',' ' '); do

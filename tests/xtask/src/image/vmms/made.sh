@@ -1,0 +1,43 @@
+#!/bin/busybox sh
+# /init of a host whose QEMU runs the VM in /vm, which `visorctl ticket linux` has made. What the VM says
+# on its serial line comes as "guest: ...".
+
+. /steps.sh
+
+# Gives the visor the VM's ticket.
+submit() {
+    /visorctl submit /vm/ticket
+}
+
+# The VM gets to its last line, by the arguments that came with it.
+boot() {
+    cd /vm
+    mkfifo /run/line
+    exec 3<>/run/line
+    {
+        /usr/bin/qemu-system-x86_64 $(cat qemu.args) -pidfile /run/qemu </dev/null
+        echo "qemu: ended with $?"
+    } >&3 2>&1 &
+    while read -r line; do
+        echo "guest: $line"
+        case "$line" in
+        *"init: done"*) return 0 ;;
+        *"Kernel panic"* | "qemu: ended"*) return 1 ;;
+        esac
+    done <&3
+}
+
+# The visor still has the VM.
+running() {
+    /visorctl vms
+    /visorctl vms --json | grep -q '"state":"running"'
+}
+
+# QEMU is killed; KVM gives back what it had.
+slay() {
+    kill -9 "$(cat /run/qemu)"
+    wait
+    rmmod kvm_intel && rmmod kvm && [ ! -e /dev/kvm ]
+}
+
+actions
