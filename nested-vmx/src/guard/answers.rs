@@ -13,9 +13,10 @@ use crate::vcpu::Vcpu;
 
 /// CPUID leaf 1 ECX: VMX.
 const VMX: u32 = 1 << 5;
-/// Leaf 7 EBX: SGX. ECX: WAITPKG. EDX: user interrupts, AMX.
+/// Leaf 7 EBX: SGX. ECX: WAITPKG, UMIP. EDX: user interrupts, AMX.
 const SGX: u32 = 1 << 2;
 const WAITPKG: u32 = 1 << 5;
+const UMIP: u32 = 1 << 2;
 const USER_INTERRUPTS: u32 = 1 << 5;
 const AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
 /// Leaf 7.1 EAX: AMX-FP16.
@@ -31,13 +32,19 @@ const FEATURES: u32 = 0x4000_0001;
 /// hides, nor what would have the VM share pages or registers with its host: KVM's clock, steal time
 /// and event pages, Hyper-V's and Xen's; nor performance counters, SGX and AMX, whose state is not
 /// switched.
-pub(super) fn cpuid(leaf: u32, subleaf: u32, host: Answer, cr4: u64) -> Answer {
+///
+/// Nor is there a feature that the host emulates, as KVM does UMIP: the processor, of which the second of
+/// the CR4s has all bits, lacks it.
+pub(super) fn cpuid(leaf: u32, subleaf: u32, host: Answer, (cr4, supported): (u64, u64)) -> Answer {
     let mut out = cpuid::filter(leaf, subleaf, host, cr4);
     match (leaf, subleaf) {
         (1, _) => out.ecx &= !VMX,
         (7, 0) => {
             out.ebx &= !SGX;
             out.ecx &= !WAITPKG;
+            if supported & CR4_UMIP == 0 {
+                out.ecx &= !UMIP;
+            }
             out.edx &= !(USER_INTERRUPTS | AMX);
         }
         (7, 1) => out.eax &= !AMX_FP16,
@@ -93,6 +100,7 @@ impl Vmcs for Changed<'_, '_> {
 
 const CR0_TS: u64 = 1 << 3;
 const CR4_PAE: u64 = 1 << 5;
+const CR4_UMIP: u64 = 1 << 11;
 const CR4_LA57: u64 = 1 << 12;
 const CR4_PCIDE: u64 = 1 << 17;
 /// Bits that a VM can set: not those of features that are hidden or whose state is not switched (VMX,
@@ -208,7 +216,7 @@ impl Guarded<'_> {
         let (cr0, old) = visible(fields);
         let long = fields.read(f::GUEST_EFER) & EFER_LMA != 0;
         let tags = value & !old & CR4_PCIDE != 0;
-        let faults = value & !CR4_DEFINED != 0
+        let faults = value & !(CR4_DEFINED & self.secrets.cr4_supported) != 0
             || long && (value & CR4_PAE == 0 || (value ^ old) & CR4_LA57 != 0)
             || tags && (!long || fields.read(f::GUEST_CR3) & 0xfff != 0);
         if faults {

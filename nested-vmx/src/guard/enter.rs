@@ -128,7 +128,7 @@ impl Guarded<'_> {
         let host = cpuid::Answer { eax: low(*eax), ebx: low(*ebx), ecx: low(*ecx), edx: low(*edx) };
         self.remember(low(leaf), low(subleaf), host);
         let cr4 = visible_cr4(self.effective.fields());
-        let out = answers::cpuid(low(leaf), low(subleaf), host, cr4);
+        let out = answers::cpuid(low(leaf), low(subleaf), host, (cr4, self.secrets.cr4_supported));
         (*eax, *ebx, *ecx, *edx) = (out.eax.into(), out.ebx.into(), out.ecx.into(), out.edx.into());
     }
 

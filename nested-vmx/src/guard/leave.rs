@@ -86,7 +86,8 @@ impl Guarded<'_> {
     fn cpuid(&self, registers: &mut impl Registers, v02: &impl Vmcs) -> Option<Verdict> {
         let (leaf, subleaf) = (low(registers.get(0)), low(registers.get(1)));
         let host = self.remembered(leaf, subleaf)?;
-        let answer = answers::cpuid(leaf, subleaf, host, visible_cr4(v02));
+        let answer =
+            answers::cpuid(leaf, subleaf, host, (visible_cr4(v02), self.secrets.cr4_supported));
         for (number, value) in (0..).zip([answer.eax, answer.ecx, answer.edx, answer.ebx]) {
             registers.set(number, value.into());
         }

@@ -125,6 +125,8 @@ pub struct Secrets {
     xcr0: u64,
     /// CPUID leaf 0xD, subleaf 0, EDX:EAX.
     xcr0_supported: u64,
+    /// IA32_VMX_CR4_FIXED1.
+    cr4_supported: u64,
     /// The tag of the VM's translations; 0: none.
     tag: u16,
 }
@@ -132,9 +134,10 @@ pub struct Secrets {
 impl Secrets {
     /// Of a virtual processor that has not run. `tag` is its VPID, which no other of the same VM may
     /// have on the same processor: each could otherwise be made to use the other's translations. 0 is
-    /// always right: nothing stays cached then. `xcr0_supported` is CPUID.0xD.0 EDX:EAX.
+    /// always right: nothing stays cached then. `supported` are CPUID.0xD.0 EDX:EAX and
+    /// IA32_VMX_CR4_FIXED1.
     #[must_use]
-    pub const fn new(tag: u16, xcr0_supported: u64) -> Self {
+    pub const fn new(tag: u16, supported: (u64, u64)) -> Self {
         Self {
             gprs: [0; 16],
             outside: [0; 16],
@@ -147,7 +150,8 @@ impl Secrets {
             features: const { List::new((0, 0, answers::NOTHING)) },
             flush: false,
             xcr0: 1,
-            xcr0_supported,
+            xcr0_supported: supported.0,
+            cr4_supported: supported.1,
             tag,
         }
     }

@@ -11,6 +11,7 @@ use spin::Mutex;
 use crate::guest_state::{self, GuestState};
 use crate::memory::{self, POOL};
 use crate::shootdown;
+use crate::vmcs;
 
 /// A vCPU of a protected VM.
 #[derive(Debug)]
@@ -108,7 +109,8 @@ impl Protected {
         const { assert!(size_of::<Secrets>() <= 4096, "one frame") };
         // SAFETY: the frame is this vCPU's alone; nothing is read before it is written.
         let place = unsafe { place.as_mut() };
-        let secrets = place.write(Secrets::new(0, guest_state::components()));
+        let supported = (guest_state::components(), vmcs::capabilities().cr4_fixed.1);
+        let secrets = place.write(Secrets::new(0, supported));
         // SAFETY: the frame is zeroed and this vCPU's alone.
         let state = unsafe { GuestState::new(state) }?;
         let guarded = Guarded::new(fields, secrets);

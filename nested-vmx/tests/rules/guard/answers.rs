@@ -389,9 +389,12 @@ fn cpuid_hides_what_would_open_the_vm() {
         (
             7,
             0,
-            [all, all & !(1 << 2 | 1 << 25), all & !(1 << 4 | 1 << 5 | 1 << 7 | 1 << 23), {
-                all & !(1 << 5 | 7 << 18 & !(1 << 19) | 1 << 19 | 1 << 22 | 1 << 24 | 1 << 25)
-            }],
+            [
+                all,
+                all & !(1 << 2 | 1 << 25),
+                all & !(1 << 2 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 23),
+                { all & !(1 << 5 | 7 << 18 & !(1 << 19) | 1 << 19 | 1 << 22 | 1 << 24 | 1 << 25) },
+            ],
         ),
         (7, 1, [all & !(1 << 17 | 1 << 8 | 1 << 21), all, all & !(1 << 5), all]),
         (0xa, 0, [0; 4]),
@@ -426,6 +429,20 @@ fn features_that_cr4_switches_are_as_the_vm_has_them() {
         vm.complete().unwrap();
         assert_eq!(vm.gprs.0[register], bit);
     }
+}
+
+#[test]
+fn a_feature_of_cr4_that_the_processor_lacks_is_not_there() {
+    const UMIP: u64 = 1 << 11;
+    let mut vm = busy();
+    // The host emulates it.
+    (vm.gprs.0[RAX], vm.gprs.0[RCX]) = (7, 0);
+    vm.exit_to_host(10, 0);
+    vm.gprs = Gprs([0xffff_ffff; 16]);
+    vm.complete().unwrap();
+    assert_eq!(vm.gprs.0[RCX] & 1 << 2, 0);
+    assert_eq!(control(&mut vm, 4, 0x6a0 | UMIP), Ok(Some(GP)));
+    assert_eq!(control(&mut vm, 4, 0x6a0), Ok(None));
 }
 
 #[test]

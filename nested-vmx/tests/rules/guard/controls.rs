@@ -110,7 +110,7 @@ fn translations_have_the_visors_tag_or_none() {
     for (tag, secondary) in [(0, 0), (9, 1 << 5)] {
         let vm = Vm::new(|_| {});
         let page = Box::leak(Box::new(Vmcs12::EMPTY));
-        let secrets = Box::leak(Box::new(Secrets::new(tag, 1)));
+        let secrets = Box::leak(Box::new(Secrets::new(tag, (1, u64::MAX))));
         let mut vm = Vm { guarded: Guarded::new(page, secrets), ..vm };
         vm.guarded.first_entry(&mut vm.shown, &HOST, &vm.gprs).unwrap();
         vm.enter().unwrap();

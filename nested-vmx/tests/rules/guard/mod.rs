@@ -119,6 +119,9 @@ pub(crate) fn set_up(shown: &mut Vmcs12) {
     }
 }
 
+/// No UMIP.
+pub(crate) const CR4_SUPPORTED: u64 = !(1 << 11);
+
 impl Vm {
     /// Not entered yet.
     pub(crate) fn new(prepare: impl FnOnce(&mut Vmcs12)) -> Self {
@@ -126,7 +129,7 @@ impl Vm {
         let (effective, shown) = (page(), Box::leak(good::vmcs12()));
         set_up(shown);
         prepare(shown);
-        let secrets = Box::leak(Box::new(Secrets::new(0, XCR0)));
+        let secrets = Box::leak(Box::new(Secrets::new(0, (XCR0, CR4_SUPPORTED))));
         Self {
             guarded: Guarded::new(effective, secrets),
             shown: Vcpu::new(shown),
