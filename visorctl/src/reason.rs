@@ -16,7 +16,7 @@ pub(crate) fn of_cause(number: u64) -> Option<&'static str> {
         5 => "what the visor remembers of a page is damaged",
         6 => "the visor has no memory left for the VM",
         7 => "no version is left to seal a page with",
-        8 => "the VM accessed a device",
+        8 => "an access to a device that cannot be done, or the host has memory there",
         9 => "the host destroyed it",
         PROCESSOR.. => "one of its processors did what has no rule",
         _ => return None,
