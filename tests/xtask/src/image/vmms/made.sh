@@ -22,7 +22,7 @@ boot() {
         echo "guest: $line"
         case "$line" in
         *"init: done"*) return 0 ;;
-        *"Kernel panic"* | "qemu: ended"*) return 1 ;;
+        *"Kernel panic"* | "KVM: "* | "KVM internal error"* | "qemu: ended"*) return 1 ;;
         esac
     done <&3
 }
