@@ -99,7 +99,7 @@ pub(super) fn tests() -> Vec<Test> {
     let plain = made(Stack::bare, "modules,boot,slay");
     tests.push(plain.test("protected/qemu-control", 14));
     let protected = made(with_tickets, "modules,submit,boot,running,slay");
-    tests.push(protected.test("protected/qemu", 60));
+    tests.push(protected.test("protected/qemu", 25));
     let pvh = xl("", "pvh,destroy");
     tests.extend(pvh.tests(("nested/bare-xl-pvh", 54), ("nested/xl-pvh", 75)));
     let dom0 = Case { change: own_bios, ..xl("dom0=pvh iommu=no dom0-iommu=none", "pvh") };
