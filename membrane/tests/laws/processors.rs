@@ -103,6 +103,7 @@ fn all_others_at_once_are_told_apart_by_what_the_host_says_first() {
     // One that runs is meant only by its own id.
     all.signal(init(0) | OTHERS);
     all.signal(start_up(0, 7) | OTHERS);
+    (0..4).for_each(|id| all.signal(start_up(id, 7)));
     assert!((0..4).all(|id| !all.restart(id, 7)));
 }
 
@@ -142,6 +143,21 @@ fn a_processor_joins_the_vm_that_used_its_root_last_while_that_runs() {
     world.vms.stop(numbers[0], Cause::Memory, 0);
     assert_eq!(begin(&mut world, roots[0]), None);
     assert!(world.vms.processors(numbers[0], launch).is_none());
+}
+
+#[test]
+fn a_host_may_begin_any_of_those_that_have_the_same_vector() {
+    let mut all = Processors::new(64);
+    for id in 1..4 {
+        start(&mut all, id, 7);
+    }
+    start(&mut all, 4, 8);
+    assert!(all.begin(7) && all.begin(7));
+    assert_eq!(all.name(7, 4), Some(1), "4 has another vector");
+    assert_eq!(all.name(7, 3), Some(3));
+    assert_eq!(all.name(7, 2), None, "it has not begun");
+    assert!(all.begin(7) && !all.begin(7));
+    assert_eq!(all.name(7, 2), Some(2));
 }
 
 #[derive(Clone, Copy, Debug)]

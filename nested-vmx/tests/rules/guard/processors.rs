@@ -169,7 +169,7 @@ fn a_command_that_starts_processors_is_told_to_the_visor() {
 #[test]
 fn so_is_one_by_the_registers_in_memory() {
     let code = [0x89, 0x0a].repeat(7);
-    let mut world = World::new(Code::Long, &[&code[..], &[0x88, 0x0a]].concat());
+    let mut world = World::new(Code::Long, &[&code[..], &[0x66, 0x89, 0x0a]].concat());
     for (register, value, signal) in [
         (0x310, 5 << 24 | 7, None),
         (0x300, 0xc500, Some(5 << 32 | 0xc500)),
@@ -178,7 +178,7 @@ fn so_is_one_by_the_registers_in_memory() {
         (0x300, 0x4031, None),
         (0x310, 0, None),
         (0x300, 0xc_4500, Some(0xc_4500)),
-        // A byte is no command.
+        // A word is no command.
         (0x300, 0x500, None),
     ] {
         (world.vm.gprs.0[RCX], world.vm.gprs.0[RDX]) = (value, APIC + register);
@@ -273,7 +273,10 @@ fn a_processor_that_is_out_of_service_begins_anew_if_the_vm_has_it_so() {
 #[test]
 fn a_processor_that_works_or_was_not_restarted_by_the_vm_goes_on_where_it_was() {
     const HLT: u32 = 12;
-    for (reason, flags, restarts) in [(HLT, 2, false), (HLT, 2 | IF, true), (40, 2, true)] {
+    // With the trap flag all of the state is at hand.
+    for (reason, flags, restarts) in
+        [(HLT, 2, false), (HLT, 2 | IF, true), (HLT, 2 | IF | 1 << 8, true), (40, 2 | 1 << 8, true)]
+    {
         let starts = Starts { restarts, ..Starts::without_restarts() };
         let mut vm = waits(reason, flags);
         starts_up(&mut vm);
