@@ -12,6 +12,7 @@ mod kexec;
 mod kvm;
 mod port;
 mod report;
+mod secret;
 mod system;
 
 use std::arch::x86_64::_rdtsc;
@@ -67,6 +68,7 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "kexec" => kexec::into_second_kernel(&line.0, line.value("init.next").unwrap_or("")),
         "cpu-hotplug" => hotplug::cycle(1),
         "devmem" => devmem::attack(line.value("init.reservation")),
+        "secret" => secret::make(),
         "shell" => system::shell(),
         "kvm-load" => kvm::load(),
         "kvm-unload" => kvm::unload(),

@@ -10,8 +10,8 @@ use crate::memory::{Backing, Memory, PAGE};
 use crate::meter::{Meter, Served, clock};
 use crate::mode::{self, Mode};
 use crate::mp;
-use crate::protected::Ticket;
 use crate::protected::launch::ticket_of;
+use crate::protected::{Ticket, ask_outside};
 use crate::uart::{self, Uart};
 use crate::vm::{Exit, Vcpu, Vm};
 use control::PORT;
@@ -117,12 +117,16 @@ fn live(
         rom.write(0, &stub());
         vm.slot(1, 0, RESET, rom.all())?;
     }
-    drive(&vm, &mut vcpu)?;
+    let secret = drive(&vm, &mut vcpu)?;
     for (what, name) in [("exits", "exits"), ("faults", "pf_taken")] {
         counts.push((what, vcpu.statistic(name)?));
     }
     drop((vcpu, vm, memory, rom));
     ticket.withdraw()?;
+    if let Some(words) = secret {
+        let is_ticketed = shape.launch == Launch::Ticket;
+        ask_outside(&words, if is_ticketed { "protected" } else { "unprotected" });
+    }
     Ok(counts)
 }
 
@@ -203,9 +207,10 @@ fn load(
     ])
 }
 
-/// Runs the guest to its last line.
-fn drive(vm: &Vm, vcpu: &mut Vcpu) -> Result<(), String> {
+/// Runs the guest to its last line; the disguised secret that it has told of.
+fn drive(vm: &Vm, vcpu: &mut Vcpu) -> Result<Option<String>, String> {
     let (mut uart, mut served, mut raised) = (Uart::default(), Served::new()?, false);
+    let mut secret = None;
     loop {
         match vcpu.run()? {
             Exit::Out(PORT, bytes) => served.select(&bytes),
@@ -215,10 +220,16 @@ fn drive(vm: &Vm, vcpu: &mut Vcpu) -> Result<(), String> {
             }
             Exit::Out(port @ uart::FIRST..=uart::LAST, bytes) => {
                 for byte in bytes {
-                    match uart.write(port, byte).as_deref().map(str::trim) {
-                        Some("init: done") => return Ok(()),
-                        Some(line) if line.contains("Kernel panic") => return Err(line.to_owned()),
-                        _ => {}
+                    let Some(line) = uart.write(port, byte) else { continue };
+                    let line = line.trim();
+                    if line == "init: done" {
+                        return Ok(secret);
+                    }
+                    if line.contains("Kernel panic") {
+                        return Err(line.to_owned());
+                    }
+                    if let Some(words) = line.strip_prefix("init: secret ") {
+                        secret = Some(words.to_owned());
                     }
                 }
             }

@@ -154,8 +154,8 @@ pub(super) fn tests() -> Vec<Test> {
         Test::new("protected/life-2-cpus", 17, life_on_two),
         Test::new("protected/devices-control", 20, devices_control),
         Test::new("protected/devices", 40, devices),
-        linux(Stack::bare, "reset").test("protected/linux-control", 10),
-        linux(with_tickets, "protected").test("protected/linux", 30),
+        Test::new("protected/linux-control", 12, linux_control),
+        Test::new("protected/linux", 40, linux_with_ticket),
     ]
 }
 
@@ -224,11 +224,22 @@ fn devices(rig: &Rig<'_>) -> Result<()> {
     judge_devices(&log, &["unprotected", "protected"])
 }
 
-/// A Linux VM that begins at the reset vector, as it does with a ticket.
+fn linux_control(rig: &Rig<'_>) -> Result<()> {
+    let log = rig.check("", &linux(Stack::bare, "reset"))?;
+    judge_memory(&log, &["unprotected"])
+}
+
+fn linux_with_ticket(rig: &Rig<'_>) -> Result<()> {
+    let log = rig.check("", &linux(with_tickets, "protected"))?;
+    judge_memory(&log, &["protected"])
+}
+
+/// A Linux VM that begins at the reset vector, as it does with a ticket, and makes itself a secret.
 fn linux(stack: fn(Host) -> Stack, kind: &str) -> Boot {
-    let boot = Boot::of(stack(Host::KvmLinux(format!("init.do=kvm-load,guest-{kind}"))));
+    let words = format!("init.do=kvm-load,guest-{kind} init.next=secret");
     let passed = format!("*vmm: PASS linux-{kind}");
-    boot.on(|machine| machine.seconds = 400)
+    Boot::of(stack(Host::KvmLinux(words)))
+        .on(|machine| machine.seconds = 400)
         .expect(&["*guest: init: userspace reached*", "*guest: init: done", &passed, "*init: done"])
         .never("*vmm: FAIL *")
         .ends(End::PowerOff)

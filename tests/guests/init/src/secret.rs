@@ -1,0 +1,27 @@
+//! A secret of this machine: others learn only how it looks in disguise, and can search for it so.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// It stays here to the end.
+static SECRET: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// Makes the secret and says what it is, disguised.
+pub(crate) fn make() -> Result<(), String> {
+    let mut bytes = [0; 8];
+    let mut random = File::open("/dev/urandom").map_err(|why| why.to_string())?;
+    for word in &SECRET {
+        random.read_exact(&mut bytes).map_err(|why| why.to_string())?;
+        word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+    }
+    let [first, second] =
+        [0, 1].map(|index: usize| disguised(SECRET[index].load(Ordering::Relaxed)));
+    println!("init: secret {first:016x} {second:016x}");
+    Ok(())
+}
+
+/// As the test harness knows words that it searches for.
+fn disguised(word: u64) -> u64 {
+    word.wrapping_mul(0xd134_2543_de82_ef95).rotate_left(29)
+}
