@@ -112,8 +112,10 @@ const READERS: [&str; 8] = [
 const STOPS: [&str; 9] = ["in", "out", "hlt", "interrupt", "fault", "load", "store", "ins", "outs"];
 
 /// Steps of a life, on one processor and on two.
-const LIFE: [&str; 13] = [
+const LIFE: [&str; 15] = [
     "halts",
+    "interrupts",
+    "interrupts-into-absent-pages",
     "cpuid",
     "devices",
     "storms",

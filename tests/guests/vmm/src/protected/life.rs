@@ -4,11 +4,13 @@ use super::guest::{BULK, BULK_PAGES, Command, FIRST};
 use super::launch::{self, Frames, Id, Visor};
 use super::look;
 use super::victim::{
-    Kind, SAYS, SLOT_BULK, SLOT_FIRST, SLOT_SECOND, SLOT_VERSIONED, Trouble, Victim,
+    Kind, SAYS, SLOT_BULK, SLOT_FIRST, SLOT_LOW, SLOT_SECOND, SLOT_VERSIONED, Trouble, VECTOR,
+    Victim, odd,
 };
 use crate::kvm::checked;
 use crate::memory::{Backing, Memory, PAGE};
-use crate::vm::{LOG_DIRTY, Vm};
+use crate::tests::alarm_in;
+use crate::vm::{Exit, LOG_DIRTY, Vm};
 use std::process::Command as Program;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +35,11 @@ pub(super) enum Done {
 /// On one processor: each on the VM that the ones before have left.
 pub(super) const STEPS: &[(&str, Step)] = &[
     ("halts", halts),
+    ("interrupts", |victim| interrupted(victim, |_| Ok(()))),
+    // The guest's gates and its stack have to come back for the interrupt.
+    ("interrupts-into-absent-pages", |victim| {
+        interrupted(victim, |victim| victim.remap(&SLOT_LOW, 0))
+    }),
     ("cpuid", |victim| {
         let first = victim.command(Command::Cpuid)?;
         repeat(200, || same("EBX", victim.command(Command::Cpuid)?, first))
@@ -198,6 +205,28 @@ fn repeat(times: u32, mut work: impl FnMut() -> Result<(), Trouble>) -> Result<D
 
 fn same(what: &str, found: u32, wanted: u32) -> Result<(), Trouble> {
     Ok(crate::tests::same(what, found, wanted)?)
+}
+
+/// Interrupts while the guest runs, which it must count; `before` each something is done.
+fn interrupted(
+    victim: &mut Victim,
+    before: fn(&Victim) -> Result<(), String>,
+) -> Result<Done, Trouble> {
+    let mut count = victim.command(Command::Halt)?;
+    repeat(5, || {
+        victim.order(Command::Spin);
+        alarm_in(Duration::from_millis(20))?;
+        let exit = victim.vcpu.run();
+        alarm_in(Duration::ZERO)?;
+        match exit? {
+            Exit::Interrupted => {}
+            other => return Err(odd(&other)),
+        }
+        before(victim)?;
+        victim.vcpu.interrupt(VECTOR)?;
+        count += 1;
+        same("interrupts", victim.finish()?, count)
+    })
 }
 
 /// Each kind of access once.

@@ -53,6 +53,7 @@ pub(super) type Slot = (u32, u64, Range<usize>);
 const fn slot(number: u32, at: usize, pages: usize) -> Slot {
     (number, at as u64, at..at + pages * PAGE)
 }
+pub(super) const SLOT_LOW: Slot = slot(0, 0, FIRST / PAGE);
 pub(super) const SLOT_FIRST: Slot = slot(1, FIRST, 1);
 pub(super) const SLOT_SECOND: Slot = slot(2, SECOND, 1);
 pub(super) const SLOT_VERSIONED: Slot = slot(3, VERSIONED, 1);
@@ -61,7 +62,7 @@ pub(super) const SLOT_BULK: Slot = slot(6, BULK, guest::BULK_PAGES);
 pub(super) const SLOT_WINDOW: Slot = slot(8, WINDOW, 1);
 const AFTER: usize = WINDOW + PAGE;
 const SLOTS: [Slot; 10] = [
-    slot(0, 0, FIRST / PAGE),
+    SLOT_LOW,
     SLOT_FIRST,
     SLOT_SECOND,
     SLOT_VERSIONED,
