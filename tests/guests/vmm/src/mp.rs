@@ -22,10 +22,9 @@ pub(crate) fn tables() -> Vec<u8> {
     let mut io_apic = vec![2, IO_APIC_ID, io, usable];
     io_apic.extend(IO_APIC.to_le_bytes());
     entries.push(io_apic);
-    // KVM routes the PIT to pin 2, and every other line to the pin of its number.
+    // KVM routes each line to the pin of its number, unless it is told otherwise.
     for irq in (0..16).filter(|irq| *irq != 2) {
-        let pin = if irq == 0 { 2 } else { irq };
-        entries.push(vec![3, 0, 0, 0, 0, irq, IO_APIC_ID, pin]);
+        entries.push(vec![3, 0, 0, 0, 0, irq, IO_APIC_ID, irq]);
     }
     let mut tables = pointer();
     tables.extend(table(&entries));

@@ -68,6 +68,11 @@ impl Vm {
         self.handle.give(gives::<Blob<64>>(0x77), &pit)
     }
 
+    /// How many thousand times a second the processors' time-stamp counters count.
+    pub(crate) fn tsc_khz(&self) -> Result<i32, String> {
+        self.handle.number(plain(0xa3), 0)
+    }
+
     /// Sets an input of the interrupt controllers.
     pub(crate) fn line(&self, irq: u32, level: u32) -> Result<(), String> {
         self.handle.give(gives::<IrqLevel>(0x61), &IrqLevel { irq, level })
