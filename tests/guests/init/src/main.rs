@@ -75,6 +75,8 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "guest" => guest("linux", line),
         "guest-2m" => guest("linux-2m", line),
         "guest-reset" => guest("linux-reset", line),
+        "guest-smp" => guest("linux-smp", line),
+        "guest-smp-protected" => guest("linux-smp-protected", line),
         "guest-protected" => guest("linux-protected", line),
         "guest-2m-protected" => guest("linux-2m-protected", line),
         _ if action.starts_with("run:") => {

@@ -152,6 +152,19 @@ pub(crate) struct CpuidEntry {
     pub(crate) padding: [u32; 3],
 }
 
+impl Cpuid {
+    /// Has a processor show this id of its local APIC.
+    pub(crate) fn name(&mut self, id: u32) {
+        for entry in &mut self.entries {
+            match entry.function {
+                1 => entry.ebx = entry.ebx & 0xff_ffff | id << 24,
+                0xb | 0x1f => entry.edx = id,
+                _ => {}
+            }
+        }
+    }
+}
+
 /// `struct kvm_irq_level`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]

@@ -10,13 +10,17 @@ use crate::memory::{Backing, Memory, PAGE};
 use crate::meter::{Meter, Served, clock};
 use crate::mode::{self, Mode};
 use crate::mp;
-use crate::protected::launch::ticket_of;
+use crate::protected::launch::ticket_for;
 use crate::protected::{Ticket, ask_outside};
+use crate::threads::{self, Runner};
 use crate::uart::{self, Uart};
 use crate::vm::{Exit, Vcpu, Vm};
 use control::PORT;
 use std::fs;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
 use ticket::Class;
 
 const MEMORY: usize = 224 << 20;
@@ -51,19 +55,22 @@ enum Launch {
 pub(crate) struct Shape {
     backing: Backing,
     launch: Launch,
+    processors: u8,
 }
 
 /// The guest that `word` asks for.
 pub(crate) fn shape(word: &str) -> Option<Shape> {
-    let (backing, launch) = match word {
-        "linux" => (Backing::Small, Launch::Entry),
-        "linux-2m" => (Backing::Large, Launch::Entry),
-        "linux-reset" => (Backing::Small, Launch::Reset),
-        "linux-protected" => (Backing::Small, Launch::Ticket),
-        "linux-2m-protected" => (Backing::Large, Launch::Ticket),
+    let (backing, launch, processors) = match word {
+        "linux" => (Backing::Small, Launch::Entry, 1),
+        "linux-2m" => (Backing::Large, Launch::Entry, 1),
+        "linux-reset" => (Backing::Small, Launch::Reset, 1),
+        "linux-smp" => (Backing::Small, Launch::Reset, 2),
+        "linux-protected" => (Backing::Small, Launch::Ticket, 1),
+        "linux-smp-protected" => (Backing::Small, Launch::Ticket, 2),
+        "linux-2m-protected" => (Backing::Large, Launch::Ticket, 1),
         _ => return None,
     };
-    Some(Shape { backing, launch })
+    Some(Shape { backing, launch, processors })
 }
 
 /// Boots `/kernel` with `/initrd2` and the actions for its `init` to the line that says that it is
@@ -96,12 +103,14 @@ fn live(
     // It cannot measure that against a timer each access to which takes the emulator a millisecond.
     let khz = Vm::new()?.tsc_khz()?;
     let words = format!("{WORDS} tsc_early_khz={khz} init.do={actions}");
+    let tables = mp::tables(shape.processors);
+    memory.write(mp::PLACE, &tables);
     let pages = load(&memory, &read("/kernel")?, &read("/initrd2")?, &words)?;
     let mut counts = Vec::new();
     let mut ticket = Ticket::none();
     if shape.launch == Launch::Ticket {
         let (before, began) = (meter.visor(), clock());
-        ticket = submit(&memory, &pages)?;
+        ticket = submit(&memory, &pages, shape.processors)?;
         counts.push(("ticket.ticks", clock() - began));
         if let (Some(before), Some(after)) = (before, meter.visor()) {
             counts.push(("ticket.visor.exits", after.exits - before.exits));
@@ -119,11 +128,13 @@ fn live(
         rom.write(0, &stub());
         vm.slot(1, 0, RESET, rom.all())?;
     }
-    let secret = drive(&vm, &mut vcpu)?;
+    let others = (1..shape.processors).map(|id| vm.vcpu(id.into()));
+    let mut others = others.collect::<Result<Vec<_>, _>>()?;
+    let secret = drive(&vm, &mut vcpu, &mut others)?;
     for (what, name) in [("exits", "exits"), ("faults", "pf_taken")] {
         counts.push((what, vcpu.statistic(name)?));
     }
-    drop((vcpu, vm, memory, rom));
+    drop((vcpu, others, vm, memory, rom));
     ticket.withdraw()?;
     if let Some(words) = secret {
         let is_ticketed = shape.launch == Launch::Ticket;
@@ -133,7 +144,7 @@ fn live(
 }
 
 /// Submits the ticket of a guest that has this in its memory at first.
-fn submit(memory: &Memory, pages: &[Range<usize>]) -> Result<Ticket, String> {
+fn submit(memory: &Memory, pages: &[Range<usize>], processors: u8) -> Result<Ticket, String> {
     let page = PAGE as u64;
     let ranges = [
         (0, WINDOW as u64, Class::Private),
@@ -147,7 +158,7 @@ fn submit(memory: &Memory, pages: &[Range<usize>]) -> Result<Ticket, String> {
     let mut image: Vec<_> = starts.zip(contents.iter().map(Vec::as_slice)).collect();
     image.push((RESET, &stub));
     let id = *b"Linux of vmm\0\0\0\0";
-    Ticket::submit(id, &ticket_of(id, &ranges, &image)?)
+    Ticket::submit(id, &ticket_for(processors.into(), id, &ranges, &image)?)
 }
 
 /// The page of the reset vector.
@@ -176,7 +187,6 @@ fn load(
         return Err("not a bzImage".to_owned());
     }
     memory.write(KERNEL, code);
-    memory.write(mp::PLACE, &mp::tables());
     let initrd_at = (WINDOW - initrd.len()) & !0xfff;
     memory.write(initrd_at, initrd);
     memory.write(COMMAND_LINE, words.as_bytes());
@@ -203,40 +213,108 @@ fn load(
     Ok([
         pages(BOOT_PARAMS, PAGE),
         pages(COMMAND_LINE, words.len()),
-        pages(mp::PLACE, mp::tables().len()),
+        pages(mp::PLACE, PAGE - mp::PLACE % PAGE),
         pages(KERNEL, code.len()),
         pages(initrd_at, initrd.len()),
     ])
 }
 
+/// What the processors share.
+struct Devices {
+    uart: Uart,
+    served: Served,
+    raised: bool,
+    runners: Vec<Runner>,
+    /// What the guest has told of its secret.
+    secret: Option<String>,
+    /// The guest has come to its last line, or a processor has failed.
+    is_over: bool,
+}
+
 /// Runs the guest to its last line; the disguised secret that it has told of.
-fn drive(vm: &Vm, vcpu: &mut Vcpu) -> Result<Option<String>, String> {
-    let (mut uart, mut served, mut raised) = (Uart::default(), Served::new()?, false);
-    let mut secret = None;
+fn drive(vm: &Vm, first: &mut Vcpu, others: &mut [Vcpu]) -> Result<Option<String>, String> {
+    let (uart, served) = (Uart::default(), Served::new()?);
+    let (raised, runners, secret, is_over) = (false, Vec::new(), None, false);
+    let devices = Mutex::new(Devices { uart, served, raised, runners, secret, is_over });
+    run_all(vm, first, others, &devices)?;
+    Ok(devices.into_inner().map_err(|_| LOST)?.secret)
+}
+
+/// Runs all processors, each in a thread of its own, until all is over.
+fn run_all(
+    vm: &Vm,
+    first: &mut Vcpu,
+    others: &mut [Vcpu],
+    devices: &Mutex<Devices>,
+) -> Result<(), String> {
+    if others.is_empty() {
+        return run(vm, first, devices);
+    }
+    threads::catch_kicks()?;
+    thread::scope(|scope| {
+        let all = std::iter::once(first).chain(others);
+        let all = all.map(|vcpu| scope.spawn(|| run(vm, vcpu, devices))).collect::<Vec<_>>();
+        while !all.iter().all(|thread| thread.is_finished()) {
+            thread::sleep(Duration::from_millis(5));
+            let devices = lock(devices)?;
+            if devices.is_over {
+                devices.runners.iter().for_each(|runner| runner.kick());
+            }
+        }
+        all.into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(LOST.to_owned())))
+    })
+}
+
+const LOST: &str = "a thread ended early";
+
+fn lock(devices: &Mutex<Devices>) -> Result<MutexGuard<'_, Devices>, String> {
+    devices.lock().map_err(|_| LOST.to_owned())
+}
+
+/// Runs one processor until all is over.
+fn run(vm: &Vm, vcpu: &mut Vcpu, devices: &Mutex<Devices>) -> Result<(), String> {
+    lock(devices)?.runners.push(Runner::this());
     loop {
-        match vcpu.run()? {
-            Exit::Out(PORT, bytes) => served.select(&bytes),
+        let exit = vcpu.run();
+        let mut devices = lock(devices)?;
+        if devices.is_over {
+            return Ok(());
+        }
+        let served = exit.and_then(|exit| devices.serve(vm, vcpu, exit));
+        devices.is_over = served.as_ref().map_or(true, |ends| *ends);
+        if devices.is_over {
+            return served.map(drop);
+        }
+    }
+}
+
+impl Devices {
+    /// Does what an exit asks for; whether it was the guest's last.
+    fn serve(&mut self, vm: &Vm, vcpu: &mut Vcpu, exit: Exit) -> Result<bool, String> {
+        match exit {
+            Exit::Out(PORT, bytes) => self.served.select(&bytes),
             Exit::In(PORT, 4) => {
-                let value = served.read(vcpu)?;
+                let value = self.served.read(vcpu)?;
                 vcpu.answer(&value.to_le_bytes());
             }
             Exit::Out(port @ uart::FIRST..=uart::LAST, bytes) => {
                 for byte in bytes {
-                    let Some(line) = uart.write(port, byte) else { continue };
+                    let Some(line) = self.uart.write(port, byte) else { continue };
                     let line = line.trim();
                     if line == "init: done" {
-                        return Ok(secret);
+                        return Ok(true);
                     }
                     if line.contains("Kernel panic") {
                         return Err(line.to_owned());
                     }
                     if let Some(words) = line.strip_prefix("init: secret ") {
-                        secret = Some(words.to_owned());
+                        self.secret = Some(words.to_owned());
                     }
                 }
             }
             Exit::In(port @ uart::FIRST..=uart::LAST, count) => {
-                let bytes: Vec<u8> = (0..count).map(|_| uart.read(port)).collect();
+                let bytes: Vec<u8> = (0..count).map(|_| self.uart.read(port)).collect();
                 vcpu.answer(&bytes);
             }
             // The clock's chip is there, and has nothing to say.
@@ -248,9 +326,10 @@ fn drive(vm: &Vm, vcpu: &mut Vcpu) -> Result<Option<String>, String> {
                 return Err(format!("exit {other:x?} at {rip:#x}"));
             }
         }
-        if uart.interrupting() != raised {
-            raised = !raised;
-            vm.line(uart::IRQ, raised.into())?;
+        if self.uart.interrupting() != self.raised {
+            self.raised = !self.raised;
+            vm.line(uart::IRQ, self.raised.into())?;
         }
+        Ok(false)
     }
 }

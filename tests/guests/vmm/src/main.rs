@@ -17,6 +17,7 @@ mod mp;
 mod port;
 mod protected;
 mod tests;
+mod threads;
 mod uart;
 mod vm;
 mod work;

@@ -1,4 +1,4 @@
-//! The MP tables of a Linux guest (Intel, MultiProcessor Specification 1.4): one processor, one I/O
+//! The MP tables of a Linux guest (Intel, MultiProcessor Specification 1.4): processors, one I/O
 //! APIC with the lines of the ISA bus. Without them Linux has its clock from the PIT, by the PIC.
 
 /// Where Linux looks for the floating pointer: the last KiB of base memory.
@@ -8,23 +8,27 @@ const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
 /// Of KVM's local and I/O APICs.
 const VERSIONS: [u8; 2] = [0x14, 0x11];
-const IO_APIC_ID: u8 = 1;
 
-/// The floating pointer and the table, for [`PLACE`].
-pub(crate) fn tables() -> Vec<u8> {
+/// The floating pointer and the table of so many processors, for [`PLACE`].
+pub(crate) fn tables(processors: u8) -> Vec<u8> {
+    // The first id that no local APIC has.
+    let io_apic_id = processors;
     let mut entries = Vec::new();
     let [local, io] = VERSIONS;
     let (usable, boots) = (1, 2);
-    let mut processor = [0; 20];
-    processor[..4].copy_from_slice(&[0, 0, local, usable | boots]);
-    entries.push(processor.to_vec());
+    for id in 0..processors {
+        let mut processor = [0; 20];
+        let flags = if id == 0 { usable | boots } else { usable };
+        processor[..4].copy_from_slice(&[0, id, local, flags]);
+        entries.push(processor.to_vec());
+    }
     entries.push(b"\x01\x00ISA   ".to_vec());
-    let mut io_apic = vec![2, IO_APIC_ID, io, usable];
+    let mut io_apic = vec![2, io_apic_id, io, usable];
     io_apic.extend(IO_APIC.to_le_bytes());
     entries.push(io_apic);
     // KVM routes each line to the pin of its number, unless it is told otherwise.
     for irq in (0..16).filter(|irq| *irq != 2) {
-        entries.push(vec![3, 0, 0, 0, 0, irq, IO_APIC_ID, irq]);
+        entries.push(vec![3, 0, 0, 0, 0, irq, io_apic_id, irq]);
     }
     let mut tables = pointer();
     tables.extend(table(&entries));

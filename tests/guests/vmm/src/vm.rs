@@ -103,7 +103,9 @@ impl Vm {
         let handle = self.handle.make(plain(0x41), id)?;
         let size = usize::try_from(self.system.number(plain(0x04), 0)?).unwrap_or(PAGE);
         let vcpu = Vcpu { run: RunPage::new(&handle, size)?, handle };
-        vcpu.handle.give(gives::<Counted>(0x90), &*self.cpuid()?)?;
+        let mut cpuid = self.cpuid()?;
+        cpuid.name(id as u32);
+        vcpu.handle.give(gives::<Counted>(0x90), &*cpuid)?;
         Ok(vcpu)
     }
 

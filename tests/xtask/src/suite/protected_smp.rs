@@ -38,7 +38,26 @@ pub(super) fn tests() -> Vec<Test> {
         }),
         Test::new("protected/smp", 30, |rig| on_both(rig, 1)),
         Test::new("protected/smp-2-cpus", 30, |rig| on_both(rig, 2)),
+        linux(Stack::bare, "smp").test("protected/linux-smp-control", 15),
+        linux(with_tickets, "smp-protected").test("protected/linux-smp", 40),
     ]
+}
+
+/// A Linux VM with two processors, of which it takes one out of service and back.
+fn linux(stack: fn(Host) -> Stack, kind: &str) -> Boot {
+    let words = format!("init.do=kvm-load,guest-{kind} init.next=cpu-hotplug");
+    let boot = Boot::of(stack(Host::KvmLinux(words)));
+    let passed = format!("*vmm: PASS linux-{kind}");
+    let lines = [
+        "*guest: init: userspace reached*",
+        "*guest: init: cpu1 offline, online now 0",
+        "*guest: init: cpu1 online, online now 0-1",
+        "*guest: init: done",
+        &passed,
+        "*init: done",
+    ];
+    let boot = boot.on(|machine| (machine.seconds, machine.cpus) = (400, 2));
+    boot.expect(&lines).never("*vmm: FAIL *").ends(End::PowerOff)
 }
 
 fn on_both(rig: &Rig<'_>, cpus: u32) -> Result<()> {

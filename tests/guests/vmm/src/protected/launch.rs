@@ -36,7 +36,18 @@ pub(crate) fn ticket_of(
     ranges: &[(u64, u64, Class)],
     image: &[(u64, &[u8])],
 ) -> Result<Vec<u8>, String> {
+    ticket_for(1, id, ranges, image)
+}
+
+/// Likewise, of one with so many processors.
+pub(crate) fn ticket_for(
+    processors: u32,
+    id: Id,
+    ranges: &[(u64, u64, Class)],
+    image: &[(u64, &[u8])],
+) -> Result<Vec<u8>, String> {
     let mut ticket = Ticket::new(id, [0x5a; 32]);
+    ticket.processors = processors;
     for (start, length, class) in ranges {
         ticket = ticket.range(*start, *length, *class);
     }

@@ -2,21 +2,20 @@
 
 use super::guest::{self, Command};
 use super::launch::{self, Id, Visor};
-use crate::kvm::{Counted, checked, gives};
+use crate::kvm::{Counted, gives};
 use crate::memory::{Memory, PAGE};
 use crate::protected::guest::{
     ARGUMENT_PORT, BULK, BULK_PAGES, COMMAND_PORT, GADGET_PORT, RESET, RESET_AT, RESULT_PORT, SIZE,
 };
 use crate::protected::victim::{Kind, Ticket, Trouble, odd};
 use crate::tests::alarm_in;
+use crate::threads::{self, Runner};
 use crate::vm::{Exit, Vcpu, Vm};
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use ticket::Class;
-use ticket::build::Ticket as Words;
 use ticket::port::VmState;
 
 /// Long enough for every command, in the emulated clock.
@@ -56,6 +55,7 @@ struct Shared {
     is_held: AtomicBool,
     /// Where they are to run: changes at each move.
     place: AtomicUsize,
+    runners: Mutex<Vec<Runner>>,
     /// How processors ended.
     ends: Mutex<Vec<Result<Exit, String>>>,
 }
@@ -118,12 +118,13 @@ impl Team {
             is_over: AtomicBool::new(false),
             is_held: AtomicBool::new(true),
             place: AtomicUsize::new(0),
+            runners: Mutex::new(Vec::new()),
             ends,
         };
         let (vm, memory, shared) = (Arc::new(vm), Arc::new(memory), Arc::new(shared));
         let mut team =
             Self { first, others: Vec::new(), shared, vm, memory, kind, id, argument: 0, ticket };
-        catch_kicks()?;
+        threads::catch_kicks()?;
         for number in options.others {
             let vcpu = processor(&team.vm, *number, &options)?;
             let shared = Arc::clone(&team.shared);
@@ -230,10 +231,8 @@ impl Team {
     }
 
     fn kick(&self) {
-        for other in self.others.iter().filter(|other| !other.is_finished()) {
-            // SAFETY: the thread exists until it is joined.
-            let _ = unsafe { libc::pthread_kill(other.as_pthread_t(), libc::SIGUSR1) };
-        }
+        let runners = self.shared.runners.lock().map(|runners| runners.clone()).unwrap_or_default();
+        runners.into_iter().for_each(Runner::kick);
     }
 
     /// Does `work` while another thread does `beside` again and again.
@@ -247,7 +246,7 @@ impl Team {
         thread::scope(|scope| {
             let over = &is_over;
             let other = scope.spawn(move || {
-                leave_alarms()?;
+                threads::leave_alarms()?;
                 while !over.load(Ordering::Relaxed) {
                     beside(&vm, &memory)?;
                 }
@@ -281,15 +280,13 @@ impl Team {
 }
 
 fn words(id: Id, image: &[(u64, Vec<u8>)], permitted: u32) -> Result<Vec<u8>, String> {
-    let mut ticket = Words::new(id, [0x5b; 32])
-        .range(0, RESET as u64, Class::Private)
-        .range(BULK as u64, (BULK_PAGES * PAGE) as u64, Class::Private)
-        .range(RESET_AT, PAGE as u64, Class::Private);
-    ticket.processors = permitted;
-    for (at, bytes) in image {
-        ticket.image(*at, bytes).map_err(|why| why.to_string())?;
-    }
-    ticket.bytes().map_err(|why| why.to_string())
+    let ranges = [
+        (0, RESET as u64, Class::Private),
+        (BULK as u64, (BULK_PAGES * PAGE) as u64, Class::Private),
+        (RESET_AT, PAGE as u64, Class::Private),
+    ];
+    let pages: Vec<_> = image.iter().map(|(at, bytes)| (*at, bytes.as_slice())).collect();
+    launch::ticket_for(permitted, id, &ranges, &pages)
 }
 
 fn bulk(vm: &Vm, memory: &Memory) -> Result<(), String> {
@@ -312,22 +309,16 @@ pub(super) fn read_all(memory: &Memory) -> u64 {
 /// A processor whose CPUID has its id, or what it is to show.
 fn processor(vm: &Vm, number: u64, options: &Options) -> Result<Vcpu, String> {
     let vcpu = vm.vcpu(number)?;
-    let id = options.shown.unwrap_or(number as u32);
     let mut cpuid = vm.cpuid()?;
-    for entry in &mut cpuid.entries {
-        match entry.function {
-            1 => entry.ebx = entry.ebx & 0xff_ffff | id << 24,
-            0xb | 0x1f => entry.edx = id,
-            _ => {}
-        }
-    }
+    cpuid.name(options.shown.unwrap_or(number as u32));
     vcpu.handle.give(gives::<Counted>(0x90), &*cpuid)?;
     Ok(vcpu)
 }
 
 /// Runs a processor until it ends, or all is over.
 fn drive(mut vcpu: Vcpu, number: u64, prepare: Prepare, shared: &Shared) -> Result<Exit, String> {
-    leave_alarms()?;
+    threads::leave_alarms()?;
+    shared.runners.lock().map(|mut runners| runners.push(Runner::this())).unwrap_or_default();
     prepare(&vcpu, number)?;
     let mut place = 0;
     while shared.is_held.load(Ordering::Relaxed) && !shared.is_over.load(Ordering::Relaxed) {
@@ -351,29 +342,4 @@ fn host_processors() -> usize {
     // SAFETY: takes a number, gives a number.
     let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
     usize::try_from(count).unwrap_or(1).max(1)
-}
-
-/// SIGUSR1 only ends system calls.
-fn catch_kicks() -> Result<(), String> {
-    extern "C" fn nothing(_: libc::c_int) {}
-    let handler = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
-    // SAFETY: the handler touches nothing.
-    let result = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler;
-        libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut())
-    };
-    checked(result).map(drop)
-}
-
-/// Leaves SIGALRM to the first processor's thread.
-fn leave_alarms() -> Result<(), String> {
-    // SAFETY: a set of signals of this thread's own.
-    let result = unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        let _ = libc::sigemptyset(&raw mut set);
-        let _ = libc::sigaddset(&raw mut set, libc::SIGALRM);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
-    };
-    if result == 0 { Ok(()) } else { Err(format!("pthread_sigmask: {result}")) }
 }
