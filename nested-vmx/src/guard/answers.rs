@@ -48,16 +48,20 @@ pub(super) fn cpuid(leaf: u32, subleaf: u32, host: Answer, (cr4, supported): (u6
             out.edx &= !(USER_INTERRUPTS | AMX);
         }
         (7, 1) => out.eax &= !AMX_FP16,
-        // Counters, SGX, tiles.
-        (0xa | 0x12 | 0x1d | 0x1e, _) => out = NOTHING,
         (HYPERVISOR, _) => {
             let is_kvm = (host.ebx, host.ecx, host.edx) == KVM;
             out = if is_kvm { Answer { eax: FEATURES, ..host } } else { NOTHING };
         }
-        (0x4000_0001..=0x4fff_ffff, _) => out = NOTHING,
+        _ if is_hidden(leaf) => out = NOTHING,
         _ => {}
     }
     out
+}
+
+/// Whether the VM finds nothing in this leaf, whatever the host says: counters, SGX, tiles, what hypervisors
+/// offer. Systems that look for hypervisors ask for hundreds of these.
+const fn is_hidden(leaf: u32) -> bool {
+    matches!(leaf, 0xa | 0x12 | 0x1d | 0x1e | 0x4000_0001..=0x4fff_ffff)
 }
 
 /// What tells an answer from others: the leaf, and ECX where that counts (SDM vol. 2, CPUID). A VM's
@@ -129,8 +133,11 @@ impl Guarded<'_> {
         }
     }
 
-    /// What the host has answered to CPUID before.
+    /// What the host has answered to CPUID before, if that makes a difference.
     pub(super) fn remembered(&self, leaf: u32, subleaf: u32) -> Option<Answer> {
+        if is_hidden(leaf) {
+            return Some(NOTHING);
+        }
         let asked = question(leaf, subleaf);
         let found = self.secrets.features.iter().find(|known| (known.0, known.1) == asked);
         found.map(|(_, _, answer)| *answer)

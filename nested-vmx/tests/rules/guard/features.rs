@@ -89,6 +89,21 @@ fn a_host_that_was_asked_too_much_is_asked_each_time() {
 }
 
 #[test]
+fn leaves_in_which_the_vm_finds_nothing_cost_no_question_and_no_memory() {
+    let mut vm = Vm::running();
+    // As systems look for hypervisors, one after the other.
+    for leaf in (1..256).map(|number| 0x4000_0000 + number * 0x100) {
+        assert_eq!(known(&mut vm, leaf, 0), [0; 4]);
+    }
+    for leaf in [0xa, 0x12, 0x1d, 0x1e, 0x4000_0001, 0x4fff_ffff] {
+        assert_eq!(known(&mut vm, leaf, 1), [0; 4]);
+    }
+    answered(&mut vm, 0x4000_0000, 0, [1; 4]);
+    answered(&mut vm, 2, 0, [2; 4]);
+    assert_eq!(known(&mut vm, 2, 0), [2; 4]);
+}
+
+#[test]
 fn the_size_of_the_extended_state_is_never_remembered() {
     let mut vm = Vm::running();
     for _ in 0..2 {
