@@ -12,7 +12,7 @@ use ept::shadow::Access;
 /// Words of 8 bytes in the page.
 pub const WORDS: usize = 512;
 
-/// Little-endian code of `mov` between [RBX], or [EBX], and AL, AX, EAX, RAX: loads, then stores. There is
+/// Little-endian code of `mov` between memory at RBX, or EBX, and AL, AX, EAX, RAX: loads, then stores. There is
 /// no access of 8 bytes outside 64-bit mode.
 const CODE: [u32; 24] = [
     0x38a, 0x38b66, 0x38b, 0x38b48, 0x388, 0x38966, 0x389, 0x38948, // 64-bit mode
