@@ -154,6 +154,10 @@ impl Pages for Board {
         0
     }
 
+    fn may_spend(&self) -> bool {
+        true
+    }
+
     fn window_word(_: usize, _: u64) -> u64 {
         // No VM here has a window.
         0

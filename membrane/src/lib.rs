@@ -24,6 +24,8 @@ pub trait Pages {
     fn copy(&mut self, from: Frame, to: Frame);
     /// The number of this processor, for the audit log.
     fn cpu(&self) -> u32;
+    /// Whether there is memory for what can be done without.
+    fn may_spend(&self) -> bool;
     /// The 8 bytes at `index` of the page, at guest-physical address `window`, in which the host is shown
     /// accesses to devices.
     fn window_word(index: usize, window: u64) -> u64;

@@ -430,7 +430,9 @@ impl Vm {
     ) -> Result<(), Cause> {
         let sealed = self.encrypt(hardware, page, copy)?;
         // What there is no memory to remember costs the page a new version.
-        let _ = self.pasts.set(hardware, page.number(), Past::Back(sealed).pack());
+        if hardware.may_spend() {
+            let _ = self.pasts.set(hardware, page.number(), Past::Back(sealed).pack());
+        }
         Ok(())
     }
 

@@ -157,6 +157,8 @@ pub(crate) struct Pool {
     free: Option<Frame>,
     /// Bytes of those.
     given_back: u64,
+    /// Bytes that protected VMs must leave: EPT01 may need them.
+    kept: u64,
 }
 
 /// Ends the list of frames that came back: no frame begins here.
@@ -167,17 +169,27 @@ pub(crate) static POOL: Mutex<Pool> = Mutex::new(Pool::empty());
 
 impl Pool {
     const fn empty() -> Self {
-        Self { rest: Span::EMPTY, free: None, given_back: 0 }
+        Self::of(Span::EMPTY)
     }
 
     /// A pool of all of `span`.
     pub(crate) const fn of(span: Span) -> Self {
-        Self { rest: span, free: None, given_back: 0 }
+        Self { rest: span, free: None, given_back: 0, kept: 0 }
     }
 
     /// Bytes that nobody has.
     pub(crate) const fn left(&self) -> u64 {
         self.rest.len() + self.given_back
+    }
+
+    /// Has protected VMs leave so many bytes.
+    pub(crate) const fn keep(&mut self, bytes: u64) {
+        self.kept = bytes;
+    }
+
+    /// Whether protected VMs may have more.
+    pub(crate) const fn may_spend(&self) -> bool {
+        self.left() > self.kept
     }
 
     /// Takes `bytes`, rounded up to whole frames, zeroed.

@@ -53,6 +53,8 @@ pub(crate) struct Board {
     pub(crate) seen: u64,
     /// Frames that may still be given.
     pub(crate) left: usize,
+    /// Whether VMs should do with what they have.
+    pub(crate) scarce: bool,
     /// EPTP of EPT01.
     pub(crate) host: u64,
     /// EPTPs of VMs that may run, and the pages that they use.
@@ -85,6 +87,7 @@ impl Board {
             used: Vec::new(),
             seen: SMALL,
             left,
+            scarce: false,
             host: 0,
             guests: Vec::new(),
             host_tlb: BTreeMap::new(),
@@ -337,6 +340,10 @@ impl Pages for Board {
         assert!(!writes, "a VM can write to {from:#x} while it is copied");
         let page = self.page(from);
         self.set_page(to, &page);
+    }
+
+    fn may_spend(&self) -> bool {
+        !self.scarce
     }
 
     fn cpu(&self) -> u32 {

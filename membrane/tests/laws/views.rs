@@ -236,6 +236,23 @@ fn without_memory_to_remember_a_view_the_page_only_gets_a_new_version() {
 }
 
 #[test]
+fn a_host_that_only_reads_takes_no_memory_that_is_needed_elsewhere() {
+    for scarce in [false, true] {
+        let mut world = written();
+        world.board.scarce = scarce;
+        let used = world.board.used();
+        let seen = world.host_read(F);
+        assert_eq!(world.board.used() > used, !scarce);
+        map(&mut world, P, 0);
+        assert_eq!(world.host_read(F) == seen, !scarce, "else it is a new version");
+        map(&mut world, P, F | LEAF);
+        world.guest_read(0, P).unwrap();
+        world.check();
+        world.finish();
+    }
+}
+
+#[test]
 fn of_a_stopped_vm_the_host_sees_zeros_or_what_it_saw_before() {
     let mut world = written();
     world.honest = false;

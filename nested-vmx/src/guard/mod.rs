@@ -272,7 +272,10 @@ impl fmt::Display for Cause {
             Self::TaskSwitch => f.write_str("task switches are not supported in protected VMs"),
             Self::PaePaging => f.write_str("32-bit PAE paging is not supported in protected VMs"),
             Self::FirstState => f.write_str("the VM starts in a state in which none may start"),
-            Self::Device(address) => write!(f, "no such access to a device, at {address:#x}"),
+            // Not where in the page: of a walk that would tell of the linear address.
+            Self::Device(address) => {
+                write!(f, "no such access to a device, in the page at {:#x}", address & !0xfff)
+            }
             Self::Instruction => f.write_str("an instruction on a device is not supported"),
         }
     }

@@ -250,7 +250,11 @@ fn answer(
     registers: &mut Registers,
 ) -> Result<(), NoRun> {
     let (vm, space) = (vcpu.vm, Space { machine, vm: vcpu.vm });
+    /// How often a page is looked for before the host gets its turn: others may take it away each time,
+    /// or store where this one has to.
+    const ROUNDS: u32 = 8;
     let mut entered = vcpu.guarded.enter(shown, registers, &space);
+    let mut rounds = 0;
     loop {
         let at = match entered.map_err(|cause| stop_vcpu(machine, vm, cause))? {
             Entered::Run => return Ok(()),
@@ -258,10 +262,12 @@ fn answer(
             Entered::Page { address, access } => Fault { at: address, access },
         };
         let told = match machine.tables.fill(vm, shown.fields().read(EPT_POINTER), at) {
-            Filled::Mapped => {
+            Filled::Mapped if rounds < ROUNDS => {
+                rounds += 1;
                 entered = vcpu.guarded.resume(shown, registers, &space);
                 continue;
             }
+            Filled::Mapped => (at.at & !0xfff, Access::NONE),
             Filled::Absent(page) => (page.base(), Access::NONE),
             Filled::Denied { at, rights } => (at.base(), rights),
             Filled::Unloaded | Filled::Device { .. } | Filled::Stopped(_) => return Err(ShutDown),

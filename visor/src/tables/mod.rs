@@ -38,8 +38,6 @@ pub(crate) struct HostTables {
     width: u8,
     entry_width: u8,
     ram: &'static [Span],
-    /// Bytes of the pool that protected VMs must leave: EPT01 may need them.
-    kept: u64,
 }
 
 struct State {
@@ -125,6 +123,10 @@ impl membrane::Pages for AllProcessors<'_> {
         PerCpu::current().index.get()
     }
 
+    fn may_spend(&self) -> bool {
+        self.0.may_spend()
+    }
+
     fn window_word(index: usize, window: u64) -> u64 {
         nested_vmx::guard::window::word(index, window)
     }
@@ -165,8 +167,8 @@ impl HostTables {
         let direct = Direct::new(&GENERATION);
         let state = State { frames, registers, mtrrs, ept, direct };
         let entry_width = crate::vmcs::entry_width();
-        let kept = ept01::tables_needed(ept01::end(width), ram) * PAGE;
-        Some(Self { state: Mutex::new(state), pointer, width, entry_width, ram, kept })
+        pool.keep(ept01::tables_needed(ept01::end(width), ram) * PAGE);
+        Some(Self { state: Mutex::new(state), pointer, width, entry_width, ram })
     }
 
     /// The EPT pointer for the VMCS.

@@ -127,13 +127,14 @@ impl HostTables {
         self.with_protected(|vms, trees| {
             if vms.vm(number).is_some_and(|vm| vm.launch() == launch) {
                 vms.stop(number, cause, trees.hardware.cpu());
+                leave(trees);
             }
         });
     }
 
     /// Whether protected VMs may have more of the visor's memory.
     pub(crate) fn may_spend(&self) -> bool {
-        shootdown::lock(&POOL).left() > self.kept
+        shootdown::lock(&POOL).may_spend()
     }
 
     /// Lets a VM have the page that it has touched, by what the host's tables at `eptp` say.
@@ -145,6 +146,10 @@ impl HostTables {
                     None => Filled::Stopped(Cause::Destroyed),
                 }
             });
+            if let Filled::Stopped(_) = filled {
+                self.with_vms(|_, trees| leave(trees));
+                return filled;
+            }
             if !self.may_spend() {
                 self.stop_vm((number, launch), Cause::Memory);
                 return Filled::Stopped(Cause::Memory);
@@ -217,6 +222,11 @@ pub(super) fn release_first(
     };
     let Store { table, index, new, .. } = store;
     Some(vectors::with(|| PROTECTED.lock().release_before(trees, table, index, new)))
+}
+
+/// Has every processor leave its VM, and ask anew what it may run: one was stopped.
+fn leave(trees: &mut Trees<'_, '_>) {
+    let _ = trees.ept.stale().flush(trees.hardware);
 }
 
 /// Seals whatever protected VMs have, as much as is done at once.
