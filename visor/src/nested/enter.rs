@@ -94,6 +94,10 @@ pub(super) fn enter(
 #[cold]
 fn check(cpu: &PerCpu, machine: &Machine, slot: &mut Slot) -> Result<(), Refused> {
     vmx::select(&cpu.vmcs_region());
+    if slot.tables.pointer != slot.vcpu.fields().read(EPT_POINTER) {
+        // Other tables than before may be a protected VM's.
+        slot.tables.generation = None;
+    }
     Ok(slot.vcpu.check(&context(machine))?)
 }
 

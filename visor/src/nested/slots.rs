@@ -3,7 +3,6 @@
 #![expect(unsafe_code, reason = "the pages of a slot are references for as long as the visor runs")]
 
 use ept::addr::Frame;
-use nested_vmx::field::{EPT_POINTER, Vmcs};
 use nested_vmx::vcpu::Vcpu;
 use nested_vmx::vmcs12::Vmcs12;
 
@@ -195,10 +194,9 @@ impl Slot {
         }
     }
 
-    /// Whether the VM ran on the host's tables as they stand, the ones that it has now.
+    /// Whether the VM runs on the host's tables as they stand.
     pub(super) fn is_direct(&self) -> bool {
-        let tables = &self.tables;
-        tables.generation.is_some() && tables.pointer == self.vcpu.fields().read(EPT_POINTER)
+        self.tables.generation.is_some()
     }
 
     /// Writes the VMCS back to the host's region; the slot is free then. VMCS01 is current before and
