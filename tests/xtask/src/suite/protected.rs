@@ -154,6 +154,7 @@ pub(super) fn tests() -> Vec<Test> {
         Test::new("protected/left", 40, left).on_demand(),
         Test::new("protected/life", 43, life),
         Test::new("protected/life-2-cpus", 17, life_on_two),
+        Test::new("protected/refuses-others", 2, refuses_others),
         Test::new("protected/devices-control", 20, devices_control),
         Test::new("protected/devices", 40, devices),
         Test::new("protected/linux-control", 12, linux_control),
@@ -177,6 +178,16 @@ fn boot(stack: fn(Host) -> Stack, test: &str) -> Boot {
 pub(crate) fn memory(machine: &mut Machine) {
     machine.memory_mib = 256;
     machine.seconds = 900;
+}
+
+/// The visor refuses VMs without tickets, if it is told so, and says as much.
+fn refuses_others(rig: &Rig<'_>) -> Result<()> {
+    let refusing =
+        |host| Stack { visor: Some("dev-tickets unprotected-vms=refuse".to_owned()), host };
+    let boot = Boot::of(refusing(host("real-mode"))).on(memory);
+    let refused = "*vmm: FAIL real-mode: exit Shutdown,*";
+    let boot = boot.expect(&[refused, "*init: done"]).never("*vmm: PASS *").ends(End::PowerOff);
+    rig.check("", &boot).map(drop)
 }
 
 /// Without tickets every attack succeeds: else it would prove nothing.
