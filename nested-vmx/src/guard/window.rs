@@ -19,8 +19,11 @@ const CODE: [u32; 24] = [
     0x38a, 0x38b66, 0x38b, 0, 0x388, 0x38966, 0x389, 0, // 32-bit code
     0x38a67, 0x38b67, 0x38b6766, 0, 0x38867, 0x38967, 0x3896766, 0, // 16-bit code
 ];
-/// Where the code begins. An instruction every 16 bytes: hosts may fetch so many at once.
-const FIRST: usize = 0x800;
+
+/// Where in the page the instruction with this number is: so far apart, since hosts may fetch 16 bytes at once.
+const fn place(number: u64) -> u64 {
+    0x800 + 16 * number
+}
 
 /// What the word with this number, below [`WORDS`], holds if the page is at guest-physical address
 /// `window`, below 4 GiB.
@@ -28,9 +31,11 @@ const FIRST: usize = 0x800;
 pub fn word(number: usize, window: u64) -> u64 {
     /// Supervisor, present, writable, accessed, dirty.
     const ENTRY: u64 = 0x63;
-    let at = (8 * number).checked_sub(FIRST).filter(|at| at.is_multiple_of(16));
-    let code = at.and_then(|at| CODE.get(at / 16)).map_or(0, |code| u64::from(*code));
-    if number == 0 { window | ENTRY } else { code }
+    if number == 0 {
+        return window | ENTRY;
+    }
+    let here = |(slot, _): &(u64, u32)| u64::try_from(8 * number) == Ok(place(*slot));
+    (0..).zip(CODE).find(here).map_or(0, |(_, code)| code.into())
 }
 
 /// Where in the page the instruction for an access of 1, 2, 4 or 8 bytes is, and its length.
@@ -43,5 +48,5 @@ pub(super) fn instruction(mode: Mode, access: Access, bytes: u8) -> (u64, u32) {
     let stores = if access == Access::WRITE { 4 } else { 0 };
     let number = mode + stores + bytes.trailing_zeros();
     let code = CODE.into_iter().nth(number.try_into().unwrap_or(0)).unwrap_or(0);
-    (0x800 + 16 * u64::from(number), 4 - code.leading_zeros() / 8)
+    (place(number.into()), 4 - code.leading_zeros() / 8)
 }
