@@ -46,8 +46,8 @@ pub struct Context<'a> {
 /// Whether all bits of `address` from `sign_bit` up are equal (SDM vol. 1, 3.3.7.1).
 #[must_use]
 pub const fn is_canonical(address: u64, sign_bit: u8) -> bool {
-    let upper = address >> sign_bit;
-    upper == 0 || upper == u64::MAX >> sign_bit
+    let unused = 63 - sign_bit;
+    ((address << unused).cast_signed() >> unused).cast_unsigned() == address
 }
 
 impl Context<'_> {
