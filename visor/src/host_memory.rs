@@ -144,17 +144,25 @@ fn exception(error: Error) -> Event {
     }
 }
 
-/// The bytes of the instruction at the host's `linear` address, as far as they can be fetched, and
-/// what was read for that, unless other processors made that too much.
+/// The bytes of the instruction at the host's `linear` address, as far as they can be fetched.
 pub(crate) fn fetch<'b>(
     machine: &Machine,
     linear: u64,
     bytes: &'b mut [u8; LONGEST],
-) -> Option<(&'b [u8], Option<Reads>)> {
+) -> Option<&'b [u8]> {
+    let (context, memory) = (&context(machine), &Ram { machine, reads: None });
+    AddressSpace { context, memory }.fetch(linear, bytes).ok()
+}
+
+/// What is read to fetch just `bytes` at the host's `linear` address, unless they are others by now,
+/// or other processors made that too much.
+pub(crate) fn reads(machine: &Machine, linear: u64, bytes: &[u8]) -> Option<Reads> {
     let reads = RefCell::new(Ok(Reads::new((0, 0))));
     let (context, memory) = (&context(machine), &Ram { machine, reads: Some(&reads) });
-    let bytes = AddressSpace { context, memory }.fetch(linear, bytes).ok()?;
-    Some((bytes, reads.into_inner().ok()))
+    let mut again = [0; LONGEST];
+    let again = again.get_mut(..bytes.len())?;
+    AddressSpace { context, memory }.read(linear, again, Access::Fetch).ok()?;
+    reads.into_inner().ok().filter(|_| again == bytes)
 }
 
 /// Reads an operand at the host's `linear` address.

@@ -103,9 +103,12 @@ fn fetch<'l>(machine: &Machine, last: &'l mut Option<Decoded>) -> Option<&'l Sto
 #[cold]
 fn decode(machine: &Machine, place: (u64, u64, u64), mode: Mode) -> Option<Decoded> {
     let mut bytes = [0; LONGEST];
-    let (bytes, reads) = host_memory::fetch(machine, place.0, &mut bytes)?;
-    let reads = reads.filter(|_| mode == Mode::Bits64);
-    Some(Decoded { place, reads, store: decode::decode(bytes, mode)? })
+    let bytes = host_memory::fetch(machine, place.0, &mut bytes)?;
+    let store = decode::decode(bytes, mode)?;
+    // What comes after the instruction does not count, and would cost time at each store.
+    let instruction = bytes.get(..size(store.length))?;
+    let reads = (mode == Mode::Bits64).then(|| host_memory::reads(machine, place.0, instruction));
+    Some(Decoded { place, reads: reads.flatten(), store })
 }
 
 /// The host's; RSP and RFLAGS are in VMCS01.
