@@ -1,0 +1,160 @@
+//! A request of the VM's: a chain of descriptors (virtio 1.2, 2.7.5).
+
+use ept::list::List;
+
+use crate::memory::{Failure, Memory, Missing, Unreached};
+use crate::queue::LONGEST;
+
+/// Why something was not finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Error {
+    /// It can be, once the host has brought in a page.
+    Missing(Missing),
+    /// It never will.
+    Failed(Failure),
+}
+
+impl From<Unreached> for Error {
+    fn from(unreached: Unreached) -> Self {
+        match unreached {
+            Unreached::Missing(missing) => Self::Missing(missing),
+            Unreached::Nowhere(address) => Self::Failed(Failure::Nowhere(address)),
+        }
+    }
+}
+
+/// `offset` bytes behind `address`.
+pub(crate) fn place(address: u64, offset: u64) -> Result<u64, Error> {
+    address.checked_add(offset).ok_or(Error::Failed(Failure::Nowhere(address)))
+}
+
+/// Copies from one guest-physical address to another.
+fn copy(memory: &impl Memory, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
+    let mut piece = [0; 512];
+    let mut done = 0;
+    while done < bytes {
+        let count = usize::try_from(bytes - done).unwrap_or(piece.len()).min(piece.len());
+        let piece = piece.get_mut(..count).unwrap_or_default();
+        memory.read(place(from, done)?, piece)?;
+        memory.write(place(to, done)?, piece)?;
+        done += u64::try_from(count).unwrap_or(bytes);
+    }
+    Ok(())
+}
+
+/// Memory of the VM's that a descriptor names.
+#[derive(Clone, Copy)]
+struct Buffer {
+    address: u64,
+    bytes: u64,
+}
+
+/// A chain as it was when it was read: the VM may write to its descriptors meanwhile.
+pub(crate) struct Chain {
+    head: u16,
+    /// What the device reads, then what it writes.
+    buffers: List<Buffer, LONGEST>,
+    /// How many of them it reads.
+    split: usize,
+    /// What the device reads, in bytes.
+    pub(crate) readable: u64,
+    /// What the device may write, in bytes.
+    pub(crate) writable: u64,
+    /// The descriptor of the first buffer that it may write.
+    pub(crate) second: u16,
+}
+
+/// Bits of a descriptor's flags.
+pub(crate) const NEXT: u16 = 1 << 0;
+pub(crate) const WRITE: u16 = 1 << 1;
+
+impl Chain {
+    /// None.
+    pub(crate) const NONE: Self = Self {
+        head: 0,
+        buffers: List::new(Buffer { address: 0, bytes: 0 }),
+        split: 0,
+        readable: 0,
+        writable: 0,
+        second: 0,
+    };
+
+    /// Becomes the chain that begins at `head`, below `size`, in the VM's table at `table`. In place: it
+    /// is long.
+    ///
+    /// # Errors
+    /// [`Failure::Chain`] where it does not end, goes out of the table, has something to be read
+    /// behind something to be written, or flags that were not negotiated.
+    pub(crate) fn read(
+        &mut self,
+        memory: &impl Memory,
+        (table, size): (u64, u16),
+        head: u16,
+    ) -> Result<(), Error> {
+        let malformed = Error::Failed(Failure::Chain(head));
+        self.buffers.clear();
+        (self.split, self.readable, self.writable) = (0, 0, 0);
+        (self.head, self.second) = (head, head);
+        let mut at = head;
+        loop {
+            let mut raw = [0; 16];
+            memory.read(place(table, u64::from(at) * 16)?, &mut raw)?;
+            let raw = u128::from_le_bytes(raw);
+            let field =
+                |shift: u32, mask: u64| u64::try_from(raw >> shift & u128::from(mask)).unwrap_or(0);
+            let half = |shift| u16::try_from(field(shift, 0xffff)).unwrap_or(0);
+            let buffer = Buffer { address: field(0, u64::MAX), bytes: field(64, 0xffff_ffff) };
+            self.push(buffer, at, half(96)).ok_or(malformed)?;
+            if half(96) & NEXT == 0 {
+                return Ok(());
+            }
+            at = Some(half(112)).filter(|next| *next < size).ok_or(malformed)?;
+        }
+    }
+
+    /// Appends what descriptor `at` says; `None` if it may not be there.
+    fn push(&mut self, buffer: Buffer, at: u16, flags: u16) -> Option<()> {
+        let is_reading = self.split == self.buffers.len();
+        self.buffers.push(buffer).ok()?;
+        match flags & !NEXT {
+            0 if is_reading => {
+                self.split += 1;
+                self.readable += buffer.bytes;
+            }
+            WRITE => {
+                if is_reading {
+                    self.second = at;
+                }
+                self.writable += buffer.bytes;
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Copies what the device reads to `to`.
+    pub(crate) fn gather(&self, memory: &impl Memory, mut to: u64) -> Result<(), Error> {
+        for buffer in self.buffers.iter().take(self.split) {
+            copy(memory, buffer.address, to, buffer.bytes)?;
+            to += buffer.bytes;
+        }
+        Ok(())
+    }
+
+    /// Copies the `bytes` that the device has written from `from`, if there is room for them.
+    pub(crate) fn scatter(
+        &self,
+        memory: &impl Memory,
+        mut from: u64,
+        mut bytes: u64,
+    ) -> Result<(), Error> {
+        for buffer in self.buffers.iter().skip(self.split) {
+            let count = buffer.bytes.min(bytes);
+            copy(memory, from, buffer.address, count)?;
+            from += count;
+            bytes -= count;
+        }
+        // The VM may have cut the chain since.
+        if bytes == 0 { Ok(()) } else { Err(Error::Failed(Failure::Chain(self.head))) }
+    }
+}

@@ -1,0 +1,330 @@
+//! One virtio-mmio transport: its registers as the VM and the host see them (virtio 1.2, 4.2.2).
+
+use crate::chain::{Chain, Error};
+use crate::memory::{Failure, Memory, Missing};
+use crate::queue::{self, LONGEST, Queue, Shared};
+use crate::room::{LEAST, Room};
+
+/// Bytes of registers.
+pub const TRANSPORT: u64 = 0x200;
+
+/// Where [`Device::kick`] is to be stored, 4 bytes.
+pub const QUEUE_NOTIFY: u64 = 0x50;
+
+/// Most queues of a device.
+const QUEUES: usize = 4;
+/// What their shadows take in the device's part of the shared range.
+const SHADOWS: u64 = 4 * queue::BYTES;
+
+/// The least part of the shared range that a device can do with, in bytes.
+pub const SMALLEST: u64 = SHADOWS + LEAST;
+/// More than any device needs.
+const LARGEST: u64 = 1 << 30;
+
+const MAGIC: u64 = 0x00;
+const VERSION: u64 = 0x04;
+const DEVICE_ID: u64 = 0x08;
+const VENDOR_ID: u64 = 0x0c;
+const DEVICE_FEATURES: u64 = 0x10;
+const DEVICE_FEATURES_SEL: u64 = 0x14;
+const DRIVER_FEATURES: u64 = 0x20;
+const DRIVER_FEATURES_SEL: u64 = 0x24;
+const QUEUE_SEL: u64 = 0x30;
+const QUEUE_NUM_MAX: u64 = 0x34;
+const QUEUE_NUM: u64 = 0x38;
+const QUEUE_READY: u64 = 0x44;
+const INTERRUPT_STATUS: u64 = 0x60;
+const INTERRUPT_ACK: u64 = 0x64;
+const STATUS: u64 = 0x70;
+const QUEUE_DESC_LOW: u64 = 0x80;
+const QUEUE_DESC_HIGH: u64 = 0x84;
+const QUEUE_DRIVER_LOW: u64 = 0x90;
+const QUEUE_DRIVER_HIGH: u64 = 0x94;
+const QUEUE_DEVICE_LOW: u64 = 0xa0;
+const QUEUE_DEVICE_HIGH: u64 = 0xa4;
+/// Length and base of a region of shared memory, two halves each.
+const SHM: [u64; 4] = [0xb0, 0xb4, 0xb8, 0xbc];
+const CONFIG_GENERATION: u64 = 0xfc;
+const CONFIG: u64 = 0x100;
+
+/// In [`STATUS`].
+const NEEDS_RESET: u64 = 1 << 6;
+const NO_REGION: u64 = 0xffff_ffff;
+const WORD: u64 = 0xffff_ffff;
+
+/// VERSION_1 and what belongs to the kind of device, in bits 63:32. The others are about how rings are
+/// used, addressed or reset.
+const HIGH_FEATURES: u64 = 0xfffc_0001;
+const VERSION_1: u64 = 1;
+
+/// Features 31:0 that a device with this id may have; `None` where it cannot work. Not among them:
+/// EVENT_IDX, INDIRECT_DESC and all that is for legacy drivers, and what asks for more queues than
+/// there are. Memory balloons, GPUs, IOMMUs and persistent memory are told of memory in other ways
+/// than by descriptors.
+const fn features(id: u64) -> Option<u64> {
+    const KIND: u64 = 0x00ff_ffff;
+    Some(match id {
+        // Network: CTRL_VQ would be behind the pairs of queues that MQ allows.
+        1 => KIND & !(1 << 22),
+        // Disk, without MQ.
+        2 => KIND & !(1 << 12),
+        // Console, without MULTIPORT.
+        3 => KIND & !(1 << 1),
+        // Entropy, SCSI, 9P, input, sockets.
+        4 | 8 | 9 | 18 | 19 => KIND,
+        _ => return None,
+    })
+}
+
+/// A transport, the device behind it as the VM has set it up, and its part of the shared range.
+pub struct Device {
+    queues: [Queue; QUEUES],
+    shared: Shared,
+    /// Features 31:0 that may be used; 0 as long as no device is known to be there.
+    features: u64,
+    is_modern: bool,
+    /// Which halves of the features are at their registers, and which queue.
+    device_half: u64,
+    driver_half: u64,
+    selected: u64,
+    /// The VM has accepted VERSION_1.
+    is_accepted: bool,
+    is_broken: bool,
+    failure: Option<Failure>,
+}
+
+impl core::fmt::Debug for Device {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Device").finish_non_exhaustive()
+    }
+}
+
+impl Device {
+    /// A transport without a part of the shared range: no queue of it can be made ready.
+    pub const NONE: Self = Self {
+        queues: [const { Queue::NONE }; QUEUES],
+        shared: Shared { room: Room::NONE, chain: Chain::NONE },
+        features: 0,
+        is_modern: false,
+        device_half: 0,
+        driver_half: 0,
+        selected: 0,
+        is_accepted: false,
+        is_broken: false,
+        failure: None,
+    };
+
+    /// Makes it one that nobody has used yet. Its part of the shared range begins at guest-physical address
+    /// `address`, a multiple of 4096, and has `bytes`, at least [`SMALLEST`] and at most 1 GiB; `None` for
+    /// others.
+    #[must_use]
+    pub fn assign(&mut self, address: u64, bytes: u64) -> Option<()> {
+        let is_valid = address.is_multiple_of(4096) && (1..1 << 51).contains(&address);
+        if !is_valid || !(SMALLEST..=LARGEST).contains(&bytes) {
+            return None;
+        }
+        self.reset();
+        (self.features, self.is_modern, self.failure) = (0, false, None);
+        (self.device_half, self.driver_half, self.selected) = (0, 0, 0);
+        let mut shadow = address;
+        for queue in &mut self.queues {
+            queue.assign(shadow);
+            shadow += queue::BYTES;
+        }
+        self.shared.room.assign(shadow, bytes - SHADOWS);
+        Some(())
+    }
+
+    /// The VM stores `bytes` bytes of `value` at `offset`: returns what the host is to see stored there.
+    /// At [`QUEUE_NOTIFY`], requests are in the shared range afterwards.
+    ///
+    /// # Errors
+    /// [`Missing`]: to be called again when the page is there. The host must not see the store before.
+    pub fn store(
+        &mut self,
+        offset: u64,
+        bytes: u8,
+        value: u64,
+        memory: &impl Memory,
+    ) -> Result<u64, Missing> {
+        if offset >= CONFIG {
+            return Ok(value);
+        }
+        if bytes != 4 {
+            return Ok(0);
+        }
+        let value = value & WORD;
+        match offset {
+            DEVICE_FEATURES_SEL => self.device_half = value,
+            DRIVER_FEATURES_SEL => self.driver_half = value,
+            DRIVER_FEATURES => return Ok(self.accept(value)),
+            QUEUE_SEL => self.selected = value,
+            QUEUE_NOTIFY => self.notified(value, memory)?,
+            STATUS if value == 0 => self.reset(),
+            INTERRUPT_ACK | STATUS => {}
+            _ => return self.store_queue(offset, value, memory),
+        }
+        Ok(value)
+    }
+
+    /// A store to a register of the selected queue. Others have no rule, and the host sees 0 there.
+    fn store_queue(
+        &mut self,
+        offset: u64,
+        value: u64,
+        memory: &impl Memory,
+    ) -> Result<u64, Missing> {
+        let selected = usize::try_from(self.selected).ok();
+        let Some(queue) = selected.and_then(|selected| self.queues.get_mut(selected)) else {
+            return Ok(0);
+        };
+        let (ring, shift) = match offset {
+            QUEUE_NUM => {
+                queue.resize(value);
+                return Ok(value);
+            }
+            QUEUE_READY if value == 0 => {
+                queue.stop(&mut self.shared.room);
+                return Ok(0);
+            }
+            QUEUE_READY => {
+                let started = if self.is_accepted && !self.is_broken {
+                    queue.start(memory)
+                } else {
+                    Err(Error::Failed(Failure::Setup))
+                };
+                self.note(started)?;
+                return Ok(u64::from(!self.is_broken));
+            }
+            QUEUE_DESC_LOW => (0, 0),
+            QUEUE_DESC_HIGH => (0, 32),
+            QUEUE_DRIVER_LOW => (1, 0),
+            QUEUE_DRIVER_HIGH => (1, 32),
+            QUEUE_DEVICE_LOW => (2, 0),
+            QUEUE_DEVICE_HIGH => (2, 32),
+            _ => return Ok(0),
+        };
+        if let Some(place) = queue.rings.get_mut(ring) {
+            *place = *place & !(WORD << shift) | value << shift;
+        }
+        Ok(queue.shadow_rings().get(ring).map_or(0, |place| place >> shift & WORD))
+    }
+
+    /// The VM accepts features: returns which of them the host is to see.
+    const fn accept(&mut self, value: u64) -> u64 {
+        match self.driver_half {
+            0 => value & self.features,
+            1 => {
+                self.is_accepted = value & VERSION_1 != 0;
+                value & HIGH_FEATURES
+            }
+            _ => 0,
+        }
+    }
+
+    fn notified(&mut self, number: u64, memory: &impl Memory) -> Result<(), Missing> {
+        let queue = usize::try_from(number).ok().and_then(|number| self.queues.get_mut(number));
+        if let (Some(queue), false) = (queue, self.is_broken) {
+            let published = queue.publish(&mut self.shared, memory);
+            // What this store tells the host need not be told again.
+            queue.is_owed &= published.is_err();
+            self.note(published)?;
+        }
+        Ok(())
+    }
+
+    /// The host has answered a load of `bytes` bytes at `offset` with `value`: returns what the VM gets.
+    pub fn loaded(&mut self, offset: u64, bytes: u8, value: u64) -> u64 {
+        if offset >= CONFIG {
+            return value;
+        }
+        if bytes != 4 {
+            return 0;
+        }
+        let value = value & WORD;
+        match offset {
+            VERSION => {
+                self.is_modern = value == 2;
+                if self.is_modern { value } else { 0 }
+            }
+            DEVICE_ID => {
+                let features = features(value).filter(|_| self.is_modern);
+                self.features = features.unwrap_or(0);
+                features.map_or(0, |_| value)
+            }
+            DEVICE_FEATURES => match self.device_half {
+                0 => value & self.features,
+                1 if self.features != 0 => value & HIGH_FEATURES,
+                _ => 0,
+            },
+            QUEUE_NUM_MAX => {
+                let exists = usize::try_from(self.selected).is_ok_and(|queue| queue < QUEUES);
+                if exists { value.min(u64::try_from(LONGEST).unwrap_or(0)) } else { 0 }
+            }
+            STATUS if self.is_broken => value | NEEDS_RESET,
+            MAGIC | VENDOR_ID | QUEUE_READY | INTERRUPT_STATUS | STATUS | CONFIG_GENERATION => {
+                value
+            }
+            _ if SHM.contains(&offset) => NO_REGION,
+            _ => 0,
+        }
+    }
+
+    /// Gives the VM what the host has finished, and the host what waited for the room. To be called
+    /// before the VM is entered while [`Self::is_waiting`], ahead of any interrupt.
+    ///
+    /// # Errors
+    /// [`Missing`]: to be called again when the page is there.
+    pub fn complete(&mut self, memory: &impl Memory) -> Result<(), Missing> {
+        if self.is_broken {
+            return Ok(());
+        }
+        let mut done = Ok(());
+        for queue in &mut self.queues {
+            done = done.and_then(|()| queue.complete(&mut self.shared, memory));
+        }
+        for queue in self.queues.iter_mut().filter(|queue| queue.is_stalled) {
+            done = done.and_then(|()| queue.publish(&mut self.shared, memory));
+        }
+        self.note(done)
+    }
+
+    /// Whether the host has requests.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        !self.is_broken && self.queues.iter().any(Queue::is_waiting)
+    }
+
+    /// A queue in which the host has requests that it was not told of, as they had waited for room: to be
+    /// stored at [`QUEUE_NOTIFY`] after any access of the VM's to this transport, until there are no
+    /// more. As there were other requests, such an access follows: the VM handles the interrupt for
+    /// them.
+    pub fn kick(&mut self) -> Option<u64> {
+        let owed = self.queues.iter().position(|queue| queue.is_owed)?;
+        self.queues.get_mut(owed)?.is_owed = false;
+        u64::try_from(owed).ok()
+    }
+
+    /// Why the device is not served any more until the VM resets it: said once.
+    pub const fn failure(&mut self) -> Option<Failure> {
+        self.failure.take()
+    }
+
+    fn reset(&mut self) {
+        for queue in &mut self.queues {
+            queue.stop(&mut self.shared.room);
+        }
+        (self.is_accepted, self.is_broken) = (false, false);
+    }
+
+    fn note(&mut self, result: Result<(), Error>) -> Result<(), Missing> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(Error::Missing(missing)) => Err(missing),
+            Err(Error::Failed(failure)) => {
+                (self.is_broken, self.failure) = (true, Some(failure));
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+#![no_std]
+#![doc = include_str!("../README.md")]
+
+mod chain;
+pub mod device;
+pub mod memory;
+mod queue;
+mod room;
