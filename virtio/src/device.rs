@@ -52,26 +52,25 @@ const NEEDS_RESET: u64 = 1 << 6;
 const NO_REGION: u64 = 0xffff_ffff;
 const WORD: u64 = 0xffff_ffff;
 
-/// VERSION_1 and what belongs to the kind of device, in bits 63:32. The others are about how rings are
-/// used, addressed or reset.
-const HIGH_FEATURES: u64 = 0xfffc_0001;
+/// VERSION_1, in the upper half of the features.
 const VERSION_1: u64 = 1;
 
-/// Features 31:0 that a device with this id may have; `None` where it cannot work. Not among them:
-/// EVENT_IDX, INDIRECT_DESC and all that is for legacy drivers, and what asks for more queues than
-/// there are. Memory balloons, GPUs, IOMMUs and persistent memory are told of memory in other ways
-/// than by descriptors.
+/// Features that a device with this id may have; `None` where it cannot work. Memory balloons, GPUs,
+/// IOMMUs and persistent memory are told of memory in other ways than by descriptors.
+///
+/// VERSION_1 and what belongs to the kind of device. The others are about how rings are used, addressed
+/// or reset. Nor are there those that ask for more queues than [`QUEUES`].
 const fn features(id: u64) -> Option<u64> {
-    const KIND: u64 = 0x00ff_ffff;
+    const ALL: u64 = 0xfffc_0001_00ff_ffff;
     Some(match id {
-        // Network: CTRL_VQ would be behind the pairs of queues that MQ allows.
-        1 => KIND & !(1 << 22),
-        // Disk, without MQ.
-        2 => KIND & !(1 << 12),
-        // Console, without MULTIPORT.
-        3 => KIND & !(1 << 1),
-        // Entropy, SCSI, 9P, input, sockets.
-        4 | 8 | 9 | 18 | 19 => KIND,
+        // Network: MQ, RSS. The control queue would be behind their queues.
+        1 => ALL & !(1 << 22 | 1 << 60),
+        // Disk: MQ.
+        2 => ALL & !(1 << 12),
+        // Console: MULTIPORT.
+        3 => ALL & !(1 << 1),
+        // Entropy, SCSI, 9P, input, sockets, file systems.
+        4 | 8 | 9 | 18 | 19 | 26 => ALL,
         _ => return None,
     })
 }
@@ -80,7 +79,7 @@ const fn features(id: u64) -> Option<u64> {
 pub struct Device {
     queues: [Queue; QUEUES],
     shared: Shared,
-    /// Features 31:0 that may be used; 0 as long as no device is known to be there.
+    /// Features that may be used; 0 as long as no device is known to be there.
     features: u64,
     is_modern: bool,
     /// Which halves of the features are at their registers, and which queue.
@@ -210,16 +209,22 @@ impl Device {
         Ok(queue.shadow_rings().get(ring).map_or(0, |place| place >> shift & WORD))
     }
 
-    /// The VM accepts features: returns which of them the host is to see.
-    const fn accept(&mut self, value: u64) -> u64 {
-        match self.driver_half {
-            0 => value & self.features,
-            1 => {
-                self.is_accepted = value & VERSION_1 != 0;
-                value & HIGH_FEATURES
-            }
+    /// Features that may be used, in this half.
+    const fn allowed(&self, half: u64) -> u64 {
+        match half {
+            0 => self.features & WORD,
+            1 => self.features >> 32,
             _ => 0,
         }
+    }
+
+    /// The VM accepts features: returns which of them the host is to see.
+    const fn accept(&mut self, value: u64) -> u64 {
+        let value = value & self.allowed(self.driver_half);
+        if self.driver_half == 1 {
+            self.is_accepted = value & VERSION_1 != 0;
+        }
+        value
     }
 
     fn notified(&mut self, number: u64, memory: &impl Memory) -> Result<(), Missing> {
@@ -252,11 +257,7 @@ impl Device {
                 self.features = features.unwrap_or(0);
                 features.map_or(0, |_| value)
             }
-            DEVICE_FEATURES => match self.device_half {
-                0 => value & self.features,
-                1 if self.features != 0 => value & HIGH_FEATURES,
-                _ => 0,
-            },
+            DEVICE_FEATURES => value & self.allowed(self.device_half),
             QUEUE_NUM_MAX => {
                 let exists = usize::try_from(self.selected).is_ok_and(|queue| queue < QUEUES);
                 if exists { value.min(u64::try_from(LONGEST).unwrap_or(0)) } else { 0 }
@@ -289,7 +290,7 @@ impl Device {
         self.note(done)
     }
 
-    /// Whether the host has requests.
+    /// Whether the host has requests, or is to get some.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         !self.is_broken && self.queues.iter().any(Queue::is_waiting)

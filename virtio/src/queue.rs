@@ -48,7 +48,7 @@ pub(crate) struct Queue {
     available: u16,
     used: u16,
     held: [Option<Held>; LONGEST],
-    /// A request waits for room.
+    /// Requests wait for room, or for a page.
     pub(crate) is_stalled: bool,
     /// The host has to be told of requests.
     pub(crate) is_owed: bool,
@@ -147,22 +147,26 @@ impl Queue {
         if too_far || index.wrapping_sub(self.available) > self.size {
             return Err(Error::Failed(Failure::AvailableIndex(index)));
         }
-        self.is_stalled = false;
-        while self.available != index && !self.is_stalled {
+        // Also while a page is missing.
+        self.is_stalled = true;
+        while self.available != index {
             let mut head = [0; 2];
             memory.read(place(ring, 4 + 2 * self.slot(self.available))?, &mut head)?;
-            self.publish_one(shared, memory, u16::from_le_bytes(head))?;
+            if self.publish_one(shared, memory, u16::from_le_bytes(head))?.is_none() {
+                return Ok(());
+            }
         }
+        self.is_stalled = false;
         Ok(())
     }
 
-    /// Nothing of the visor's changes before the host may see the request: until then it can be begun again.
+    /// `None`: there is no room at the moment. Nothing of the visor's changes before the host may see the request: until then it can be begun again.
     fn publish_one(
         &mut self,
         shared: &mut Shared,
         memory: &impl Memory,
         head: u16,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<()>, Error> {
         let (size, [table, ..]) = (self.size, self.rings);
         let owner = self.held.get_mut(usize::from(head));
         let owner = owner.filter(|held| head < size && held.is_none());
@@ -176,8 +180,7 @@ impl Queue {
         }
         let end = if chain.readable == 0 { End::Low } else { End::High };
         let Some(run) = room.find(bytes, end) else {
-            self.is_stalled = true;
-            return Ok(());
+            return Ok(None);
         };
         let base = room.address(run);
         chain.gather(memory, base)?;
@@ -204,12 +207,12 @@ impl Queue {
         *owner = Some(held);
         self.available = next;
         self.is_owed = true;
-        Ok(())
+        Ok(Some(()))
     }
 
-    /// Whether the VM waits for something of the host's.
+    /// Whether the host has requests, or is to get some.
     pub(crate) const fn is_waiting(&self) -> bool {
-        self.outstanding() != 0
+        self.is_stalled || self.outstanding() != 0
     }
 
     /// Gives the VM what the host has returned.
@@ -218,7 +221,7 @@ impl Queue {
         shared: &mut Shared,
         memory: &impl Memory,
     ) -> Result<(), Error> {
-        if !self.is_waiting() {
+        if self.outstanding() == 0 {
             return Ok(());
         }
         let index = read_index(memory, self.shadow + USED)?;
