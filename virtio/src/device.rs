@@ -178,10 +178,7 @@ impl Device {
             return Ok(0);
         };
         let (ring, shift) = match offset {
-            QUEUE_NUM => {
-                queue.resize(value);
-                return Ok(value);
-            }
+            QUEUE_NUM => return Ok(queue.resize(value)),
             QUEUE_READY if value == 0 => {
                 queue.stop(&mut self.shared.room);
                 return Ok(0);

@@ -89,13 +89,14 @@ impl Queue {
         [self.shadow, self.shadow + AVAILABLE, self.shadow + USED]
     }
 
-    /// What the VM says that the size is. It counts until the queue is ready.
-    pub(crate) fn resize(&mut self, size: u64) {
+    /// The VM says what the size is, which counts until the queue is ready. Returns what it is then.
+    pub(crate) fn resize(&mut self, size: u64) -> u64 {
         let size = u16::try_from(size).unwrap_or(0);
         if !self.is_ready {
-            self.size =
-                if size.is_power_of_two() && usize::from(size) <= LONGEST { size } else { 0 };
+            let is_valid = size.is_power_of_two() && usize::from(size) <= LONGEST;
+            self.size = if is_valid { size } else { 0 };
         }
+        u64::from(self.size)
     }
 
     /// Requests that the host has.

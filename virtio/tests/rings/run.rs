@@ -1,0 +1,211 @@
+//! A VM, a device, and the visor in between.
+
+use virtio::device::{Device, QUEUE_NOTIFY};
+use virtio::memory::{Failure, Missing};
+
+use crate::driver::{BUFFER, Driver, answers};
+use crate::host::Host;
+use crate::world::{PART, PART_BYTES, World};
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// The driver offers a request on a queue, if it can: lengths of what it says and of what may be
+    /// answered.
+    Offer(usize, Vec<u32>, Vec<u32>),
+    /// It notifies the device.
+    Notify(usize),
+    /// The device answers one that it has.
+    Answer(usize, usize, u64),
+    /// The VM is entered.
+    Enter,
+    /// After so many accesses a page is missing.
+    Miss(u32),
+}
+
+pub(crate) struct Run {
+    pub(crate) world: World,
+    pub(crate) device: Box<Device>,
+    pub(crate) host: Host,
+    pub(crate) drivers: Vec<Driver>,
+    /// What came back: what was said, and what was answered.
+    pub(crate) answers: Vec<(Vec<u8>, Vec<u8>)>,
+    /// A different byte for each request.
+    serial: u8,
+}
+
+pub(crate) const NETWORK: u64 = 1;
+
+impl Run {
+    /// A transport that the VM has not used, with its part of the shared range.
+    pub(crate) fn bare() -> Self {
+        let mut device = Box::new(Device::NONE);
+        device.assign(PART, PART_BYTES).unwrap();
+        let (world, host) = (World::new(), Host::default());
+        Self { world, device, host, drivers: Vec::new(), answers: Vec::new(), serial: 0 }
+    }
+
+    /// A network device with queues of these sizes, set up as virtio 1.2, 3.1.1 and 4.2.3.2 say.
+    pub(crate) fn new(sizes: &[u16]) -> Self {
+        let mut run = Self::bare();
+        run.set_up(sizes);
+        run
+    }
+
+    pub(crate) fn set_up(&mut self, sizes: &[u16]) {
+        self.store(0x70, 0);
+        assert_eq!(self.load(0x04), 2);
+        assert_eq!(self.load(0x08), NETWORK);
+        self.store(0x70, 3);
+        for half in [0, 1] {
+            self.store(0x14, half);
+            let features = self.load(0x10);
+            self.store(0x24, half);
+            self.store(0x20, features);
+        }
+        self.store(0x70, 11);
+        self.drivers.clear();
+        for (number, size) in (0..).zip(sizes) {
+            let driver = Driver::new(&self.world, number, *size);
+            let rings = driver.rings;
+            self.drivers.push(driver);
+            self.make_ready(number, u64::from(*size), rings);
+        }
+        self.store(0x70, 15);
+    }
+
+    pub(crate) fn make_ready(&mut self, number: u64, size: u64, rings: [u64; 3]) {
+        self.store(0x30, number);
+        assert_eq!(self.load(0x44), 0);
+        assert_eq!(self.load(0x34), 64);
+        self.store(0x38, size);
+        for (ring, register) in rings.into_iter().zip([0x80, 0x90, 0xa0]) {
+            self.store(register, ring & 0xffff_ffff);
+            self.store(register + 4, ring >> 32);
+        }
+        self.store(0x44, 1);
+    }
+
+    /// The VM stores a word.
+    pub(crate) fn store(&mut self, offset: u64, value: u64) {
+        self.store_any(offset, 4, value);
+    }
+
+    /// The VM loads a word.
+    pub(crate) fn load(&mut self, offset: u64) -> u64 {
+        let value = self.device.loaded(offset, 4, self.host.load(offset, NETWORK));
+        self.pay();
+        value
+    }
+
+    /// The host is told what it is owed.
+    fn pay(&mut self) {
+        while let Some(queue) = self.device.kick() {
+            self.host.store(QUEUE_NOTIFY, queue);
+        }
+    }
+
+    /// A store of any kind.
+    pub(crate) fn store_any(&mut self, offset: u64, bytes: u8, value: u64) {
+        let Self { world, device, host, .. } = self;
+        let shown = again(|| device.store(offset, bytes, value, world));
+        if bytes == 4 && offset.is_multiple_of(4) {
+            host.store(offset, shown);
+        }
+        self.pay();
+    }
+
+    /// What is done before the VM is entered.
+    pub(crate) fn complete(&mut self) {
+        let Self { world, device, .. } = self;
+        if device.is_waiting() {
+            again(|| device.complete(world));
+        }
+    }
+
+    /// The VM is entered, and handles what came back.
+    pub(crate) fn enter(&mut self) {
+        self.complete();
+        for driver in &mut self.drivers {
+            self.answers.extend(driver.collect(&self.world));
+        }
+        // The handler of the interrupt.
+        let _ = self.load(0x60);
+    }
+
+    pub(crate) fn fail(&mut self) -> Option<Failure> {
+        self.device.failure()
+    }
+
+    fn said(&mut self, lengths: &[u32]) -> Vec<Vec<u8>> {
+        self.serial = self.serial.wrapping_add(1);
+        let piece = |(at, length): (usize, &u32)| {
+            let first = self.serial.wrapping_add(u8::try_from(at).unwrap().wrapping_mul(77));
+            (0..*length).map(|byte| first.wrapping_add(u8::try_from(byte % 253).unwrap())).collect()
+        };
+        lengths.iter().enumerate().map(piece).collect()
+    }
+
+    pub(crate) fn step(&mut self, step: &Step) {
+        match step {
+            Step::Offer(queue, said, places) => {
+                let said = self.said(said);
+                let _ = self.drivers[*queue].offer(&self.world, &said, places);
+            }
+            Step::Notify(queue) => self.store(QUEUE_NOTIFY, u64::try_from(*queue).unwrap()),
+            Step::Answer(queue, pick, share) => {
+                self.host.queues[*queue].answer(&self.world, (*pick, *share));
+            }
+            Step::Enter => self.enter(),
+            Step::Miss(after) => self.world.fuse.set(*after),
+        }
+    }
+
+    /// Lets everything come to its end. Panics if it does not.
+    pub(crate) fn finish(&mut self) {
+        self.world.fuse.set(u32::MAX);
+        for queue in 0..self.drivers.len() {
+            self.step(&Step::Notify(queue));
+        }
+        for _ in 0..1000 {
+            if self.drivers.iter().all(|driver| driver.pending.is_empty()) {
+                return;
+            }
+            let told = std::mem::take(&mut self.host.told);
+            for queue in told {
+                for _ in 0..64 {
+                    self.step(&Step::Answer(usize::try_from(queue).unwrap(), 0, 255));
+                }
+            }
+            self.enter();
+        }
+        panic!("requests are never answered");
+    }
+
+    /// What must hold once everything came to its end.
+    pub(crate) fn check(&mut self) {
+        assert_eq!(self.fail(), None);
+        assert!(!self.device.is_waiting());
+        for (driver, queue) in self.drivers.iter().zip(&self.host.queues) {
+            assert_eq!(driver.offered, queue.seen, "each request is seen once, in order");
+        }
+        let offered: usize = self.drivers.iter().map(|driver| driver.offered.len()).sum();
+        assert_eq!(self.answers.len(), offered, "each request is answered once");
+        for (said, bytes) in &self.answers {
+            assert!(*bytes == answers(said, bytes.len()), "each gets its own answer");
+        }
+    }
+}
+
+/// Repeats what a page is missing for.
+pub(crate) fn again<T>(mut call: impl FnMut() -> Result<T, Missing>) -> T {
+    for _ in 0..3 {
+        if let Ok(value) = call() {
+            return value;
+        }
+    }
+    panic!("one page was missing, and brought in");
+}
+
+/// Lengths that fit into the driver's buffers.
+pub(crate) const LONGEST: u32 = BUFFER - 0x123;
