@@ -14,12 +14,13 @@ use crate::{paths, tool};
 
 /// Crates that share a budget, and the budget in code lines. Why `visor` and `boot` have more than the
 /// design began with: `docs/architecture.md`. The parts may not all use up theirs: see [`TOTAL`].
-const BUDGETS: [(&[&str], usize); 9] = [
+const BUDGETS: [(&[&str], usize); 10] = [
     (&["ept"], 2_400),
     (&["emulate"], 1_150),
     (&["nested-vmx"], 5_200),
     (&["seal"], 350),
     (&["membrane", "ticket"], 2_300),
+    (&["virtio"], 700),
     (&["iommu"], 1_200),
     (&["disk"], 1_800),
     (&["attest"], 1_100),
@@ -27,7 +28,7 @@ const BUDGETS: [(&[&str], usize); 9] = [
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 18_800;
+const TOTAL: usize = 19_500;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";
