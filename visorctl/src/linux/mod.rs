@@ -17,6 +17,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::value_parser;
 use ticket::Class;
 use ticket::build::Ticket;
 
@@ -46,6 +47,9 @@ pub(crate) struct Order {
     /// The VM's memory, 16M to 3G in whole MiB
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = layout::memory)]
     memory: u64,
+    /// How many virtual processors the VM has, 1 to 15
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u8).range(1..=15))]
+    processors: u8,
     /// The VM's id, 32 hexadecimal digits; random if it is left out
     #[arg(long, value_name = "HEX", value_parser = crate::hex::decode::<16>)]
     vm: Option<[u8; 16]>,
@@ -82,10 +86,10 @@ struct Image {
 }
 
 impl Image {
-    fn new(kernel: &[u8], initrd: &[u8], order: &str, memory: u64) -> Result<Self, Fault> {
+    fn new(kernel: &[u8], initrd: &[u8], order: &Order) -> Result<Self, Fault> {
         let kernel = Kernel::parse(kernel)?;
-        let layout = Layout::new(&kernel, initrd.len(), memory)?;
-        let line = format!("{WORDS} {order}");
+        let layout = Layout::new(&kernel, initrd.len(), order.memory)?;
+        let line = format!("{WORDS} {}", order.cmdline);
         let most = kernel.command_line.min(rom::LINE_ROOM - 1);
         if line.len() > most {
             return Err(Fault::CommandLine { bytes: line.len(), most });
@@ -95,7 +99,7 @@ impl Image {
             params: &params,
             line: line.as_bytes(),
             efi: &efi::tables(&layout),
-            mp: &mp::tables(),
+            mp: &mp::tables(order.processors),
         };
         let rom = rom::rom(&low, layout.kernel);
         let mut content = initrd.to_vec();
@@ -127,17 +131,19 @@ pub(crate) fn linux(order: &Order) -> Result<Made, Failure> {
     let read = |path: &Path| fs::read(path).map_err(|why| Failure::File(path.into(), why));
     let kernel = read(&order.kernel)?;
     let initrd = order.initrd.as_deref().map(read).transpose()?.unwrap_or_default();
-    let image = Image::new(&kernel, &initrd, &order.cmdline, order.memory);
+    let image = Image::new(&kernel, &initrd, order);
     let image = image.map_err(|why| Failure::Linux(order.kernel.clone(), why))?;
     let folder = &order.output_dir;
     let chance = |why| Failure::File("/dev/urandom".into(), why);
     let vm = order.vm.map_or_else(make::random, Ok).map_err(chance)?;
-    let ticket = image.fill(Ticket::new(vm, make::random().map_err(chance)?));
+    let mut ticket = Ticket::new(vm, make::random().map_err(chance)?);
+    ticket.processors = order.processors.into();
+    let ticket = image.fill(ticket);
     let wrong = |why| Failure::Description(order.kernel.clone(), why);
     let ticket = ticket.map_err(wrong)?;
     let bytes = ticket.bytes().map_err(|why| wrong(why.to_string()))?;
     fs::create_dir_all(folder).map_err(|why| Failure::File(folder.clone(), why))?;
-    let arguments = qemu::arguments(image.layout.start(), order.memory);
+    let arguments = qemu::arguments(image.layout.start(), order.memory, order.processors);
     for (name, content, mode) in [
         ("stub.rom", image.rom.as_slice(), make::PUBLIC),
         ("image.bin", &image.content, make::PUBLIC),

@@ -1,4 +1,4 @@
-//! The MP tables (Intel, MultiProcessor Specification 1.4, chapter 4): one processor, one I/O APIC with
+//! The MP tables (Intel, MultiProcessor Specification 1.4, chapter 4): processors, one I/O APIC with
 //! the lines of the ISA bus.
 
 use super::bytes::{balance, put};
@@ -12,13 +12,12 @@ const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
 /// Of QEMU's and KVM's local APICs, and of KVM's I/O APIC.
 const VERSIONS: [u8; 2] = [0x14, 0x11];
-const IO_APIC_ID: u8 = 1;
 const POINTER: u8 = 16;
 const HEADER: usize = 44;
 
-/// The floating pointer and the table, for [`PLACE`].
-pub(super) fn tables() -> Vec<u8> {
-    let entries = entries();
+/// The floating pointer and the table of so many processors, at most 15, for [`PLACE`].
+pub(super) fn tables(processors: u8) -> Vec<u8> {
+    let entries = entries(processors);
     let mut table = vec![0; HEADER];
     put(&mut table, 0, b"PCMP");
     put(&mut table, 6, &[4]);
@@ -46,18 +45,25 @@ fn pointer() -> Vec<u8> {
     pointer
 }
 
-fn entries() -> Vec<Vec<u8>> {
+fn entries(processors: u8) -> Vec<Vec<u8>> {
     let [local, io] = VERSIONS;
     let (usable, boots) = (1, 2);
-    let mut processor = vec![0; 20];
-    put(&mut processor, 2, &[local, usable | boots]);
-    let mut io_apic = vec![2, IO_APIC_ID, io, usable];
+    // The first id that no local APIC has. An I/O APIC's has 4 bits.
+    let io_apic_id = processors;
+    let mut entries = Vec::new();
+    for id in 0..processors {
+        let mut processor = vec![0; 20];
+        let flags = if id == 0 { usable | boots } else { usable };
+        put(&mut processor, 1, &[id, local, flags]);
+        entries.push(processor);
+    }
+    let mut io_apic = vec![2, io_apic_id, io, usable];
     io_apic.extend(IO_APIC.to_le_bytes());
-    let mut entries = vec![processor, b"\x01\x00ISA   ".to_vec(), io_apic];
+    entries.extend([b"\x01\x00ISA   ".to_vec(), io_apic]);
     // The timer's line is at pin 2, every other at the pin of its number.
     entries.extend((0..16).filter(|irq| *irq != 2).map(|irq| {
         let pin = if irq == 0 { 2 } else { irq };
-        vec![3, 0, 0, 0, 0, irq, IO_APIC_ID, pin]
+        vec![3, 0, 0, 0, 0, irq, io_apic_id, pin]
     }));
     entries
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use proptest::prelude::*;
@@ -11,7 +12,7 @@ use ticket::{Class, State};
 use super::bytes::{array, put};
 use super::kernel::Kernel;
 use super::layout::{Layout, memory};
-use super::{Fault, Image, WORDS, efi, mp, params, rom};
+use super::{Fault, Image, Order, WORDS, efi, mp, params, rom};
 use crate::fake::Fake;
 use crate::tests::{Folder, json, text};
 
@@ -51,6 +52,19 @@ fn changed(at: usize, field: &[u8]) -> Vec<u8> {
 
 fn word(bytes: &[u8], at: usize) -> u32 {
     array(bytes, at).map(u32::from_le_bytes).unwrap()
+}
+
+/// What is asked for if nothing is, in 64 MiB.
+fn order() -> Order {
+    Order {
+        kernel: PathBuf::new(),
+        initrd: None,
+        cmdline: String::new(),
+        memory: 64 * MIB,
+        processors: 1,
+        vm: None,
+        output_dir: PathBuf::new(),
+    }
 }
 
 #[test]
@@ -104,7 +118,7 @@ proptest! {
     ) {
         let mut file = changed(at, &field);
         file.truncate(length);
-        let _ = Image::new(&file, &[1], "", 64 * MIB);
+        let _ = Image::new(&file, &[1], &order());
     }
 
     #[test]
@@ -191,8 +205,8 @@ fn sum(bytes: &[u8]) -> u8 {
 
 #[test]
 fn the_mp_tables_are_found_and_whole() {
-    let tables = mp::tables();
-    assert!(tables.len() <= mp::LENGTH);
+    assert!(mp::tables(15).len() <= mp::LENGTH);
+    let tables = mp::tables(3);
     let (pointer, table) = tables.split_at(16);
     assert_eq!((&pointer[..4], sum(pointer), word(pointer, 4)), (&b"_MP_"[..], 0, 0x9_fc10));
     assert_eq!((pointer[8], pointer[9]), (1, 4));
@@ -202,8 +216,14 @@ fn the_mp_tables_are_found_and_whole() {
 }
 
 #[test]
-fn the_mp_tables_tell_of_one_processor_and_all_lines_of_the_isa_bus() {
-    let tables = mp::tables();
+fn the_mp_tables_tell_of_every_processor_and_all_lines_of_the_isa_bus() {
+    for count in [1, 2, 15] {
+        processors_and_lines(count);
+    }
+}
+
+fn processors_and_lines(count: u8) {
+    let tables = mp::tables(count);
     let (mut entries, mut rest) = (Vec::new(), &tables[16 + 44..]);
     while let Some(kind) = rest.first() {
         let (entry, next) = rest.split_at(if *kind == 0 { 20 } else { 8 });
@@ -211,12 +231,16 @@ fn the_mp_tables_tell_of_one_processor_and_all_lines_of_the_isa_bus() {
         rest = next;
     }
     assert_eq!(usize::from(tables[16 + 34]), entries.len());
-    assert_eq!((&entries[0][..4], entries[1]), (&[0, 0, 0x14, 3][..], &b"\x01\0ISA   "[..]));
-    assert_eq!((&entries[2][..4], word(entries[2], 4)), (&[2, 1, 0x11, 1][..], 0xfec0_0000));
-    let line = |irq, pin| [3, 0, 0, 0, 0, irq, 1, pin];
+    let (processors, entries) = entries.split_at(count.into());
+    for (id, processor) in (0..).zip(processors) {
+        assert_eq!(processor[..4], [0, id, 0x14, if id == 0 { 3 } else { 1 }]);
+    }
+    assert_eq!(entries[0], b"\x01\0ISA   ");
+    assert_eq!((&entries[1][..4], word(entries[1], 4)), (&[2, count, 0x11, 1][..], 0xfec0_0000));
+    let line = |irq, pin| [3, 0, 0, 0, 0, irq, count, pin];
     let lines: Vec<[u8; 8]> =
         [line(0, 2), line(1, 1)].into_iter().chain((3..16).map(|irq| line(irq, irq))).collect();
-    assert_eq!(entries[3..], lines);
+    assert_eq!(entries[2..], lines);
 }
 
 /// Reads the tables as a kernel does that finds them by its boot parameters.
@@ -360,7 +384,19 @@ fn the_ticket_has_every_page_of_the_image_and_the_rom() {
     assert_eq!(answer["pages"], 2 + 3 + 16);
     let arguments = String::from_utf8(read("qemu.args")).unwrap();
     assert!(arguments.ends_with("\nloader,file=image.bin,addr=0xffe000,force-raw=on\n"));
-    assert!(arguments.contains("\n-m\n64M\n"));
+    assert!(arguments.contains("\n-m\n64M\n") && arguments.contains("\n-smp\n1\n"));
+}
+
+#[test]
+fn a_vm_of_several_processors_has_them_in_its_ticket_its_tables_and_its_machine() {
+    let folder = Folder::new("linux-processors");
+    let _ = made(&folder, "vm", &["--processors", "2"]);
+    let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
+    let mut ticket = Ticket::new([0; 16], [0; 32]);
+    parse(&read("ticket"), &mut ticket).unwrap();
+    assert_eq!(ticket.processors, 2);
+    assert!(read("stub.rom")[0x3000..].starts_with(&mp::tables(2)));
+    assert!(String::from_utf8(read("qemu.args")).unwrap().contains("\n-smp\n2\n"));
 }
 
 #[test]

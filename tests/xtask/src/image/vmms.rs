@@ -32,7 +32,11 @@ const DOMU_WORDS: &str =
 
 /// The command line of a VM that `visorctl` makes.
 const MADE_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check \
-                          random.trust_cpu=on nokaslr init.do=";
+                          random.trust_cpu=on nokaslr";
+
+/// Such VMs: folder, what their `init` does, and how they differ from others.
+const MADE_VMS: [(&str, &str, &[&str]); 2] =
+    [("vm", "", &[]), ("vm-2", "cpu-hotplug", &["--processors", "2"])];
 
 /// What QEMU loads when it runs a PC with a kernel and without a display.
 const FIRMWARE: [&str; 4] = [
@@ -94,7 +98,7 @@ fn add_modules(programs: &mut Programs, modules: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// An initial RAM file system in which QEMU runs the VM that `visorctl`, the program `tool`, makes of
+/// An initial RAM file system in which QEMU runs VMs that `visorctl`, the program `tool`, makes of
 /// `kernel` and `initrd`; with KVM's `modules`, made at `out`.
 pub(crate) fn made(
     tool: &Path,
@@ -108,10 +112,15 @@ pub(crate) fn made(
     programs.program("usr/bin/qemu-system-x86_64")?;
     add_modules(&mut programs, modules)?;
     programs.add("visorctl", tool);
-    let vm = parts.join("vm");
-    build::linux_vm(tool, of, &["--cmdline", MADE_WORDS, "--memory", "64M"], &vm)?;
-    for name in ["ticket", "stub.rom", "image.bin", "qemu.args"] {
-        programs.add(&format!("vm/{name}"), &vm.join(name));
+    for (name, actions, more) in MADE_VMS {
+        let vm = parts.join(name);
+        let line = format!("{MADE_WORDS} init.do={actions}");
+        let mut words = vec!["--cmdline", &line, "--memory", "64M"];
+        words.extend(more);
+        build::linux_vm(tool, of, &words, &vm)?;
+        for file in ["ticket", "stub.rom", "image.bin", "qemu.args"] {
+            programs.add(&format!("{name}/{file}"), &vm.join(file));
+        }
     }
     finish(&programs, out)
 }

@@ -72,16 +72,13 @@ fn roomy(machine: &mut Machine) {
     machine.seconds = 400;
 }
 
-/// QEMU runs the VM that `visorctl` has made, in a host that does `actions`.
-fn made(stack: fn(Host) -> Stack, actions: &str) -> Boot {
-    let lines = [
-        "*guest: *init: userspace reached*",
-        "*guest: *init: done",
-        "*init: PASS boot*",
-        "*init: PASS slay*",
-        "*init: done",
-    ];
-    Boot::of(stack(Host::Made(format!("init.do={actions}"))))
+/// QEMU runs the VM that `visorctl` has made in a folder, in a host that does `actions`. The VM says `said`,
+/// too.
+fn made(stack: fn(Host) -> Stack, (vm, said): (&str, &[&str]), actions: &str) -> Boot {
+    let mut lines = vec!["*guest: *init: userspace reached*"];
+    lines.extend(said);
+    lines.extend(["*guest: *init: done", "*init: PASS boot*", "*init: PASS slay*", "*init: done"]);
+    Boot::of(stack(Host::Made(format!("init.vm={vm} init.do={actions}"))))
         .on(roomy)
         .expect(&lines)
         .never("*init: FAIL *")
@@ -96,10 +93,7 @@ pub(super) fn tests() -> Vec<Test> {
     tests.extend(two.tests(("nested/bare-qemu-2-vcpus", 56), ("nested/qemu-2-vcpus", 60)));
     let stock = Case { change: patient, ..qemu(Host::StockQemu, 1) };
     tests.extend(stock.tests(("nested/bare-stock-qemu", 164), ("nested/stock-qemu", 175)));
-    let plain = made(Stack::bare, "modules,boot,slay");
-    tests.push(plain.test("protected/qemu-control", 14));
-    let protected = made(with_tickets, "modules,submit,boot,running,slay");
-    tests.push(protected.test("protected/qemu", 25));
+    tests.extend(made_tests());
     let pvh = xl("", "pvh,destroy");
     tests.extend(pvh.tests(("nested/bare-xl-pvh", 54), ("nested/xl-pvh", 75)));
     let dom0 = Case { change: own_bios, ..xl("dom0=pvh iommu=no dom0-iommu=none", "pvh") };
@@ -107,6 +101,23 @@ pub(super) fn tests() -> Vec<Test> {
     let hvm = xl("", "hvm");
     tests.extend(hvm.tests(("nested/bare-xl-hvm", 50), ("nested/xl-hvm", 60)));
     tests
+}
+
+/// VMs that `visorctl` has made, without their tickets and with.
+fn made_tests() -> Vec<Test> {
+    let one: (&str, &[&str]) = ("vm", &[]);
+    let two: (&str, &[&str]) = (
+        "vm-2",
+        &["*guest: init: cpu1 offline, online now 0", "*guest: init: cpu1 online, online now 0-1"],
+    );
+    let plain = |vm| made(Stack::bare, vm, "modules,boot,slay");
+    let protected = |vm| made(with_tickets, vm, "modules,submit,boot,running,slay");
+    vec![
+        plain(one).test("protected/qemu-control", 14),
+        protected(one).test("protected/qemu", 25),
+        plain(two).test("protected/qemu-2-vcpus-control", 20),
+        protected(two).test("protected/qemu-2-vcpus", 40),
+    ]
 }
 
 /// As [`roomy`], with firmware whose ACPI tables a PVH dom0 finds.

@@ -1,17 +1,18 @@
 #!/bin/busybox sh
-# /init of a host whose QEMU runs the VM in /vm, which `visorctl ticket linux` has made. What the VM says
-# on its serial line comes as "guest: ...".
+# /init of a host whose QEMU runs a VM that `visorctl ticket linux` has made: the one in the folder that
+# init.vm= names. What it says on its serial line comes as "guest: ...".
 
 . /steps.sh
+vm=/$(word init.vm)
 
 # Gives the visor the VM's ticket.
 submit() {
-    /visorctl submit /vm/ticket
+    /visorctl submit $vm/ticket
 }
 
 # The VM gets to its last line, by the arguments that came with it.
 boot() {
-    cd /vm
+    cd $vm
     mkfifo /run/line
     exec 3<>/run/line
     {
