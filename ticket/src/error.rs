@@ -56,6 +56,7 @@ errors! {
     PageOutside = 18, "a page outside of private memory";
     Checksum = 19, "the checksum is wrong: damaged on the way";
     Processors = 20, "no processor, or more than 64";
+    Transports = 21, "virtio devices on more than a page, or without a shared range each";
     ClearTickets = 64, "tickets in clear are off: the visor was started without dev-tickets";
     NotBegun = 65, "a word that belongs to no submission";
     Memory = 66, "the visor has no memory left for it";

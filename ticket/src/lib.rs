@@ -32,6 +32,10 @@ pub const PAGE_BYTES: usize = 40;
 pub const TRAILER_BYTES: usize = 32;
 /// Ranges that a ticket may have.
 pub const MAX_RANGES: usize = 16;
+/// Virtio transports that a VM may have.
+pub const MAX_TRANSPORTS: usize = 8;
+/// Bytes of the registers of one.
+pub const TRANSPORT_BYTES: u64 = 512;
 /// Processors that a VM may have.
 pub const MAX_PROCESSORS: u32 = 64;
 /// Bytes in a page of memory.
@@ -104,6 +108,9 @@ pub enum Class {
     Shared,
     /// An I/O window: shared memory through which devices move data.
     Window,
+    /// No memory, but the registers of virtio devices (virtio 1.2, 4.2.2), those of one behind those of the
+    /// other. Each has a shared range for its data: the first the lowest, and so on.
+    Virtio,
 }
 
 impl Class {
@@ -114,6 +121,7 @@ impl Class {
             Self::Private => 1,
             Self::Shared => 2,
             Self::Window => 3,
+            Self::Virtio => 4,
         }
     }
 
@@ -124,6 +132,7 @@ impl Class {
             1 => Some(Self::Private),
             2 => Some(Self::Shared),
             3 => Some(Self::Window),
+            4 => Some(Self::Virtio),
             _ => None,
         }
     }

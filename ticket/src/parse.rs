@@ -8,8 +8,8 @@ use zeroize::Zeroize;
 use crate::error::Error;
 use crate::fields::Fields;
 use crate::{
-    ADDRESS_END, Class, HEADER_BYTES, Header, MAGIC, MAX_PROCESSORS, MAX_RANGES, PAGE, PAGE_BYTES,
-    RANGE_BYTES, Range, Secret, State, TRAILER_BYTES, VERSION,
+    ADDRESS_END, Class, HEADER_BYTES, Header, MAGIC, MAX_PROCESSORS, MAX_RANGES, MAX_TRANSPORTS,
+    PAGE, PAGE_BYTES, RANGE_BYTES, Range, Secret, State, TRAILER_BYTES, VERSION,
 };
 
 /// Takes what a ticket says as it arrives.
@@ -152,7 +152,10 @@ impl Parser {
                 let range = self.range(&mut fields)?;
                 sink.range(range)?;
                 match left - 1 {
-                    0 if self.each_private().next().is_none() => return Err(Error::NoPrivate),
+                    0 if self.each(Class::Private).next().is_none() => {
+                        return Err(Error::NoPrivate);
+                    }
+                    0 if !self.has_room_for_virtio() => return Err(Error::Transports),
                     0 => Part::page_or_trailer(self.pages),
                     more => Part::Range(more),
                 }
@@ -241,15 +244,26 @@ impl Parser {
         if self.last_page.is_some_and(|last| last >= address) {
             return Err(Error::PageOrder);
         }
-        if !self.each_private().any(|range| range.contains(address)) {
+        if !self.each(Class::Private).any(|range| range.contains(address)) {
             return Err(Error::PageOutside);
         }
         self.last_page = Some(address);
         Ok((address, hash))
     }
 
-    fn each_private(&self) -> impl Iterator<Item = &Range> {
-        self.ranges.iter().flatten().filter(|range| range.class == Class::Private)
+    fn each(&self, class: Class) -> impl Iterator<Item = &Range> {
+        self.ranges.iter().flatten().filter(move |range| range.class == class)
+    }
+
+    /// Whether there is one page of virtio devices, and a shared range for each; or none.
+    fn has_room_for_virtio(&self) -> bool {
+        let parts = self.each(Class::Shared).count();
+        let mut transports = self.each(Class::Virtio);
+        transports.next().is_none_or(|range| {
+            range.length == PAGE
+                && (1..=MAX_TRANSPORTS).contains(&parts)
+                && transports.next().is_none()
+        })
     }
 }
 

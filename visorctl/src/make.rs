@@ -45,6 +45,7 @@ enum ClassName {
     Private,
     Shared,
     Window,
+    Virtio,
 }
 
 /// A file whose pages must be at `address`.
@@ -117,6 +118,7 @@ impl Description {
                 ClassName::Private => Class::Private,
                 ClassName::Shared => Class::Shared,
                 ClassName::Window => Class::Window,
+                ClassName::Virtio => Class::Virtio,
             };
             ticket = ticket.range(range.start, range.length, class);
         }

@@ -200,9 +200,10 @@ fn every_fault_has_its_own_error() {
         (FIRST_RANGE + 8, &[0; 8], Error::RangeAlignment),
         (FIRST_RANGE + 8, &(5 * PAGE).to_le_bytes(), Error::RangeOrder),
         (FIRST_RANGE + 16, &[0], Error::RangeClass),
-        (FIRST_RANGE + 16, &[4], Error::RangeClass),
+        (FIRST_RANGE + 16, &[5], Error::RangeClass),
         (FIRST_RANGE + 20, &[1], Error::Reserved),
         (FIRST_RANGE + 16, &[2], Error::NoPrivate),
+        (SECOND_RANGE + 16, &[4], Error::Transports),
         (SECOND_RANGE, &[0; 8], Error::RangeOrder),
         (SECOND_RANGE, &(9 * PAGE).to_le_bytes(), Error::RangeOrder),
         (SECOND_RANGE, &ADDRESS_END.to_le_bytes(), Error::RangeEnd),
@@ -220,6 +221,22 @@ fn every_fault_has_its_own_error() {
     let mut bytes = small().bytes().unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     assert_eq!(read(&bytes), Err(Error::Checksum));
+}
+
+#[test]
+fn virtio_devices_are_on_one_page_and_have_a_shared_range_each() {
+    let shared = |count: u64| {
+        let add = |ticket: Ticket, at| ticket.range((at + 1) * PAGE, PAGE, Class::Shared);
+        (0..count).fold(EMPTY.range(0, PAGE, Class::Private), add)
+    };
+    let with = |count, pages| shared(count).range(32 * PAGE, pages * PAGE, Class::Virtio);
+    let made = |ticket: Ticket| ticket.bytes().map(drop);
+    assert_eq!(made(shared(9)), Ok(()));
+    for (count, expected) in [(0, false), (1, true), (8, true), (9, false)] {
+        assert_eq!(made(with(count, 1)).is_ok(), expected, "{count}");
+    }
+    assert_eq!(made(with(1, 2)), Err(Error::Transports));
+    assert_eq!(made(with(1, 1).range(40 * PAGE, PAGE, Class::Virtio)), Err(Error::Transports));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::{Class, PAGE};
 const REPAIRED: u8 = 0xff;
 const AS_IT_IS: u8 = 0xfe;
 
-fn seeds() -> [(&'static str, u8, Vec<u8>); 3] {
+fn seeds() -> [(&'static str, u8, Vec<u8>); 4] {
     let mut wide = EMPTY;
     for number in 0..16 {
         let class = if number % 2 == 0 { Class::Private } else { Class::Window };
@@ -20,10 +20,15 @@ fn seeds() -> [(&'static str, u8, Vec<u8>); 3] {
     }
     wide.pages = (0..8).map(|page| (page << 31, [0x55; 32])).collect();
     let small = small().bytes().unwrap();
+    let virtio = EMPTY
+        .range(0, PAGE, Class::Private)
+        .range(4 * PAGE, 2 * PAGE, Class::Shared)
+        .range(8 * PAGE, PAGE, Class::Virtio);
     let least = EMPTY.range(0, PAGE, Class::Private).bytes().unwrap();
     [
         ("least", REPAIRED, least),
         ("small", AS_IT_IS, small),
+        ("virtio", REPAIRED, virtio.bytes().unwrap()),
         ("wide", REPAIRED, wide.bytes().unwrap()),
     ]
 }

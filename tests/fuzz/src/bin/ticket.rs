@@ -72,9 +72,9 @@ fn model(bytes: &[u8]) -> Option<Ticket> {
     };
     ticket.processors = u32_at(112)? + 1;
     for at in (128..first_page).step_by(24) {
-        let class = [Class::Private, Class::Shared, Class::Window];
+        let class = [Class::Private, Class::Shared, Class::Window, Class::Virtio];
         let class =
-            class[usize::try_from(u32_at(at + 16)?.checked_sub(1)?).ok().filter(|n| *n < 3)?];
+            class[usize::try_from(u32_at(at + 16)?.checked_sub(1)?).ok().filter(|n| *n < 4)?];
         ticket = ticket.range(u64_at(at)?, u64_at(at + 8)?, class);
         let Range { start, length, .. } = *ticket.ranges.last()?;
         let is_range =
@@ -85,7 +85,11 @@ fn model(bytes: &[u8]) -> Option<Ticket> {
     }
     let ascend = |pair: &[Range]| pair[0].start + pair[0].length <= pair[1].start;
     let private: Vec<_> = ticket.ranges.iter().filter(|r| r.class == Class::Private).collect();
-    if !ticket.ranges.windows(2).all(ascend) || private.is_empty() {
+    let of = |class| ticket.ranges.iter().filter(move |range| range.class == class);
+    let has_room = of(Class::Virtio).count() == 0
+        || of(Class::Virtio).map(|range| range.length).eq([PAGE])
+            && (1..=8).contains(&of(Class::Shared).count());
+    if !ticket.ranges.windows(2).all(ascend) || private.is_empty() || !has_room {
         return None;
     }
     let addresses: Vec<u64> =
