@@ -2,7 +2,18 @@
 
 use ept::addr::GuestFrame;
 use ept::list::{Full, List};
-use ticket::{Class, MAX_RANGES, Range};
+use ticket::{Class, MAX_RANGES, Range, TRANSPORT_BYTES};
+
+/// A virtio device whose data the visor carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// Its number in the VM, below [`ticket::MAX_TRANSPORTS`].
+    pub number: usize,
+    /// Where in its registers.
+    pub offset: u64,
+    /// Its part of the memory that the VM shares with the host.
+    pub shared: Range,
+}
 
 /// The ranges of a ticket.
 #[derive(Clone, Debug)]
@@ -29,7 +40,18 @@ impl Map {
     /// Whose memory `page` is; `None`: a device's.
     #[must_use]
     pub fn class(&self, page: GuestFrame) -> Option<Class> {
-        self.0.iter().find(|range| range.contains(page.base())).map(|range| range.class)
+        let class = self.0.iter().find(|range| range.contains(page.base()))?.class;
+        (class != Class::Virtio).then_some(class)
+    }
+
+    /// The virtio device that has its registers at `address`.
+    #[must_use]
+    pub fn transport(&self, address: u64) -> Option<Transport> {
+        let of = |class| self.0.iter().filter(move |range| range.class == class);
+        let at = address - of(Class::Virtio).find(|range| range.contains(address))?.start;
+        let number = usize::try_from(at / TRANSPORT_BYTES).ok()?;
+        let shared = *of(Class::Shared).nth(number)?;
+        Some(Transport { number, offset: at % TRANSPORT_BYTES, shared })
     }
 
     /// The page in which the host is shown accesses to devices: the first one of a window, below 4 GiB so
@@ -66,6 +88,21 @@ mod tests {
         let (private, shared) = (Some(Class::Private), Some(Class::Shared));
         let expected = [None, private, private, shared, None, None, Some(Class::Window), None];
         assert_eq!(classes, expected);
+    }
+
+    #[test]
+    fn a_virtio_device_has_512_bytes_of_registers_and_the_shared_range_of_its_number() {
+        let mut map = Map::new();
+        map.add(range(2, 1, Class::Shared)).unwrap();
+        map.add(range(3, 1, Class::Window)).unwrap();
+        map.add(range(4, 2, Class::Shared)).unwrap();
+        map.add(range(8, 1, Class::Virtio)).unwrap();
+        assert_eq!(map.class(GuestFrame::containing(0x8000)), None);
+        let shared = range(4, 2, Class::Shared);
+        assert_eq!(map.transport(0x83fc), Some(Transport { number: 1, offset: 0x1fc, shared }));
+        let found = [0x7fff, 0x8000, 0x81ff, 0x8200, 0x8400, 0x8fff, 0x9000]
+            .map(|at| map.transport(at).map(|transport| transport.number));
+        assert_eq!(found, [None, Some(0), Some(0), Some(1), None, None, None]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use seal::record::Sealed;
 use sha2::{Digest, Sha256};
 use ticket::{Header, Range, State, error::Error};
 
-use crate::map::Map;
+use crate::map::{Map, Transport};
 use crate::past::Past;
 use crate::processors::Processors;
 use crate::sparse::{NONE, Sparse};
@@ -265,6 +265,12 @@ impl Vm {
     pub fn is_device(&self, address: u64) -> bool {
         let page = GuestFrame::at(address & !0xfff);
         page.and_then(|page| self.map.class(page)).is_none()
+    }
+
+    /// The virtio device that has its registers at `address`, if the visor carries its data.
+    #[must_use]
+    pub fn transport(&self, address: u64) -> Option<Transport> {
+        self.map.transport(address)
     }
 
     /// Whether it will never run again.

@@ -273,11 +273,10 @@ impl Vms {
             // The host was quicker.
             return Ok(Filled::Mapped);
         }
-        match class {
-            Class::Private => vm.fill(machine, number, page, &found)?,
-            Class::Shared | Class::Window => {
-                self.held.share(machine, &mut self.audit, (number, page), &found)?;
-            }
+        if class == Class::Private {
+            vm.fill(machine, number, page, &found)?;
+        } else {
+            self.held.share(machine, &mut self.audit, (number, page), &found)?;
         }
         Ok(Filled::Mapped)
     }
