@@ -42,8 +42,23 @@ pub(super) struct Job {
     plan: Plan,
     /// The access that is due; `None` once all are answered.
     told: Option<Told>,
+    /// Whether that holds what the host sees stored, and not what the VM stores.
+    is_ready: bool,
     /// The window page; `None` for INS and OUTS.
     window: Option<u64>,
+}
+
+impl Job {
+    /// Has the access that is due be what the host sees of it.
+    fn prepare(&mut self, space: &impl Space) -> Result<(), (u64, Access)> {
+        if let Some((Exit::DeviceWrite, address, bytes, value)) = &mut self.told
+            && !self.is_ready
+        {
+            *value = space.stored((*address, *bytes), *value)?;
+        }
+        self.is_ready = true;
+        Ok(())
+    }
 }
 
 const fn told(step: Step) -> Option<Told> {
@@ -249,7 +264,15 @@ impl Guarded<'_> {
             // The code has changed meanwhile.
             return Verdict::Stay;
         }
-        self.secrets.job = Some(Job { plan, told, window });
+        let mut job = Job { plan, told, is_ready: false, window };
+        if let Err((address, access)) = job.prepare(space) {
+            // The VM begins anew when it has the page.
+            return match space.is_device(address) {
+                true => Verdict::Stop(Cause::Device(address)),
+                false => Verdict::Fault { address, access },
+            };
+        }
+        self.secrets.job = Some(job);
         self.tell_timer(shown);
         self.show_access(shown, registers);
         self.sends().map_or(Verdict::Host, Verdict::Signal)
@@ -314,6 +337,7 @@ impl Guarded<'_> {
         if answer.is_some() {
             let processor = Processor { file: gprs, vcpu: &mut self.effective };
             job.told = told(job.plan.next(answer, &processor));
+            job.is_ready = false;
         } else if !job.plan.is_begun() {
             self.end(shown);
         }
@@ -325,7 +349,8 @@ impl Guarded<'_> {
         self.secrets.job = None;
     }
 
-    /// After [`Entered::Page`], when the VM has the page: goes on with the same entry.
+    /// Goes on with an entry of which the answer was taken; also after [`Entered::Page`], when the VM has the
+    /// page.
     ///
     /// # Errors
     /// Why the VM must stop.
@@ -336,14 +361,25 @@ impl Guarded<'_> {
         space: &impl Space,
     ) -> Result<Entered, Cause> {
         let Secrets { job, gprs, .. } = &mut *self.secrets;
-        let Some(job) = job else {
-            return Err(Cause::Instruction);
+        let is_shown = job.as_ref().is_some_and(|job| job.told.is_some());
+        let ready = match job {
+            Some(job) if is_shown => job.prepare(space),
+            Some(_) | None => space.deliver(),
         };
-        if job.told.is_some() {
+        match ready {
+            Err((address, _)) if space.is_device(address) => return Err(Cause::Device(address)),
+            Err((address, access)) => return Ok(Entered::Page { address, access }),
+            Ok(()) => {}
+        }
+        if is_shown {
             self.keep_nmi(shown.fields());
             self.show_access(shown, registers);
             return Ok(Entered::Show);
         }
+        let Some(job) = job else {
+            self.run(None, shown, registers);
+            return Ok(Entered::Run);
+        };
         let mut processor = Processor { file: gprs, vcpu: &mut self.effective };
         match job.plan.finish(space, &mut processor) {
             Ok(length) => {

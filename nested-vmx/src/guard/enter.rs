@@ -44,7 +44,8 @@ impl Guarded<'_> {
             Some(row) => self.take_answer(row, shown, space)?,
             None => None,
         };
-        if self.secrets.job.is_some() {
+        // What is raised comes again, if a page is needed first.
+        if self.secrets.job.is_some() || raised.is_none() || space.deliver().is_err() {
             return self.resume(shown, registers, space);
         }
         self.run(raised, shown, registers);
@@ -87,8 +88,11 @@ impl Guarded<'_> {
         };
         let (rip, length) = self.secrets.told;
         let completes = shown.fields().read(f::GUEST_RIP) == rip + u64::from(length) && length != 0;
-        if self.secrets.job.is_some() {
-            let answer = completes.then(|| self.answer_of_access(space));
+        if let Some((exit, address, bytes, _)) = self.access() {
+            let answer = completes.then(|| match (exit, self.answer_of_access(space)) {
+                (Exit::DeviceRead, answer) => space.loaded((address, bytes), answer),
+                (_, answer) => answer,
+            });
             self.answer_access(shown, answer);
             return Ok(None);
         }

@@ -62,6 +62,19 @@ pub trait Space: Memory {
     fn name(&self, vector: u8, told: u32) -> u8;
     /// Whether the VM has processor `id` begin anew with this vector; then it has begun.
     fn restarts(&self, id: u8, vector: u8) -> bool;
+    /// What the host sees stored when the VM stores `value` in a device: `place` is the address and the number
+    /// of bytes. Asked again, it is the same.
+    ///
+    /// # Errors
+    /// The VM needs this page first, with these rights.
+    fn stored(&self, place: (u64, u8), value: u64) -> Result<u64, (u64, Access)>;
+    /// What the VM has loaded from there when the host has answered `value`.
+    fn loaded(&self, place: (u64, u8), value: u64) -> u64;
+    /// Brings the VM what its devices have for it, before it runs and learns of that by an interrupt.
+    ///
+    /// # Errors
+    /// The VM needs this page first, with these rights.
+    fn deliver(&self) -> Result<(), (u64, Access)>;
 }
 
 /// Bits 31:0.

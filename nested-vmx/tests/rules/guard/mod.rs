@@ -1,6 +1,7 @@
 //! Protected VMs: one virtual processor, with a host that is honest or not.
 
 mod answers;
+mod carried;
 mod controls;
 mod device;
 mod events;
@@ -72,6 +73,18 @@ impl Space for Empty {
 
     fn restarts(&self, _: u8, _: u8) -> bool {
         false
+    }
+
+    fn stored(&self, _: (u64, u8), value: u64) -> Result<u64, (u64, Access)> {
+        Ok(value)
+    }
+
+    fn loaded(&self, _: (u64, u8), value: u64) -> u64 {
+        value
+    }
+
+    fn deliver(&self) -> Result<(), (u64, Access)> {
+        Ok(())
     }
 }
 

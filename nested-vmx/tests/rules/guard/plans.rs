@@ -2,7 +2,7 @@
 
 use ept::shadow::Access;
 use nested_vmx::field::{self as f, Segment, Vmcs};
-use nested_vmx::guard::{Cause, DECOY_RIP, Entered, Verdict};
+use nested_vmx::guard::{DECOY_RIP, Entered, Verdict};
 
 use super::world::{
     ALIAS, AT, CODE, Code, INTERRUPT, MOVS, NMI, RAM, RDI, RSI, TABLES, World, assert_done, loaded,
@@ -280,10 +280,4 @@ fn the_time_that_is_left_is_told_at_the_exit_and_not_again() {
     assert_eq!(world.vm.reads(f::PREEMPTION_TIMER.encoding()), 0x99);
     world.serve();
     assert_eq!(world.vm.v02.read(f::PREEMPTION_TIMER), 0x99);
-}
-
-#[test]
-fn an_answer_without_a_question_is_none() {
-    let mut world = World::new(Code::Long, ADD).with(&[(RAX, 1), (RBX, AT)]);
-    assert_eq!(world.resume(), Err(Cause::Instruction));
 }

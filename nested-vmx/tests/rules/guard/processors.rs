@@ -3,6 +3,7 @@
 use core::cell::RefCell;
 
 use emulate::walk::Memory;
+use ept::shadow::Access;
 use nested_vmx::control::ExitControls;
 use nested_vmx::field::{self as f, Segment, Vmcs};
 use nested_vmx::guard::start::{Start, kind};
@@ -66,6 +67,18 @@ impl Space for Starts {
     fn restarts(&self, id: u8, vector: u8) -> bool {
         self.asked.borrow_mut().push((vector, id.into()));
         self.restarts
+    }
+
+    fn stored(&self, _: (u64, u8), value: u64) -> Result<u64, (u64, Access)> {
+        Ok(value)
+    }
+
+    fn loaded(&self, _: (u64, u8), value: u64) -> u64 {
+        value
+    }
+
+    fn deliver(&self) -> Result<(), (u64, Access)> {
+        Ok(())
     }
 }
 

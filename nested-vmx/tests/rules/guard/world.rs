@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use emulate::walk::Memory;
+use ept::shadow::Access as Kinds;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use nested_vmx::control::EntryControls;
 use nested_vmx::field::{self as f, Segment, Vmcs};
@@ -18,6 +19,11 @@ pub(crate) const WINDOW: u64 = 0x7fff_f000;
 pub(crate) const DEVICE: Range<u64> = 0xd000_0000..0xd000_2000;
 /// Another, the local APIC.
 pub(crate) const APIC: u64 = 0xfee0_0000;
+/// The part of the device of which the host sees other values than the VM.
+pub(crate) const CARRIED: Range<u64> = DEVICE.start + 0x1800..DEVICE.start + 0x1a00;
+/// Pages that are needed before the host sees a store there; and before the VM runs.
+pub(crate) const BUFFER: u64 = 0x3_0000;
+pub(crate) const ANSWER: u64 = 0x3_1000;
 /// Where the VM's code is, and its tables.
 pub(crate) const CODE: u64 = 0x8000;
 pub(crate) const TABLES: [u64; 4] = [0x1_0000, 0x1_1000, 0x1_2000, 0x1_3000];
@@ -41,6 +47,8 @@ pub(crate) struct Ram {
     pub(crate) absent: BTreeSet<u64>,
     pub(crate) fixed: BTreeSet<u64>,
     pub(crate) pkru: u32,
+    /// The VM has its buffers in a device.
+    pub(crate) elsewhere: bool,
 }
 
 impl Ram {
@@ -108,6 +116,25 @@ impl Space for Ram {
 
     fn restarts(&self, _: u8, _: u8) -> bool {
         false
+    }
+
+    /// The host sees other values than the VM, as it does of virtio devices, once the page is there that this
+    /// takes.
+    fn stored(&self, (address, bytes): (u64, u8), value: u64) -> Result<u64, (u64, Kinds)> {
+        match CARRIED.contains(&address) {
+            true if self.elsewhere => Err((AT, Kinds::READ)),
+            true if self.absent.contains(&BUFFER) => Err((BUFFER, Kinds::READ)),
+            _ => Ok(self.loaded((address, bytes), value)),
+        }
+    }
+
+    fn loaded(&self, (address, bytes): (u64, u8), value: u64) -> u64 {
+        let mask = u64::MAX >> (64 - 8 * bytes);
+        if CARRIED.contains(&address) { !value & mask } else { value }
+    }
+
+    fn deliver(&self) -> Result<(), (u64, Kinds)> {
+        if self.absent.contains(&ANSWER) { Err((ANSWER, Kinds::WRITE)) } else { Ok(()) }
     }
 }
 

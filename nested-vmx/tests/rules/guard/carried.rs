@@ -1,0 +1,124 @@
+//! Devices of which the host sees other values than the VM, as of virtio devices.
+
+use ept::shadow::Access;
+use nested_vmx::field::{self as f, Vmcs};
+use nested_vmx::guard::{Cause, Entered, Verdict};
+
+use super::world::{
+    ANSWER, AT, BUFFER, CARRIED, CODE, Code, INTERRUPT, NMI, RAM, RDI, RSI, World, assert_done,
+    loaded,
+};
+use super::{RCX, RDX, VALID};
+
+/// mov [rdx], ecx; mov ecx, [rdx]; not dword [rdx]
+const STORE: &[u8] = &[0x89, 0x0a];
+const LOAD: &[u8] = &[0x8b, 0x0a];
+const NOT: &[u8] = &[0xf7, 0x12];
+const PLACE: u64 = CARRIED.start + 0x30;
+const VALUE: u64 = 0x1234_5678;
+
+fn world(code: &[u8]) -> World {
+    World::new(Code::Long, code).with(&[(RCX, VALUE), (RDX, PLACE)])
+}
+
+#[test]
+fn the_host_sees_what_is_stored_as_it_is_meant_to() {
+    let mut world = world(STORE);
+    world.run();
+    assert_eq!(world.log, [(PLACE, 4, Some(!VALUE & 0xffff_ffff))]);
+    assert_done(&world, 2);
+}
+
+#[test]
+fn the_vm_gets_what_is_loaded_as_it_is_meant_to() {
+    let mut world = world(LOAD);
+    world.run();
+    assert_eq!(world.vm.gprs.0[RCX], !loaded(PLACE, 4) & 0xffff_ffff);
+}
+
+#[test]
+fn what_the_host_does_not_answer_it_sees_again_the_same() {
+    let mut world = world(NOT);
+    world.exit();
+    world.answer();
+    for _ in 0..2 {
+        assert_eq!(world.enter(), Ok(Entered::Show));
+    }
+    world.serve();
+    // The VM inverts what it gets, the host what it sees of both.
+    let stored = !loaded(PLACE, 4) & 0xffff_ffff;
+    assert_eq!(world.log, [(PLACE, 4, None), (PLACE, 4, Some(stored))]);
+}
+
+#[test]
+fn a_store_that_takes_a_page_is_begun_anew_when_the_vm_has_it() {
+    let mut world = world(STORE);
+    let _ = world.ram.absent.insert(BUFFER);
+    let fault = Verdict::Fault { address: BUFFER, access: Access::READ };
+    assert_eq!(world.touch(AT, 0x182), fault);
+    world.ram.absent.clear();
+    world.run();
+    assert_eq!(world.log.len(), 1);
+}
+
+#[test]
+fn a_second_store_that_takes_a_page_waits_for_it() {
+    let mut world = world(NOT);
+    world.exit();
+    world.answer();
+    let _ = world.ram.absent.insert(BUFFER);
+    let needs = Entered::Page { address: BUFFER, access: Access::READ };
+    assert_eq!(world.enter(), Ok(needs));
+    world.show_page(BUFFER, Access::NONE);
+    assert_eq!(world.enter(), Ok(needs));
+    world.ram.absent.clear();
+    assert_eq!(world.resume(), Ok(Entered::Show));
+    world.serve();
+    assert_eq!(world.log.len(), 2);
+    assert_done(&world, 2);
+}
+
+#[test]
+fn the_vm_does_not_run_before_it_has_what_its_devices_bring() {
+    for event in [INTERRUPT, NMI] {
+        let mut world = world(LOAD);
+        world.exit();
+        world.answer();
+        let _ = world.ram.absent.insert(ANSWER);
+        let needs = Entered::Page { address: ANSWER, access: Access::WRITE };
+        world.vm.inject(event);
+        assert_eq!(world.enter(), Ok(needs));
+        world.show_page(ANSWER, Access::NONE);
+        // The host delivers its event again.
+        assert_eq!(world.vm.reads(f::IDT_VECTORING.encoding()), u64::from(event));
+        assert_eq!(world.vm.v02.read(f::GUEST_RIP), CODE);
+        world.ram.absent.clear();
+        world.vm.inject(event);
+        assert_eq!(world.enter(), Ok(Entered::Run));
+        assert_eq!(world.vm.injected(), Some(event & !VALID));
+        assert_eq!(world.vm.v02.read(f::GUEST_RIP), CODE + 2);
+    }
+}
+
+#[test]
+fn that_holds_where_the_vm_has_asked_for_nothing() {
+    // movsd
+    let mut world = World::new(Code::Long, &[0xa5]).with(&[(RSI, RAM), (RDI, RAM)]);
+    assert!(matches!(world.vm.exit(1, 0), Verdict::Host));
+    let _ = world.ram.absent.insert(ANSWER);
+    assert!(matches!(world.enter(), Ok(Entered::Page { .. })));
+    world.ram.absent.clear();
+    assert_eq!(world.resume(), Ok(Entered::Run));
+}
+
+#[test]
+fn buffers_in_a_device_stop_the_vm() {
+    let mut world = world(STORE);
+    world.ram.elsewhere = true;
+    assert_eq!(world.touch(AT, 0x182), Verdict::Stop(Cause::Device(AT)));
+    let mut world = World::new(Code::Long, NOT).with(&[(RDX, PLACE)]);
+    world.exit();
+    world.answer();
+    world.ram.elsewhere = true;
+    assert_eq!(world.enter(), Err(Cause::Device(AT)));
+}
