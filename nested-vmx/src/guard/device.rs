@@ -44,6 +44,8 @@ pub(super) struct Job {
     told: Option<Told>,
     /// Whether that holds what the host sees stored, and not what the VM stores.
     is_ready: bool,
+    /// Whether it is none of the instruction's.
+    is_extra: bool,
     /// The window page; `None` for INS and OUTS.
     window: Option<u64>,
 }
@@ -264,13 +266,19 @@ impl Guarded<'_> {
             // The code has changed meanwhile.
             return Verdict::Stay;
         }
-        let mut job = Job { plan, told, is_ready: false, window };
+        let mut job = Job { plan, told, is_ready: false, is_extra: false, window };
         if let Err((address, access)) = job.prepare(space) {
             // The VM begins anew when it has the page.
             return match space.is_device(address) {
                 true => Verdict::Stop(Cause::Device(address)),
                 false => Verdict::Fault { address, access },
             };
+        }
+        if let Some((_, address, ..)) = told.filter(|_| window.is_some())
+            && let Some((address, value)) = space.kick(address)
+        {
+            job.told = Some((Exit::DeviceWrite, address, 4, value));
+            job.is_extra = true;
         }
         self.secrets.job = Some(job);
         self.tell_timer(shown);
@@ -319,7 +327,7 @@ impl Guarded<'_> {
         };
         inform(shown, (reason, qualification), (0, 0), (told.1, address));
         put(shown, f::GUEST_RIP.encoding(), told.0);
-        if !job.plan.is_single() {
+        if !job.plan.is_single() || job.is_extra {
             // An interrupt would have to wait. The host keeps it if it believes that it is blocked.
             put(shown, f::GUEST_RFLAGS.encoding(), decoy::FIXED);
         }
@@ -336,9 +344,9 @@ impl Guarded<'_> {
         };
         if answer.is_some() {
             let processor = Processor { file: gprs, vcpu: &mut self.effective };
-            job.told = told(job.plan.next(answer, &processor));
-            job.is_ready = false;
-        } else if !job.plan.is_begun() {
+            job.told = told(job.plan.next(answer.filter(|_| !job.is_extra), &processor));
+            (job.is_ready, job.is_extra) = (false, false);
+        } else if !job.plan.is_begun() && !job.is_extra {
             self.end(shown);
         }
     }

@@ -70,6 +70,9 @@ pub trait Space: Memory {
     fn stored(&self, place: (u64, u8), value: u64) -> Result<u64, (u64, Access)>;
     /// What the VM has loaded from there when the host has answered `value`.
     fn loaded(&self, place: (u64, u8), value: u64) -> u64;
+    /// What the VM has to store before it accesses a device at `address`: an address of the same device, and 4
+    /// bytes. Said once.
+    fn kick(&self, address: u64) -> Option<(u64, u64)>;
     /// Brings the VM what its devices have for it, before it runs and learns of that by an interrupt.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use super::world::{
     ANSWER, AT, BUFFER, CARRIED, CODE, Code, INTERRUPT, NMI, RAM, RDI, RSI, World, assert_done,
     loaded,
 };
-use super::{RCX, RDX, VALID};
+use super::{IF, RCX, RDX, VALID};
 
 /// mov [rdx], ecx; mov ecx, [rdx]; not dword [rdx]
 const STORE: &[u8] = &[0x89, 0x0a];
@@ -121,4 +121,30 @@ fn buffers_in_a_device_stop_the_vm() {
     world.answer();
     world.ram.elsewhere = true;
     assert_eq!(world.enter(), Err(Cause::Device(AT)));
+}
+
+#[test]
+fn what_the_host_is_to_be_told_besides_it_is_told_first() {
+    let mut world = world(LOAD);
+    world.ram.kick.set(Some((CARRIED.start + 0x50, 3)));
+    world.exit();
+    // Until it has answered that, it can inject nothing that would be lost.
+    assert_eq!(world.vm.reads(f::GUEST_RFLAGS.encoding()) & IF, 0);
+    assert_eq!(world.enter(), Ok(Entered::Show));
+    world.answer();
+    assert_eq!(world.enter(), Ok(Entered::Show));
+    assert_eq!(world.vm.reads(f::GUEST_RFLAGS.encoding()) & IF, IF);
+    world.serve();
+    assert_eq!(world.log, [(CARRIED.start + 0x50, 4, Some(3)), (PLACE, 4, None)]);
+    assert_eq!(world.vm.gprs.0[RCX], !loaded(PLACE, 4) & 0xffff_ffff);
+    assert_done(&world, 2);
+}
+
+#[test]
+fn nothing_is_told_besides_other_devices_or_ports() {
+    let mut world = World::new(Code::Long, LOAD).with(&[(RDX, AT)]);
+    world.ram.kick.set(Some((CARRIED.start + 0x50, 3)));
+    world.run();
+    assert_eq!(world.log, [(AT, 4, None)]);
+    assert!(world.ram.kick.get().is_some());
 }

@@ -83,6 +83,10 @@ impl Space for Empty {
         value
     }
 
+    fn kick(&self, _: u64) -> Option<(u64, u64)> {
+        None
+    }
+
     fn deliver(&self) -> Result<(), (u64, Access)> {
         Ok(())
     }

@@ -77,6 +77,10 @@ impl Space for Starts {
         value
     }
 
+    fn kick(&self, _: u64) -> Option<(u64, u64)> {
+        None
+    }
+
     fn deliver(&self) -> Result<(), (u64, Access)> {
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! A VM with memory and a device, and a host that serves the device as KVM does: it finds the VM's
 //! instruction by the registers that it is shown, decodes it, executes it, and moves on.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -49,6 +49,8 @@ pub(crate) struct Ram {
     pub(crate) pkru: u32,
     /// The VM has its buffers in a device.
     pub(crate) elsewhere: bool,
+    /// What it has to store besides.
+    pub(crate) kick: Cell<Option<(u64, u64)>>,
 }
 
 impl Ram {
@@ -131,6 +133,12 @@ impl Space for Ram {
     fn loaded(&self, (address, bytes): (u64, u8), value: u64) -> u64 {
         let mask = u64::MAX >> (64 - 8 * bytes);
         if CARRIED.contains(&address) { !value & mask } else { value }
+    }
+
+    fn kick(&self, address: u64) -> Option<(u64, u64)> {
+        let kick = self.kick.get().filter(|_| CARRIED.contains(&address));
+        self.kick.set(self.kick.get().filter(|_| kick.is_none()));
+        kick
     }
 
     fn deliver(&self) -> Result<(), (u64, Kinds)> {
