@@ -58,12 +58,9 @@ pub(crate) fn pointer<T>(frame: Frame) -> Option<NonNull<T>> {
     NonNull::new(with_exposed_provenance_mut(size(linear(frame.base()))))
 }
 
-/// Reads the aligned 8 bytes at `address`: the caller has checked that they are the host's RAM.
+/// Reads the aligned 8 bytes at `address`: the caller has checked that they are RAM.
 pub(crate) fn read_u64(address: u64) -> u64 {
-    let cell = with_exposed_provenance::<u64>(size(linear(address)));
-    // SAFETY: all RAM is mapped and the address is aligned; other processors may write at the same
-    // time, hence volatile: one access, one value.
-    unsafe { cell.read_volatile() }
+    read(address)
 }
 
 /// Reads word `index` of the page that appears at `linear`.
@@ -93,9 +90,61 @@ pub(crate) fn write_entry(frame: Frame, index: usize, value: u64) {
 
 /// Reads the byte at `address`: the caller has checked that it is the host's RAM.
 pub(crate) fn read_u8(address: u64) -> u8 {
-    let cell = with_exposed_provenance::<u8>(size(linear(address)));
-    // SAFETY: all RAM is mapped; other processors may write at the same time, hence volatile.
+    read(address)
+}
+
+/// How many bytes an access at `address` has, as a power of two: as many as are aligned, and within the `left`
+/// that follow.
+fn width(address: u64, left: usize) -> u32 {
+    address.trailing_zeros().min(left.checked_ilog2().unwrap_or(0)).min(3)
+}
+
+/// Reads what is at `address`: the caller has checked that it is RAM, and aligned.
+fn read<T>(address: u64) -> T {
+    let cell = with_exposed_provenance::<T>(size(linear(address)));
+    // SAFETY: all RAM is mapped and the address is aligned for an integer; other processors may write at the
+    // same time, hence volatile: one access, one value.
     unsafe { cell.read_volatile() }
+}
+
+/// Writes `value` to `address`: the caller has checked that it is RAM, not the visor's, and aligned.
+fn write<T>(address: u64, value: T) {
+    let cell = with_exposed_provenance_mut::<T>(size(linear(address)));
+    // SAFETY: as above.
+    unsafe { cell.write_volatile(value) }
+}
+
+/// Reads what lies from `address` on, in one page: the caller has checked that it is RAM.
+pub(crate) fn read_bytes(mut address: u64, mut into: &mut [u8]) {
+    while !into.is_empty() {
+        let width = width(address, into.len());
+        let value = match width {
+            0 => read::<u8>(address).into(),
+            1 => read::<u16>(address).into(),
+            2 => read::<u32>(address).into(),
+            _ => read::<u64>(address),
+        };
+        let (piece, rest) = into.split_at_mut(1 << width);
+        piece.iter_mut().zip(value.to_le_bytes()).for_each(|(to, byte)| *to = byte);
+        (address, into) = (address + (1 << width), rest);
+    }
+}
+
+/// Writes what lies from `address` on, in one page: the caller has checked that it is RAM, and a VM's.
+pub(crate) fn write_bytes(mut address: u64, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let width = width(address, bytes.len());
+        let (piece, rest) = bytes.split_at(1 << width);
+        let value = piece.iter().rev().fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
+        let [a, b, c, d, ..] = value.to_le_bytes();
+        match width {
+            0 => write(address, a),
+            1 => write(address, u16::from_le_bytes([a, b])),
+            2 => write(address, u32::from_le_bytes([a, b, c, d])),
+            _ => write(address, value),
+        }
+        (address, bytes) = (address + (1 << width), rest);
+    }
 }
 
 /// Puts `new` in the place of `old` at the aligned `address`, which the caller has checked to be the

@@ -1,13 +1,16 @@
 //! The memory of a protected VM, as its own tables and operands reach it.
 
 use emulate::walk;
+use ept::addr::PAGE;
 use ept::frames::Vm;
 use ept::shadow::Access;
 use membrane::processors::Processors;
 use nested_vmx::guard;
+use virtio::memory::{Missing, Unreached};
 
-use crate::cpu::low;
+use super::carried;
 use crate::cpu::register::Register;
+use crate::cpu::{low, size};
 use crate::machine::Machine;
 use crate::memory;
 
@@ -18,15 +21,61 @@ pub(super) struct Space<'a> {
     pub(super) vm: (Vm, u64),
 }
 
+impl Space<'_> {
+    /// Does something with what is in one page from `address` on; `None` if the VM may not access it so.
+    fn with<T>(&self, address: u64, access: Access, work: impl FnOnce(u64) -> T) -> Option<T> {
+        self.machine.tables.with_guest(self.vm, (address, access), work)
+    }
+
+    fn unreached(&self, address: u64, access: Access) -> Unreached {
+        if guard::Space::is_device(self, address) {
+            Unreached::Nowhere(address)
+        } else {
+            Unreached::Missing(Missing { address, access })
+        }
+    }
+}
+
+/// Bytes from `address` to the end of its page, `left` at most.
+fn in_page(address: u64, left: usize) -> usize {
+    left.min(size(PAGE - address % PAGE))
+}
+
+fn after(address: u64, count: usize) -> u64 {
+    address.wrapping_add(u64::try_from(count).unwrap_or(0))
+}
+
 impl walk::Memory for Space<'_> {
     fn read(&self, address: u64) -> Option<u64> {
-        let place = (address, Access::READ);
-        self.machine.tables.with_guest(self.vm, place, memory::read_u64)
+        address.is_multiple_of(8).then(|| self.with(address, Access::READ, memory::read_u64))?
     }
 
     fn compare_exchange(&self, address: u64, old: u64, new: u64) -> Option<bool> {
         let exchange = |physical| memory::compare_exchange(physical, old, new) == old;
-        self.machine.tables.with_guest(self.vm, (address, Access::WRITE), exchange)
+        address.is_multiple_of(8).then(|| self.with(address, Access::WRITE, exchange))?
+    }
+}
+
+impl virtio::memory::Memory for Space<'_> {
+    fn read(&self, mut address: u64, mut into: &mut [u8]) -> Result<(), Unreached> {
+        while !into.is_empty() {
+            let (piece, rest) = into.split_at_mut(in_page(address, into.len()));
+            let next = after(address, piece.len());
+            self.with(address, Access::READ, |physical| memory::read_bytes(physical, piece))
+                .ok_or_else(|| self.unreached(address, Access::READ))?;
+            (address, into) = (next, rest);
+        }
+        Ok(())
+    }
+
+    fn write(&self, mut address: u64, mut bytes: &[u8]) -> Result<(), Unreached> {
+        while !bytes.is_empty() {
+            let (piece, rest) = bytes.split_at(in_page(address, bytes.len()));
+            self.with(address, Access::WRITE, |physical| memory::write_bytes(physical, piece))
+                .ok_or_else(|| self.unreached(address, Access::WRITE))?;
+            (address, bytes) = (after(address, piece.len()), rest);
+        }
+        Ok(())
     }
 }
 
@@ -53,5 +102,21 @@ impl guard::Space for Space<'_> {
     fn restarts(&self, id: u8, vector: u8) -> bool {
         let restart = |processors: &mut Processors| processors.restart(id, vector);
         self.machine.tables.with_processors(self.vm, restart).unwrap_or(false)
+    }
+
+    fn stored(&self, (address, bytes): (u64, u8), value: u64) -> Result<u64, (u64, Access)> {
+        carried::stored(self, (address, bytes), value)
+    }
+
+    fn loaded(&self, (address, bytes): (u64, u8), value: u64) -> u64 {
+        carried::loaded(self, (address, bytes), value)
+    }
+
+    fn kick(&self, address: u64) -> Option<(u64, u64)> {
+        carried::kick(self, address)
+    }
+
+    fn deliver(&self) -> Result<(), (u64, Access)> {
+        carried::deliver(self)
     }
 }

@@ -3,6 +3,7 @@
 //! The decisions are those of `nested_vmx`; here is what they are done with: the VMCS regions of one
 //! processor, and which of them is current.
 
+mod carried;
 mod enter;
 mod guest_memory;
 mod instruction;

@@ -6,6 +6,7 @@ use ept::addr::Frame;
 use ept::direct::Store;
 use ept::frames::{Guard, State as FrameState, Vm};
 use ept::shadow::Access;
+use membrane::map::Transport;
 use membrane::processors::Processors;
 use membrane::vm::{Cause, Fault, Filled};
 use membrane::vms::Vms;
@@ -85,8 +86,13 @@ impl HostTables {
         self.with_running(vm, |vm, _| vm.is_device(address)).unwrap_or(true)
     }
 
-    /// Does something with the 8 bytes at a guest-physical address of the VM's, which `work` is given the
-    /// host-physical one of. `None` if the VM may not access them so.
+    /// The virtio device of the VM's that has its registers at this guest-physical address.
+    pub(crate) fn transport(&self, vm: (Vm, u64), address: u64) -> Option<Transport> {
+        self.with_running(vm, |vm, _| vm.transport(address))?
+    }
+
+    /// Does something with what is in the page from a guest-physical address of the VM's on, which `work` is
+    /// given the host-physical one of. `None` if the VM may not access it so.
     pub(crate) fn with_guest<T>(
         &self,
         vm: (Vm, u64),
@@ -94,10 +100,7 @@ impl HostTables {
         work: impl FnOnce(u64) -> T,
     ) -> Option<T> {
         // Nobody else may get the frame meanwhile.
-        self.with_running(vm, |vm, pool| {
-            let physical = vm.reach(pool, address, access)?;
-            physical.is_multiple_of(8).then(|| work(physical))
-        })?
+        self.with_running(vm, |vm, pool| vm.reach(pool, address, access).map(work))?
     }
 
     /// Does something with the processors of a VM, if it runs.

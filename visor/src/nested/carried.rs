@@ -1,0 +1,145 @@
+//! Virtio devices of protected VMs, between whose memory and the host's the visor carries data: one set
+//! for each VM, locked before the tables.
+#![expect(unsafe_code, reason = "devices lie in memory of their own, which is never given back")]
+
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use ept::frames::Vm;
+use ept::shadow::Access;
+use membrane::map::Transport;
+use membrane::vm::Cause;
+use spin::Mutex;
+use ticket::MAX_TRANSPORTS;
+use virtio::device::{Device, QUEUE_NOTIFY};
+use virtio::memory::Missing;
+
+use super::guest_memory::Space;
+use crate::memory::{self, POOL};
+use crate::shootdown;
+
+/// A device, and the launch of the VM whose it is.
+struct Carried {
+    launch: u64,
+    device: &'static mut Device,
+}
+
+/// The devices of a VM. Later VMs with the same number use their memory again.
+type Set = [Option<Carried>; MAX_TRANSPORTS];
+
+static SETS: [Mutex<Set>; 64] = [const { Mutex::new([const { None }; MAX_TRANSPORTS]) }; 64];
+/// A bit for each VM of which the host has requests, or is to be told of some.
+static BUSY: AtomicU64 = AtomicU64::new(0);
+
+fn bit(vm: Vm) -> u64 {
+    1 << (vm.number() & 63)
+}
+
+/// Does something with the devices of the VM, and notes whether there is more to be done.
+fn with_set<T>(space: &Space<'_>, work: impl FnOnce(&mut Set) -> T) -> Option<T> {
+    let (vm, launch) = space.vm;
+    let mut set = shootdown::lock(SETS.get(usize::from(vm.number()))?);
+    let done = work(&mut set);
+    for carried in set.iter_mut().flatten().filter(|carried| carried.launch == launch) {
+        if let Some(failure) = carried.device.failure() {
+            log::warn!("protected VM {}, virtio: {failure}", vm.number());
+        }
+    }
+    let mut own = set.iter().flatten().filter(|carried| carried.launch == launch);
+    if own.any(|carried| carried.device.is_waiting()) {
+        let _ = BUSY.fetch_or(bit(vm), Ordering::Relaxed);
+    } else {
+        let _ = BUSY.fetch_and(!bit(vm), Ordering::Relaxed);
+    }
+    Some(done)
+}
+
+/// Does something with the device that has its registers at `address`, and an offset in them. `None` if there
+/// is none.
+fn with<T>(space: &Space<'_>, address: u64, work: impl FnOnce(&mut Device, u64) -> T) -> Option<T> {
+    let transport = space.machine.tables.transport(space.vm, address)?;
+    with_set(space, |set| {
+        let carried = device(set.get_mut(transport.number)?, space.vm.1, &transport);
+        if carried.is_none() {
+            space.machine.tables.stop_vm(space.vm, Cause::Memory);
+        }
+        carried.map(|carried| work(carried.device, transport.offset))
+    })?
+}
+
+/// The device in `place`, made the one of this launch if it is not.
+fn device<'s>(
+    place: &'s mut Option<Carried>,
+    launch: u64,
+    transport: &Transport,
+) -> Option<&'s mut Carried> {
+    if place.is_none() {
+        let device = create()?;
+        *place = Some(Carried { launch: 0, device });
+    }
+    let carried = place.as_mut()?;
+    if carried.launch != launch {
+        carried.device.assign(transport.shared.start, transport.shared.length)?;
+        carried.launch = launch;
+    }
+    Some(carried)
+}
+
+/// Memory for one more.
+fn create() -> Option<&'static mut Device> {
+    let mut pool = shootdown::lock(&POOL);
+    let bytes = u64::try_from(size_of::<Device>()).ok().filter(|_| pool.may_spend())?;
+    let span = pool.take(bytes)?;
+    let mut place = memory::pointer::<MaybeUninit<Device>>(ept::addr::Frame::at(span.start())?)?;
+    // SAFETY: the frames were given just now, and to nobody else; nothing is read before it is written.
+    let place = unsafe { place.as_mut() };
+    Some(place.write(Device::NONE))
+}
+
+fn needed(missing: Missing) -> (u64, Access) {
+    (missing.address, missing.access)
+}
+
+/// What the host sees stored at `place` when the VM stores `value`.
+pub(super) fn stored(
+    space: &Space<'_>,
+    (address, bytes): (u64, u8),
+    value: u64,
+) -> Result<u64, (u64, Access)> {
+    let store = |device: &mut Device, offset| device.store(offset, bytes, value, space);
+    with(space, address, store).unwrap_or(Ok(value)).map_err(needed)
+}
+
+/// What the VM loads from `place` when the host has answered `value`.
+pub(super) fn loaded(space: &Space<'_>, (address, bytes): (u64, u8), value: u64) -> u64 {
+    let load = |device: &mut Device, offset| device.loaded(offset, bytes, value);
+    with(space, address, load).unwrap_or(value)
+}
+
+/// Brings the VM what the host has finished.
+#[inline(always)]
+pub(super) fn deliver(space: &Space<'_>) -> Result<(), (u64, Access)> {
+    if BUSY.load(Ordering::Relaxed) & bit(space.vm.0) == 0 { Ok(()) } else { complete(space) }
+}
+
+#[cold]
+#[inline(never)]
+fn complete(space: &Space<'_>) -> Result<(), (u64, Access)> {
+    let all = |set: &mut Set| {
+        let mut own = set.iter_mut().flatten().filter(|carried| carried.launch == space.vm.1);
+        own.try_for_each(|carried| carried.device.complete(space))
+    };
+    with_set(space, all).unwrap_or(Ok(())).map_err(needed)
+}
+
+/// Where the VM would have to store what for the host to learn of requests that had waited, before it accesses
+/// the device at `address`.
+pub(super) fn kick(space: &Space<'_>, address: u64) -> Option<(u64, u64)> {
+    if BUSY.load(Ordering::Relaxed) & bit(space.vm.0) == 0 {
+        return None;
+    }
+    let kick = |device: &mut Device, offset| {
+        device.kick().map(|queue| (address - offset + QUEUE_NOTIFY, queue))
+    };
+    with(space, address, kick)?
+}
