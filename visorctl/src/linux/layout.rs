@@ -5,7 +5,8 @@
 //! 0x9fc00          MP tables                                   (likewise)
 //! start            initial RAM disk, to the end of a page      (image.bin)
 //! kernel           kernel, which unpacks itself from there on  (image.bin)
-//! window           the page of the window, the last of RAM and not in the map
+//! window           the page of the window, which is not in the map
+//! end of RAM       a share for each virtio device, neither
 //! 0xffff0000       stub.rom
 //! ```
 
@@ -17,6 +18,9 @@ pub(super) const PAGE_LEN: usize = 4096;
 const MIB: u64 = 1 << 20;
 /// What a VM's memory may be. Above 3 GiB, QEMU puts a part of it above 4 GiB.
 const MEMORY: std::ops::RangeInclusive<u64> = 16 * MIB..=3072 * MIB;
+
+/// Memory that each virtio device shares with the VM. Linux has requests of up to 1.25 MiB.
+pub(super) const SHARE: u64 = 2 * MIB;
 
 /// Where the first MiB's memory ends for the kernel.
 const LOW_END: u32 = 0x9_f000;
@@ -40,9 +44,15 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The layout for `kernel` and an initial RAM disk of so many bytes in `memory` bytes.
-    pub(super) fn new(kernel: &Kernel<'_>, initrd: usize, memory: u64) -> Result<Self, Fault> {
-        let window = memory.checked_sub(PAGE).ok_or(Fault::Memory(PAGE))?;
+    /// The layout for `kernel` and an initial RAM disk of so many bytes in `memory` bytes, of which `shared`
+    /// are for devices.
+    pub(super) fn new(
+        kernel: &Kernel<'_>,
+        initrd: usize,
+        (memory, shared): (u64, u64),
+    ) -> Result<Self, Fault> {
+        let kept = shared + PAGE;
+        let window = memory.checked_sub(kept).ok_or(Fault::Memory(kept))?;
         let initrd = u64::try_from(initrd).unwrap_or(u64::MAX);
         let no_room = Fault::Initrd(initrd);
         let below = initrd.checked_next_multiple_of(PAGE).ok_or(no_room)?;

@@ -50,6 +50,9 @@ pub(crate) struct Order {
     /// How many virtual processors the VM has, 1 to 15
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u8).range(1..=15))]
     processors: u8,
+    /// How many virtio devices the VM has, 0 to 8: those on QEMU's buses virtio-mmio-bus.0 and so on
+    #[arg(long, value_name = "COUNT", default_value_t = 0, value_parser = value_parser!(u8).range(..=8))]
+    virtio: u8,
     /// The VM's id, 32 hexadecimal digits; random if it is left out
     #[arg(long, value_name = "HEX", value_parser = crate::hex::decode::<16>)]
     vm: Option<[u8; 16]>,
@@ -83,13 +86,16 @@ struct Image {
     rom: Vec<u8>,
     /// From `layout.start()` on.
     content: Vec<u8>,
+    /// Number of virtio devices.
+    virtio: u8,
 }
 
 impl Image {
     fn new(kernel: &[u8], initrd: &[u8], order: &Order) -> Result<Self, Fault> {
         let kernel = Kernel::parse(kernel)?;
-        let layout = Layout::new(&kernel, initrd.len(), order.memory)?;
-        let line = format!("{WORDS} {}", order.cmdline);
+        let shared = u64::from(order.virtio) * layout::SHARE;
+        let layout = Layout::new(&kernel, initrd.len(), (order.memory, shared))?;
+        let line = format!("{WORDS} {}{}", qemu::words(order.virtio), order.cmdline);
         let most = kernel.command_line.min(rom::LINE_ROOM - 1);
         if line.len() > most {
             return Err(Fault::CommandLine { bytes: line.len(), most });
@@ -105,16 +111,21 @@ impl Image {
         let mut content = initrd.to_vec();
         content.resize(content.len().next_multiple_of(layout::PAGE_LEN), 0);
         content.extend(kernel.code);
-        Ok(Self { layout, rom, content })
+        Ok(Self { layout, rom, content, virtio: order.virtio })
     }
 
     /// Adds what the VM has, and what must be in it, to `ticket`.
     fn fill(&self, ticket: Ticket) -> Result<Ticket, String> {
         let (rom, window) = (u64::from(rom::BASE), u64::from(self.layout.window));
-        let mut ticket = ticket
-            .range(0, window, Class::Private)
-            .range(window, PAGE, Class::Window)
-            .range(rom, rom::LENGTH, Class::Private);
+        let mut ticket = ticket.range(0, window, Class::Private).range(window, PAGE, Class::Window);
+        for number in 0..u64::from(self.virtio) {
+            let share = window + PAGE + number * layout::SHARE;
+            ticket = ticket.range(share, layout::SHARE, Class::Shared);
+        }
+        if self.virtio != 0 {
+            ticket = ticket.range(qemu::DEVICES, PAGE, Class::Virtio);
+        }
+        ticket = ticket.range(rom, rom::LENGTH, Class::Private);
         for (start, content) in [(u64::from(self.layout.start()), &self.content), (rom, &self.rom)]
         {
             ticket.image(start, content).map_err(|why| why.to_string())?;
@@ -172,7 +183,10 @@ impl fmt::Display for Fault {
                 write!(f, "an initial RAM disk of {bytes} bytes does not fit below the kernel")
             }
             Self::Memory(end) => {
-                write!(f, "the kernel needs memory up to {end:#x}, and a page more for the window")
+                write!(
+                    f,
+                    "the kernel needs memory up to {end:#x}, and more for the window and devices"
+                )
             }
         }
     }

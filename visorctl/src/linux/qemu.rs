@@ -1,13 +1,29 @@
 //! The machine around the VM.
 
+/// Where the first virtio device of QEMU's `microvm` has its registers, as long as there is no ACPI.
+pub(super) const DEVICES: u64 = 0xfeb0_0000;
+/// The line of its interrupt. Each further device has the next.
+const LINE: u64 = 5;
+
+/// Words for the kernel that tell of so many virtio devices.
+pub(super) fn words(devices: u8) -> String {
+    let word = |number| {
+        let (at, line) = (DEVICES + number * ticket::TRANSPORT_BYTES, LINE + number);
+        format!("virtio_mmio.device=512@{at:#x}:{line} ")
+    };
+    (0..u64::from(devices)).map(word).collect()
+}
+
 /// QEMU's arguments, one a line, for an image that begins at `start`, in `memory` bytes, with so many
-/// processors. The files are in the working folder.
+/// processors. The files are in the working folder. Virtio devices come on top, on the buses
+/// virtio-mmio-bus.0 and so on.
 ///
 /// Nothing here is trusted: with other arguments the host gets another machine, and the VM stops or goes
 /// without a device.
 pub(super) fn arguments(start: u32, memory: u64, processors: u8) -> String {
     let words = format!(
         "-no-user-config -nodefaults -display none -no-reboot -serial stdio -accel kvm -cpu host -smp {processors} \
+         -global virtio-mmio.force-legacy=false \
          -machine microvm,acpi=off,pic=on,pit=on,rtc=on,isa-serial=on,auto-kernel-cmdline=off,\
          x-option-roms=off -m {}M -bios stub.rom \
          -device loader,file=image.bin,addr={start:#x},force-raw=on",

@@ -62,6 +62,7 @@ fn order() -> Order {
         cmdline: String::new(),
         memory: 64 * MIB,
         processors: 1,
+        virtio: 1,
         vm: None,
         output_dir: PathBuf::new(),
     }
@@ -125,14 +126,17 @@ proptest! {
     fn initial_ram_disk_and_kernel_lie_one_behind_the_other_where_both_may(
         initrd in 0..80_000_000_usize, megabytes in 16..128_u64, movable in any::<bool>(),
         last in prop_oneof![Just(0x7fff_ffff_u32), 0..0x800_0000_u32],
+        devices in 0..8_u64,
     ) {
         let mut file = changed(0x234, &[u8::from(movable)]);
         put(&mut file, 0x22c, &last.to_le_bytes());
         let kernel = Kernel::parse(&file).unwrap();
-        let (disk, bytes) = (u64::try_from(initrd).unwrap(), megabytes * MIB);
+        let (disk, all) = (u64::try_from(initrd).unwrap(), megabytes * MIB);
+        let (shared, bytes) = (devices * 2 * MIB, all.saturating_sub(devices * 2 * MIB));
+        prop_assume!(bytes >= MIB);
         let first = disk.next_multiple_of(4096) + MIB;
         let place = first.max(16 * MIB).next_multiple_of(2 * MIB);
-        match Layout::new(&kernel, initrd, bytes) {
+        match Layout::new(&kernel, initrd, (all, shared)) {
             Ok(layout) => {
                 prop_assert_eq!(u64::from(layout.kernel), place);
                 prop_assert!(movable || place == 16 * MIB);
@@ -159,7 +163,7 @@ proptest! {
 fn an_initial_ram_disk_may_lie_up_to_the_last_byte_that_the_kernel_takes() {
     for (last, expected) in [(0xff_ffff_u32, Ok(0x100_0000)), (0xff_fffe, Err(Fault::Initrd(9)))] {
         let file = changed(0x22c, &last.to_le_bytes());
-        let layout = Layout::new(&Kernel::parse(&file).unwrap(), 9, 64 * MIB);
+        let layout = Layout::new(&Kernel::parse(&file).unwrap(), 9, (64 * MIB, 0));
         assert_eq!(layout.map(|layout| layout.kernel), expected);
     }
 }
@@ -397,6 +401,31 @@ fn a_vm_of_several_processors_has_them_in_its_ticket_its_tables_and_its_machine(
     assert_eq!(ticket.processors, 2);
     assert!(read("stub.rom")[0x3000..].starts_with(&mp::tables(2)));
     assert!(String::from_utf8(read("qemu.args")).unwrap().contains("\n-smp\n2\n"));
+}
+
+#[test]
+fn each_virtio_device_has_a_share_of_memory_and_a_word_for_the_kernel() {
+    let folder = Folder::new("linux-virtio");
+    let _ = made(&folder, "vm", &["--memory", "64M", "--cmdline", "quiet", "--virtio", "2"]);
+    let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
+    let line = "virtio_mmio.device=512@0xfeb00000:5 virtio_mmio.device=512@0xfeb00200:6 quiet\0";
+    let line = format!("{WORDS} {line}");
+    assert!(read("stub.rom")[0x1000..].starts_with(line.as_bytes()));
+    let mut ticket = Ticket::new([0; 16], [0; 32]);
+    parse(&read("ticket"), &mut ticket).unwrap();
+    let expected = Ticket::new([0; 16], [0; 32])
+        .range(0, 0x3bf_f000, Class::Private)
+        .range(0x3bf_f000, 0x1000, Class::Window)
+        .range(0x3c0_0000, 2 * MIB, Class::Shared)
+        .range(0x3e0_0000, 2 * MIB, Class::Shared)
+        .range(0xfeb0_0000, 0x1000, Class::Virtio)
+        .range(0xffff_0000, 0x1_0000, Class::Private);
+    assert_eq!(ticket.ranges, expected.ranges);
+    // The kernel knows of nothing behind the window.
+    let map = &read("stub.rom")[0x2d0..];
+    assert_eq!((word(map, 40), word(map, 48)), (0x10_0000, 0x3bf_f000 - 0x10_0000));
+    let arguments = String::from_utf8(read("qemu.args")).unwrap();
+    assert!(arguments.contains("\nvirtio-mmio.force-legacy=false\n"));
 }
 
 #[test]
