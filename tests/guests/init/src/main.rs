@@ -14,6 +14,7 @@ mod port;
 mod report;
 mod secret;
 mod system;
+mod virtio;
 
 use std::arch::x86_64::_rdtsc;
 
@@ -69,6 +70,9 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "cpu-hotplug" => hotplug::cycle(1),
         "devmem" => devmem::attack(line.value("init.reservation")),
         "secret" => secret::make(),
+        "disk" => virtio::disk(),
+        "network" => virtio::network(),
+        "random" => virtio::random(),
         "shell" => system::shell(),
         "kvm-load" => kvm::load(),
         "kvm-unload" => kvm::unload(),

@@ -35,8 +35,16 @@ const MADE_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=relia
                           random.trust_cpu=on nokaslr";
 
 /// Such VMs: folder, what their `init` does, and how they differ from others.
-const MADE_VMS: [(&str, &str, &[&str]); 2] =
-    [("vm", "", &[]), ("vm-2", "cpu-hotplug", &["--processors", "2"])];
+const MADE_VMS: [(&str, &str, &[&str]); 3] = [
+    ("vm", "", &[]),
+    ("vm-2", "cpu-hotplug", &["--processors", "2"]),
+    ("vm-virtio", "disk,network,random ip=dhcp", &["--virtio", "3"]),
+];
+
+/// The disk of those that have one: the host has filled the first half.
+const DISK_HALF: u64 = 4 << 20;
+/// How much of that QEMU serves over the network, too.
+const SERVED: usize = 64 << 10;
 
 /// What QEMU loads when it runs a PC with a kernel and without a display.
 const FIRMWARE: [&str; 4] = [
@@ -122,7 +130,29 @@ pub(crate) fn made(
             programs.add(&format!("{name}/{file}"), &vm.join(file));
         }
     }
+    disk_of_made(&mut programs, &parts)?;
     finish(&programs, out)
+}
+
+/// Adds a disk for VMs that `visorctl` makes, what is served of it, and the hash that it has when the VM has
+/// written the complement of its first half to the second one.
+fn disk_of_made(programs: &mut Programs, parts: &Path) -> Result<()> {
+    use sha2::{Digest, Sha256};
+    let word = |at: u64| at.wrapping_mul(0xd134_2543_de82_ef95).rotate_left(29).to_le_bytes();
+    let mut disk: Vec<u8> = (0..DISK_HALF / 8).flat_map(word).collect();
+    let served = disk.get(..SERVED).unwrap_or_default().to_vec();
+    let after = disk.iter().map(|byte| !byte);
+    let hash = Sha256::digest(disk.iter().copied().chain(after).collect::<Vec<u8>>());
+    let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    disk.resize(disk.len() * 2, 0);
+    for (name, content) in
+        [("disk", disk), ("served/part", served), ("disk.after", format!("{hash}  -\n").into())]
+    {
+        let path = parts.join(name.replace('/', "-"));
+        fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+        programs.add(&format!("data/{name}"), &path);
+    }
+    Ok(())
 }
 
 /// An initial RAM file system of a dom0 in which `xl` runs `kernel`, made at `out`.

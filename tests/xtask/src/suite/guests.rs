@@ -110,6 +110,14 @@ fn made_tests() -> Vec<Test> {
         "vm-2",
         &["*guest: init: cpu1 offline, online now 0", "*guest: init: cpu1 online, online now 0-1"],
     );
+    let virtio: (&str, &[&str]) = (
+        "vm-virtio",
+        &[
+            "*guest: init: disk is right",
+            "*guest: init: network is right",
+            "*guest: init: random numbers are there",
+        ],
+    );
     let plain = |vm| made(Stack::bare, vm, "modules,boot,slay");
     let protected = |vm| made(with_tickets, vm, "modules,submit,boot,running,slay");
     vec![
@@ -117,6 +125,10 @@ fn made_tests() -> Vec<Test> {
         protected(one).test("protected/qemu", 25),
         plain(two).test("protected/qemu-2-vcpus-control", 20),
         protected(two).test("protected/qemu-2-vcpus", 40),
+        made(Stack::bare, virtio, "modules,devices,boot,written,slay")
+            .test("protected/qemu-virtio-control", 30),
+        made(with_tickets, virtio, "modules,submit,devices,boot,running,written,slay")
+            .test("protected/qemu-virtio", 60),
     ]
 }
 

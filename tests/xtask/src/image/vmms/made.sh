@@ -10,13 +10,27 @@ submit() {
     /visorctl submit $vm/ticket
 }
 
+# The VM gets virtio devices.
+devices() {
+    disk="-drive if=none,id=disk,format=raw,file=/data/disk"
+    disk="$disk -device virtio-blk-device,drive=disk,queue-size=64,bus=virtio-mmio-bus.0"
+    network="-netdev user,id=network,tftp=/data/served"
+    network="$network -device virtio-net-device,netdev=network,bus=virtio-mmio-bus.1"
+    devices="$disk $network -device virtio-rng-device,bus=virtio-mmio-bus.2"
+}
+
+# What the VM has written is on its disk.
+written() {
+    [ "$(sha256sum </data/disk)" = "$(cat /data/disk.after)" ]
+}
+
 # The VM gets to its last line, by the arguments that came with it.
 boot() {
     cd $vm
     mkfifo /run/line
     exec 3<>/run/line
     {
-        /usr/bin/qemu-system-x86_64 $(cat qemu.args) -pidfile /run/qemu </dev/null
+        /usr/bin/qemu-system-x86_64 $(cat qemu.args) $devices -pidfile /run/qemu </dev/null
         echo "qemu: ended with $?"
     } >&3 2>&1 &
     while read -r line; do
