@@ -6,6 +6,7 @@ extern crate std;
 
 mod capabilities;
 mod directory;
+pub mod dmar;
 mod entry;
 mod error;
 mod fault;
