@@ -42,6 +42,8 @@ pub(crate) struct Guests {
     pub(crate) probe: PathBuf,
     /// The bare-metal user of VMX, a multiboot ELF32.
     pub(crate) vmx: PathBuf,
+    /// The bare-metal driver of an IOMMU, a multiboot ELF32.
+    pub(crate) dma: PathBuf,
     /// An initial RAM file system that holds only `init`.
     pub(crate) initrd: PathBuf,
     /// The static Linux program that drives KVM.
@@ -55,15 +57,15 @@ pub(crate) fn guests() -> Result<Guests> {
     let out = paths::target("guests")?;
     tool::show(&mut cargo(&workspace, &["--workspace"])).context("cannot build the guests")?;
     let built = workspace.join(RELEASE);
-    let [probe, vmx] =
-        ["probe", "vmx"].map(|name| (built.join(name), out.join(name).with_extension("elf")));
+    let [probe, vmx, dma] = ["probe", "vmx", "dma"]
+        .map(|name| (built.join(name), out.join(name).with_extension("elf")));
     // QEMU's multiboot loader takes ELF32 only; the code inside is as it was.
-    for (linked, image) in [&probe, &vmx] {
+    for (linked, image) in [&probe, &vmx, &dma] {
         objcopy(&["--strip-all", "-O", "elf32-i386"], linked, image)?;
     }
     let initrd = initramfs(&built.join("init"), &[], &out.join("initrd.cpio"))?;
     let vmm = built.join("vmm");
-    Ok(Guests { probe: probe.1, vmx: vmx.1, initrd, vmm })
+    Ok(Guests { probe: probe.1, vmx: vmx.1, dma: dma.1, initrd, vmm })
 }
 
 /// Builds the administrator's tool, as a static program for hosts that have nothing else; the path of it.

@@ -12,6 +12,7 @@ pub mod fault;
 pub mod info;
 pub mod paging;
 pub mod power;
+pub mod report;
 pub mod smp;
 pub mod time;
 

@@ -5,10 +5,9 @@
 #![no_std]
 #![no_main]
 
-mod report;
 mod tests;
 
-use bare::{apic, console, cpu, fault, info, paging, power, smp, time};
+use bare::{apic, console, cpu, fault, info, paging, power, report, smp, time};
 use report::Outcome;
 use tests::{Machine, TESTS};
 

@@ -4,6 +4,7 @@ mod boot;
 mod conformance;
 mod expect;
 mod guests;
+mod iommu;
 mod kit;
 mod kvm;
 mod probes;
@@ -83,6 +84,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(protected::tests());
     tests.extend(protected_smp::tests());
     tests.extend(tickets::tests());
+    tests.extend(iommu::tests());
     tests.extend(conformance::tests());
     tests
 }

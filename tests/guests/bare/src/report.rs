@@ -4,16 +4,16 @@ use crate::console;
 use core::fmt::{self, Write};
 
 /// What a test returns.
-pub(crate) type Outcome = Result<(), Failure>;
+pub type Outcome = Result<(), Failure>;
 
 /// Why a test failed: one line, cut to what fits (the line that a failed check printed is whole).
-pub(crate) struct Failure {
+pub struct Failure {
     text: [u8; 112],
     length: usize,
 }
 
 impl Failure {
-    pub(crate) fn new(why: fmt::Arguments) -> Self {
+    pub fn new(why: fmt::Arguments) -> Self {
         let mut failure = Self { text: [0; 112], length: 0 };
         // A line that is too long is cut; that is all that can go wrong.
         let _ = failure.write_fmt(why);
@@ -41,15 +41,16 @@ impl fmt::Display for Failure {
 }
 
 /// Returns from a test with a [`Failure`].
+#[macro_export]
 macro_rules! fail {
     ($($text:tt)*) => {
         return Err($crate::report::Failure::new(format_args!($($text)*)))
     };
 }
-pub(crate) use fail;
+pub use fail;
 
 /// Counts checks, prints the failed ones, and keeps the first as the reason.
-pub(crate) struct Checks {
+pub struct Checks {
     done: u32,
     failed: u32,
     first: Option<Failure>,
@@ -58,14 +59,20 @@ pub(crate) struct Checks {
 /// Failed checks beyond these are counted and not printed.
 const PRINTED: u32 = 24;
 
+impl Default for Checks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Checks {
-    pub(crate) fn new() -> Self {
+    pub const fn new() -> Self {
         Self { done: 0, failed: 0, first: None }
     }
 
     /// Notes one check; `what` describes it as it should have been and as it was.
     #[expect(clippy::fn_params_excessive_bools, reason = "the condition of an assertion")]
-    pub(crate) fn that(&mut self, holds: bool, what: fmt::Arguments) {
+    pub fn that(&mut self, holds: bool, what: fmt::Arguments) {
         self.done += 1;
         if holds {
             return;
@@ -79,7 +86,7 @@ impl Checks {
         }
     }
 
-    pub(crate) fn finish(self) -> Outcome {
+    pub fn finish(self) -> Outcome {
         console::line(format_args!("{} checks, {} failed", self.done, self.failed));
         match self.first {
             None => Ok(()),

@@ -1,0 +1,87 @@
+//! A page that changes hands: devices reach it while it is the host's, and at no other time.
+
+use super::{ARENA, Machine, carry};
+use crate::devices::{Device, Ended};
+use crate::guard::{Guard, Owner, Stopped};
+use crate::memory::{self, PAGE};
+use bare::report::{Checks, Outcome};
+
+/// The page that changes hands, and one that stays the host's.
+const PAGES: [u64; 2] = [ARENA + 0x10_0000, ARENA + 0x20_0000];
+
+/// Each device before, while and after the page is a VM's.
+pub(super) fn run(machine: &mut Machine) -> Outcome {
+    let mut checks = Checks::new();
+    let (guard, devices) = machine.parts();
+    for (seed, device) in (1..).zip(devices) {
+        guard.forget();
+        reaches(device, seed, "before", &mut checks);
+        let [page, _] = PAGES;
+        guard.give(page, page + PAGE, Owner::Vm);
+        is_kept_from_reading(guard, device, seed << 8, &mut checks);
+        is_kept_from_writing(guard, device, seed << 16, &mut checks);
+        guard.give(page, page + PAGE, Owner::Host);
+        reaches(device, seed << 24, "afterwards", &mut checks);
+        let rest = guard.stopped();
+        checks.that(rest.is_none(), format_args!("{}: {rest:x?} at the end", device.name()));
+    }
+    checks.finish()
+}
+
+/// The device moves the page's content elsewhere, and other content into it.
+fn reaches(device: &mut dyn Device, seed: u64, when: &str, checks: &mut Checks) {
+    let [page, other] = PAGES;
+    for pages in [[page, other], [other, page]] {
+        let (ended, words) = carry(device, pages, seed);
+        let holds = ended == [Ended::Done; 2] && words == device.bytes() / 8;
+        let name = device.name();
+        checks.that(holds, format_args!("{name} {when}: {ended:?}, {words} words"));
+    }
+}
+
+/// The device gets nothing of the page.
+fn is_kept_from_reading(
+    guard: &mut Guard,
+    device: &mut dyn Device,
+    seed: u64,
+    checks: &mut Checks,
+) {
+    let [page, other] = PAGES;
+    let (bytes, name) = (device.bytes(), device.name());
+    memory::fill(page, bytes, seed);
+    let _ = device.take(page);
+    is_told(guard, device, false, checks);
+    let _ = device.store(other);
+    let words = memory::matching(other, bytes, seed);
+    checks.that(words == 0, format_args!("{name} read {words} words of a VM's page"));
+    guard.forget();
+}
+
+/// The device changes nothing in the page.
+fn is_kept_from_writing(
+    guard: &mut Guard,
+    device: &mut dyn Device,
+    seed: u64,
+    checks: &mut Checks,
+) {
+    let [page, other] = PAGES;
+    let (bytes, name) = (device.bytes(), device.name());
+    memory::fill(other, bytes, seed);
+    let taken = device.take(other);
+    checks.that(taken == Ended::Done, format_args!("{name} meanwhile, from the host: {taken:?}"));
+    memory::fill(page, PAGE, !seed);
+    let _ = device.store(page);
+    is_told(guard, device, true, checks);
+    let words = PAGE / 8 - memory::matching(page, PAGE, !seed);
+    checks.that(words == 0, format_args!("{name} wrote {words} words of a VM's page"));
+    guard.forget();
+}
+
+/// What the device just tried was told of as what it was.
+#[expect(clippy::fn_params_excessive_bools, reason = "as the report has it")]
+fn is_told(guard: &mut Guard, device: &dyn Device, is_write: bool, checks: &mut Checks) {
+    let expected = Stopped { source: device.source(), page: PAGES[0], is_write };
+    let told = guard.stopped();
+    let name = device.name();
+    checks.that(told == Some(expected), format_args!("{name}: {told:x?}, not {expected:x?}"));
+}

@@ -1,0 +1,117 @@
+//! `iommu/…`: devices do DMA through QEMU's IOMMU, which the image `dma` programs with the visor's code.
+//!
+//! QEMU's software has the IOMMU and no VMX, so nothing else of the visor runs here.
+
+use std::fs::File;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{FORBIDDEN, Rig, Script, Test, Then};
+use crate::machine::{self, End};
+use crate::paths;
+
+/// Processor time of QEMU for one boot, ten times what the longest takes.
+const LIMIT: Duration = Duration::from_secs(100);
+/// The disks, a file each.
+const DISKS: [&str; 3] = ["ahci", "nvme", "virtio"];
+/// The devices: three disks, a network card, and QEMU's teaching device by itself and behind a bridge.
+const DEVICES: &str = "\
+    -drive if=none,id=ahci,format=raw,file=ahci.img -device ide-hd,drive=ahci,bus=ide.0 \
+    -drive if=none,id=nvme,format=raw,file=nvme.img -device nvme,drive=nvme,serial=1 \
+    -drive if=none,id=virtio,format=raw,file=virtio.img \
+    -device virtio-blk-pci,drive=virtio,disable-legacy=on,iommu_platform=on \
+    -device e1000e,romfile= -device edu,dma_mask=0xffffffffffffffff \
+    -device pcie-pci-bridge,id=bridge \
+    -device edu,bus=bridge,addr=3,dma_mask=0xffffffffffffffff";
+
+/// One boot: the IOMMU's options, if there is one, what the image does, and what it prints.
+struct Case {
+    unit: Option<&'static str>,
+    words: &'static str,
+    lines: &'static [&'static str],
+}
+
+impl Case {
+    fn test(self, name: &'static str, cost: u32) -> Test {
+        Test::new(name, cost, move |rig| self.run(rig))
+    }
+
+    fn run(&self, rig: &Rig<'_>) -> Result<()> {
+        let dir = rig.dir.join("");
+        paths::emptied(&dir)?;
+        for disk in DISKS {
+            let file = File::create(dir.join(disk).with_extension("img"));
+            file.and_then(|file| file.set_len(1 << 20)).context("cannot make a disk")?;
+        }
+        let image = rig.kit.guests()?.dma;
+        let unit = self.unit.map(|options| format!("-device intel-iommu,{options}"));
+        // Interrupts are remapped only where QEMU has all interrupt controllers itself.
+        let machine = format!(
+            "-machine q35,kernel-irqchip=off -accel tcg -cpu max -m 256 -smp 2 -nodefaults \
+             -display none -serial file:serial.log -no-reboot -qmp stdio \
+             -device isa-debug-exit,iobase=0xf4,iosize=4 {} {DEVICES}",
+            unit.unwrap_or_default()
+        );
+        let mut arguments: Vec<&str> = machine.split_whitespace().collect();
+        let image = image.to_str().context("the image has no plain path")?;
+        arguments.extend(["-kernel", image, "-append", self.words]);
+        let expected: Vec<String> = self.lines.iter().map(|line| (*line).to_owned()).collect();
+        let forbidden: Vec<String> = FORBIDDEN
+            .iter()
+            .chain(self.unit.map(|_| &"dma: FAIL *"))
+            .map(|line| (*line).to_owned())
+            .collect();
+        let mut script = Script::new(&expected, &forbidden, Then::GoOn);
+        let outcome = machine::described(&arguments, &dir, LIMIT, &mut script)?;
+        rig.count(&outcome);
+        if let Err(wrong) = script.verdict() {
+            bail!("{wrong} (the run ended: {})", outcome.end);
+        }
+        ensure!(outcome.end == End::PowerOff, "the run ended: {}", outcome.end);
+        Ok(())
+    }
+}
+
+/// The tests of this file.
+pub(super) fn tests() -> Vec<Test> {
+    let works = &[
+        "dma: ahci at 0x00fa moves 4096 bytes",
+        "dma: nvme at * moves 4096 bytes",
+        "dma: e1000e at * moves 1024 bytes",
+        "dma: virtio at * moves 4096 bytes",
+        "dma: edu at 0x00* moves 2048 bytes",
+        "dma: edu at 0x01* moves 2048 bytes",
+        "dma: PASS works",
+    ];
+    // Where nothing stops them, devices do what the tests call attacks, and nothing tells of it.
+    let open = &[
+        "dma: bad: ahci read 512 words of a VM's page",
+        "dma: bad: ahci wrote 512 words of a VM's page",
+        "dma: bad: nvme read 512 words of a VM's page",
+        "dma: bad: nvme wrote 512 words of a VM's page",
+        "dma: bad: e1000e read 128 words of a VM's page",
+        "dma: bad: e1000e wrote 128 words of a VM's page",
+        "dma: bad: virtio read 512 words of a VM's page",
+        "dma: bad: virtio wrote 512 words of a VM's page",
+        "dma: bad: edu read 256 words of a VM's page",
+        "dma: bad: edu wrote 256 words of a VM's page",
+        "dma: bad: edu read 256 words of a VM's page",
+        "dma: bad: edu wrote 256 words of a VM's page",
+        "dma: FAIL owners: 24 of 60 checks: *",
+        "dma: bad: round 0: * words of a VM's page changed",
+        "dma: FAIL load: 200 of 204 checks: *",
+        "dma: FAIL storm: 3 of 9 checks: *",
+        "dma: bad: edu signals the other's: 1 interrupts",
+        "dma: bad: edu writes the other's: 1 interrupts",
+        "dma: bad: edu behind the bridge signals the other's: 1 interrupts",
+        "dma: bad: edu signals by no entry: 1 interrupts",
+        "dma: bad: edu writes by no entry: 1 interrupts",
+        "dma: FAIL interrupts: 5 of 9 checks: *",
+    ];
+    let attacks = "owners load storm interrupts";
+    vec![
+        Case { unit: None, words: "works", lines: works }.test("iommu/bare-devices", 2),
+        Case { unit: None, words: attacks, lines: open }.test("iommu/bare-attacks", 8),
+    ]
+}
