@@ -1,6 +1,20 @@
-//! What stands between devices and memory: the IOMMU, or nothing.
+//! What stands between devices and memory: the IOMMU, programmed with the visor's code, or nothing.
 
-use bare::apic;
+use crate::registers::Mmio;
+use crate::visor::{self, Physical, Tables};
+use bare::info::Info;
+use bare::{apic, console, cpu};
+use boot::acpi::{Root, Signature};
+use core::fmt::Display;
+use ept::addr::{Frame, PAGE, Span};
+use ept::frames::{Event, FrameTable};
+use iommu::{
+    Access, Addressing, Delivery, Destinations, Domain, Fault, Interrupt, Interrupts, Mode, Policy,
+    Registers, Source, Trigger, Unit,
+};
+
+/// Offset of the register that says what is on (VT-d 4.1, 11.4.4.2).
+const STATUS: u64 = 0x1c;
 
 /// A transfer that was stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,36 +43,196 @@ pub(crate) struct Message {
     pub(crate) data: u16,
 }
 
-/// The IOMMUs of the machine.
-pub(crate) struct Guard {}
+/// The unit of the machine, with all that is behind it.
+struct Iommu {
+    tables: Tables,
+    frames: FrameTable<'static>,
+    /// The unit's own registers.
+    denied: [Span; 1],
+    domain: Domain,
+    units: [Unit<Mmio>; 1],
+    interrupts: Interrupts,
+    /// Entries in use.
+    entries: u8,
+    setting: Setting,
+}
+
+/// How the unit is programmed.
+#[derive(Clone, Copy)]
+struct Setting {
+    registers: Mmio,
+    at: u64,
+    mode: Mode,
+    ram_end: u64,
+}
+
+/// The IOMMU of the machine, if it is used.
+pub(crate) struct Guard(Option<Iommu>);
+
+/// What must not happen to the test's own setting.
+fn must<T>(result: Result<T, impl Display>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(why) => panic!("{why}"),
+    }
+}
+
+/// Where the registers of the first unit are (VT-d 4.1, 8.3).
+fn unit() -> Option<u64> {
+    let root = Root::find(&Physical, None).ok()?;
+    let table = root.table(&Physical, Signature::DMAR).ok()??;
+    let word = table.get(48 + 8..48 + 16)?;
+    Some(u64::from_le_bytes(word.try_into().ok()?))
+}
+
+/// Lets every frame of `start..end` become the `owner`'s, in the frame table.
+fn change(frames: &mut FrameTable<'_>, start: u64, end: u64, owner: Owner) {
+    for page in (start..end).step_by(PAGE as usize) {
+        let frame = Frame::containing(page);
+        let event = match owner {
+            Owner::Host => Event::Release,
+            Owner::Vm => visor::take(frame),
+        };
+        let _ = must(frames.change(frame, event));
+    }
+}
+
+/// Programs the unit for what `frames` says, whatever it does now.
+fn start(
+    setting: Setting,
+    mut tables: Tables,
+    frames: FrameTable<'static>,
+    denied: [Span; 1],
+) -> Iommu {
+    let Setting { registers, at, mode, ram_end } = setting;
+    let policy = Policy { frames: &frames, denied: &denied };
+    let mut units = [must(Unit::probe(registers, at))];
+    let width = cpu::physical_bits().min(48) as u8;
+    let format = must(iommu::format(&units, width, ram_end));
+    let domain = must(Domain::build(&mut tables, &policy, format));
+    let [unit] = &mut units;
+    let window = must(unit.guard(Span::new(visor::START, visor::END).unwrap_or_default()));
+    let Some(interrupts) = Interrupts::new(&mut tables, unit, Destinations::Xapic) else {
+        panic!("no room for interrupts");
+    };
+    must(unit.start(&mut tables, &domain, Some(&interrupts), mode));
+    let status = unit.registers().read32(STATUS);
+    console::line(format_args!(
+        "unit at {at:#x}: {mode:?}, {window:?} until on, status {status:#x}, {} tables for {:?}",
+        tables.used,
+        domain.all()
+    ));
+    Iommu { tables, frames, denied, domain, units, interrupts, entries: 0, setting }
+}
 
 impl Guard {
     /// No IOMMU is programmed.
     pub(crate) const fn open() -> Self {
-        Self {}
+        Self(None)
+    }
+
+    /// The IOMMU is programmed as the command line says: in mode `scalable`, and without what it is to leave.
+    pub(crate) fn closed(info: &Info) -> Self {
+        let has = |word| info.command_line().split_ascii_whitespace().any(|other| other == word);
+        let Some(at) = unit() else {
+            panic!("there is no IOMMU");
+        };
+        let mut registers = Mmio::new(at);
+        if has("leave=translations") {
+            registers.spare_translations();
+        }
+        let mode = if has("scalable") { Mode::Scalable } else { Mode::Legacy };
+        let ends = info.regions().iter().filter(|region| region.kind == 1).map(|ram| ram.end());
+        let setting = Setting { registers, at, mode, ram_end: ends.max().unwrap_or(0) };
+        let denied = [Span::sized(at, PAGE).unwrap_or_default()];
+        Self(Some(start(setting, Tables::new(), visor::frames(info), denied)))
+    }
+
+    /// Programs the unit once more, from what it was left with, as after firmware that had it on. Frames in
+    /// `start..end` are a VM's from then on, of which the tables before know nothing.
+    pub(crate) fn take_over(&mut self, from: u64, to: u64) {
+        let Some(Iommu { tables, mut frames, denied, setting, .. }) = self.0.take() else {
+            return;
+        };
+        change(&mut frames, from, to, Owner::Vm);
+        self.0 = Some(start(setting, tables, frames, denied));
     }
 
     /// Gives the bytes `start..end`, whole pages, to `owner`: when this returns, no device reaches what is
     /// not the host's.
-    pub(crate) fn give(&mut self, _start: u64, _end: u64, _owner: Owner) {}
+    pub(crate) fn give(&mut self, start: u64, end: u64, owner: Owner) {
+        let Some(Iommu { tables, frames, denied, domain, units, .. }) = &mut self.0 else {
+            return;
+        };
+        change(frames, start, end, owner);
+        let span = Span::new(start, end).unwrap_or_default();
+        must(iommu::follow(units, tables, domain, &Policy { frames, denied }, span));
+    }
+
+    /// Bytes of the leaf through which devices reach `address`; 0: they do not.
+    pub(crate) fn leaf(&self, address: u64) -> u64 {
+        let Some(Iommu { tables, domain, .. }) = &self.0 else {
+            return 0;
+        };
+        domain.walk(tables, address).map_or(0, |(_, level)| level.bytes())
+    }
+
+    /// Tables in use, and entries that were queued so far.
+    pub(crate) fn counts(&mut self) -> [u64; 2] {
+        let Some(Iommu { tables, units: [unit], .. }) = &mut self.0 else {
+            return [0; 2];
+        };
+        [tables.used, unit.registers().asked]
+    }
 
     /// The next transfer that was stopped and not yet told of.
     pub(crate) fn stopped(&mut self) -> Option<Stopped> {
-        None
+        let [unit] = &mut self.0.as_mut()?.units;
+        let mut told = None;
+        let _ = unit.poll(|fault| told = told.or(Some(fault)));
+        let Fault { source, access, .. } = told?;
+        let (page, is_write) = match access {
+            Access::Read(page) => (page, false),
+            Access::Write(page) => (page, true),
+            Access::Other(_) | Access::Interrupt(_) => panic!("{}", told?),
+        };
+        Some(Stopped { source: source.0, page, is_write })
     }
 
     /// The message by which the device with this requester id signals `vector` here.
-    pub(crate) fn message(&mut self, _source: u16, vector: u8) -> Message {
-        Message { address: 0xfee0_0000 | apic::id() << 12, data: u16::from(vector) }
+    pub(crate) fn message(&mut self, source: u16, vector: u8) -> Message {
+        let Some(Iommu { tables, units: [unit], interrupts, entries, .. }) = &mut self.0 else {
+            return Message { address: 0xfee0_0000 | apic::id() << 12, data: u16::from(vector) };
+        };
+        let interrupt = Interrupt {
+            source: Source(source),
+            vector,
+            destination: apic::id(),
+            addressing: Addressing::Physical,
+            delivery: Delivery::Fixed,
+            trigger: Trigger::Edge,
+        };
+        let index = *entries;
+        must(interrupts.set(tables, unit, index, Some(interrupt)));
+        *entries += 1;
+        remappable(index)
     }
 
     /// A message that nobody was given, for `vector` if it means anything.
     pub(crate) fn missing(&mut self, vector: u8) -> Message {
-        Message { address: 0xfee0_0000 | apic::id() << 12, data: u16::from(vector) }
+        match &self.0 {
+            Some(iommu) => remappable(iommu.entries),
+            None => self.message(0, vector),
+        }
     }
 
     /// Forgets those not yet told of.
     pub(crate) fn forget(&mut self) {
         while self.stopped().is_some() {}
     }
+}
+
+fn remappable(index: u8) -> Message {
+    let message = iommu::Message::remappable(index);
+    Message { address: message.address, data: message.data as u16 }
 }

@@ -9,7 +9,9 @@ mod devices;
 mod guard;
 mod memory;
 mod pci;
+mod registers;
 mod tests;
+mod visor;
 
 use bare::{console, power};
 use guard::Guard;
@@ -21,7 +23,9 @@ extern "C" fn bare_main(magic: u32, info: u32) -> ! {
     let info = bare::start("dma", magic, info);
     let line = info.command_line();
     console::line(format_args!("command line \"{line}\""));
-    let mut machine = Machine::new(Guard::open());
+    let is_open = line.split_ascii_whitespace().any(|word| word == "open");
+    let guard = if is_open { Guard::open() } else { Guard::closed(info) };
+    let mut machine = Machine::new(guard);
     let mut verdict = power::Verdict::Nothing;
     for word in line.split_ascii_whitespace() {
         let Some((name, run)) = TESTS.iter().find(|(name, _)| *name == word) else {

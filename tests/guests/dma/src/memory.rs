@@ -62,3 +62,8 @@ pub(crate) fn matching(at: u64, bytes: u64, seed: u64) -> u64 {
 pub(crate) fn holds(at: u64, bytes: u64, seed: u64) -> bool {
     matching(at, bytes, seed) == bytes / 8
 }
+
+/// The sum of a page's words, to tell whether it changed.
+pub(crate) fn sum(page: u64) -> u64 {
+    (0..PAGE / 8).fold(0, |sum: u64, index| sum.wrapping_add(read(page + 8 * index)))
+}

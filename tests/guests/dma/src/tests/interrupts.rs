@@ -37,8 +37,10 @@ fn write(device: &mut Edu, message: Message) -> u64 {
     })
 }
 
-/// A message of its own arrives; one of an entry that does not exist, or of another device, does not,
-/// whether it is signalled or written.
+/// A message of its own arrives; one of an entry that does not exist does not, whether it is signalled or
+/// written, nor does one that another device signals. Not tried, as QEMU (until 11.1 at least) lets them
+/// pass: another device's written as data, since its DMA carries no requester id there, and messages in
+/// compatibility format.
 pub(super) fn run(machine: &mut Machine) -> Outcome {
     let [Some(one), Some(other)] = &mut machine.edus else {
         fail!("there are no two devices that signal");
@@ -53,7 +55,6 @@ pub(super) fn run(machine: &mut Machine) -> Outcome {
         ("writes its own", 1, write(one, own)),
         ("behind the bridge signals its own", 1, signal(other, others)),
         ("signals the other's", 0, signal(one, others)),
-        ("writes the other's", 0, write(one, others)),
         ("behind the bridge signals the other's", 0, signal(other, own)),
         ("signals by no entry", 0, signal(one, missing)),
         ("writes by no entry", 0, write(one, missing)),

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 const PAGES: u64 = 8;
 const TARGET: u64 = ARENA + 0x40_0000;
 const SOURCE: u64 = ARENA + 0x50_0000;
-const ROUNDS: u64 = 200;
+const ROUNDS: u64 = 100;
 /// Stores that must be tried while a page is a VM's.
 const TRIES: u64 = 2 * PAGES;
 
@@ -81,6 +81,8 @@ fn change_hands(guard: &mut Guard, round: u64, checks: &mut Checks) -> u64 {
         checks.that(is_ours, format_args!("round {round}: {stopped:x?}"));
     }
     guard.give(page, page + PAGE, Owner::Host);
+    // What was stopped until just now.
+    guard.forget();
     wait_for(TRIES);
     u64::from(!memory::holds(page, PAGE, round))
 }

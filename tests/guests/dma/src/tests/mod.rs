@@ -1,8 +1,10 @@
 //! The tests, by the words that the command line may name.
 
+mod figures;
 mod interrupts;
 mod load;
 mod owners;
+mod sizes;
 mod storm;
 
 use crate::devices::{Ahci, Device, E1000e, Edu, Ended, Nvme, Virtio};
@@ -23,6 +25,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("load", load::run),
     ("storm", storm::run),
     ("interrupts", interrupts::run),
+    ("visor", owners::visor),
+    ("take-over", owners::take_over),
+    ("sizes", sizes::run),
+    ("figures", figures::run),
 ];
 
 /// The machine: what does DMA, and what stands before memory.

@@ -4,6 +4,7 @@ use super::{ARENA, Machine, carry};
 use crate::devices::{Device, Ended};
 use crate::guard::{Guard, Owner, Stopped};
 use crate::memory::{self, PAGE};
+use crate::visor;
 use bare::report::{Checks, Outcome};
 
 /// The page that changes hands, and one that stays the host's.
@@ -25,6 +26,45 @@ pub(super) fn run(machine: &mut Machine) -> Outcome {
         let rest = guard.stopped();
         checks.that(rest.is_none(), format_args!("{}: {rest:x?} at the end", device.name()));
     }
+    checks.finish()
+}
+
+/// Pages of the visor's are no device's: tables, and what says whose they are.
+pub(super) fn visor(machine: &mut Machine) -> Outcome {
+    let mut checks = Checks::new();
+    let (guard, devices) = machine.parts();
+    for device in devices {
+        for page in [visor::START, visor::START + PAGE, visor::WORDS, visor::END - PAGE] {
+            let (name, before) = (device.name(), memory::sum(page));
+            guard.forget();
+            let _ = device.store(page);
+            is_told(guard, device, (page, true), &mut checks);
+            let same = memory::sum(page) == before;
+            checks.that(same, format_args!("{name} wrote the visor's page {page:#x}"));
+        }
+    }
+    guard.forget();
+    checks.finish()
+}
+
+/// A unit that is on with other tables is taken over, and knows whose pages are from then on.
+pub(super) fn take_over(machine: &mut Machine) -> Outcome {
+    let mut checks = Checks::new();
+    let (page, other) = (PAGES[0], PAGES[1]);
+    let (guard, devices) = machine.parts();
+    for device in devices {
+        reaches(device, 1, "before", &mut checks);
+    }
+    guard.take_over(page, page + PAGE);
+    let (guard, devices) = machine.parts();
+    for device in devices {
+        is_kept_from_reading(guard, device, 2, &mut checks);
+        is_kept_from_writing(guard, device, 3, &mut checks);
+        let (ended, words) = carry(device, [other, other + PAGE], 4);
+        let holds = ended == [Ended::Done; 2] && words == device.bytes() / 8;
+        checks.that(holds, format_args!("{}: {ended:?}, {words} words", device.name()));
+    }
+    guard.give(page, page + PAGE, Owner::Host);
     checks.finish()
 }
 
@@ -50,7 +90,7 @@ fn is_kept_from_reading(
     let (bytes, name) = (device.bytes(), device.name());
     memory::fill(page, bytes, seed);
     let _ = device.take(page);
-    is_told(guard, device, false, checks);
+    is_told(guard, device, (page, false), checks);
     let _ = device.store(other);
     let words = memory::matching(other, bytes, seed);
     checks.that(words == 0, format_args!("{name} read {words} words of a VM's page"));
@@ -71,16 +111,15 @@ fn is_kept_from_writing(
     checks.that(taken == Ended::Done, format_args!("{name} meanwhile, from the host: {taken:?}"));
     memory::fill(page, PAGE, !seed);
     let _ = device.store(page);
-    is_told(guard, device, true, checks);
+    is_told(guard, device, (page, true), checks);
     let words = PAGE / 8 - memory::matching(page, PAGE, !seed);
     checks.that(words == 0, format_args!("{name} wrote {words} words of a VM's page"));
     guard.forget();
 }
 
 /// What the device just tried was told of as what it was.
-#[expect(clippy::fn_params_excessive_bools, reason = "as the report has it")]
-fn is_told(guard: &mut Guard, device: &dyn Device, is_write: bool, checks: &mut Checks) {
-    let expected = Stopped { source: device.source(), page: PAGES[0], is_write };
+fn is_told(guard: &mut Guard, device: &dyn Device, what: (u64, bool), checks: &mut Checks) {
+    let expected = Stopped { source: device.source(), page: what.0, is_write: what.1 };
     let told = guard.stopped();
     let name = device.name();
     checks.that(told == Some(expected), format_args!("{name}: {told:x?}, not {expected:x?}"));
