@@ -1,5 +1,6 @@
 //! What stands between devices and memory: the IOMMU, programmed with the visor's code, or nothing.
 
+use crate::pci;
 use crate::registers::Mmio;
 use crate::visor::{self, Physical, Tables};
 use bare::info::Info;
@@ -8,6 +9,7 @@ use boot::acpi::{Root, Signature};
 use core::fmt::Display;
 use ept::addr::{Frame, PAGE, Span};
 use ept::frames::{Event, FrameTable};
+use iommu::dmar::{Dmar, Segment};
 use iommu::{
     Access, Addressing, Delivery, Destinations, Domain, Fault, Interrupt, Interrupts, Mode, Policy,
     Registers, Source, Trigger, Unit,
@@ -61,7 +63,10 @@ struct Iommu {
 #[derive(Clone, Copy)]
 struct Setting {
     registers: Mmio,
-    at: u64,
+    /// Where its registers are, which no device must reach.
+    place: Span,
+    /// Bits of addresses.
+    width: u8,
     mode: Mode,
     ram_end: u64,
 }
@@ -77,12 +82,23 @@ fn must<T>(result: Result<T, impl Display>) -> T {
     }
 }
 
-/// Where the registers of the first unit are (VT-d 4.1, 8.3).
-fn unit() -> Option<u64> {
-    let root = Root::find(&Physical, None).ok()?;
-    let table = root.table(&Physical, Signature::DMAR).ok()??;
-    let word = table.get(48 + 8..48 + 16)?;
-    Some(u64::from_le_bytes(word.try_into().ok()?))
+/// Where the registers of the machine's unit are, and how wide its addresses.
+fn unit() -> (Span, u8) {
+    let root = must(Root::find(&Physical, None));
+    let Some(table) = must(root.table(&Physical, Signature::DMAR)) else {
+        panic!("there is no IOMMU");
+    };
+    let dmar = must(Dmar::parse(table));
+    let mut units = dmar.units();
+    let (Some(unit), None) = (units.next(), units.next()) else {
+        panic!("there is more than one IOMMU");
+    };
+    assert!(dmar.remaps_interrupts(), "interrupts are not remapped");
+    for function in pci::all() {
+        let works_for = dmar.unit_of(Segment(0), Source(function.0), &pci::Bridges);
+        assert!(works_for == Some(0), "{:#06x} has no IOMMU", function.0);
+    }
+    (unit.registers, dmar.width().min(cpu::physical_bits() as u16) as u8)
 }
 
 /// Lets every frame of `start..end` become the `owner`'s, in the frame table.
@@ -98,16 +114,11 @@ fn change(frames: &mut FrameTable<'_>, start: u64, end: u64, owner: Owner) {
 }
 
 /// Programs the unit for what `frames` says, whatever it does now.
-fn start(
-    setting: Setting,
-    mut tables: Tables,
-    frames: FrameTable<'static>,
-    denied: [Span; 1],
-) -> Iommu {
-    let Setting { registers, at, mode, ram_end } = setting;
+fn start(setting: Setting, mut tables: Tables, frames: FrameTable<'static>) -> Iommu {
+    let Setting { registers, place, width, mode, ram_end } = setting;
+    let (at, denied) = (place.start(), [place]);
     let policy = Policy { frames: &frames, denied: &denied };
     let mut units = [must(Unit::probe(registers, at))];
-    let width = cpu::physical_bits().min(48) as u8;
     let format = must(iommu::format(&units, width, ram_end));
     let domain = must(Domain::build(&mut tables, &policy, format));
     let [unit] = &mut units;
@@ -134,28 +145,26 @@ impl Guard {
     /// The IOMMU is programmed as the command line says: in mode `scalable`, and without what it is to leave.
     pub(crate) fn closed(info: &Info) -> Self {
         let has = |word| info.command_line().split_ascii_whitespace().any(|other| other == word);
-        let Some(at) = unit() else {
-            panic!("there is no IOMMU");
-        };
-        let mut registers = Mmio::new(at);
+        let (place, width) = unit();
+        let mut registers = Mmio::new(place.start());
         if has("leave=translations") {
             registers.spare_translations();
         }
         let mode = if has("scalable") { Mode::Scalable } else { Mode::Legacy };
         let ends = info.regions().iter().filter(|region| region.kind == 1).map(|ram| ram.end());
-        let setting = Setting { registers, at, mode, ram_end: ends.max().unwrap_or(0) };
-        let denied = [Span::sized(at, PAGE).unwrap_or_default()];
-        Self(Some(start(setting, Tables::new(), visor::frames(info), denied)))
+        let ram_end = ends.max().unwrap_or(0);
+        let setting = Setting { registers, place, width, mode, ram_end };
+        Self(Some(start(setting, Tables::new(), visor::frames(info))))
     }
 
     /// Programs the unit once more, from what it was left with, as after firmware that had it on. Frames in
     /// `start..end` are a VM's from then on, of which the tables before know nothing.
     pub(crate) fn take_over(&mut self, from: u64, to: u64) {
-        let Some(Iommu { tables, mut frames, denied, setting, .. }) = self.0.take() else {
+        let Some(Iommu { tables, mut frames, setting, .. }) = self.0.take() else {
             return;
         };
         change(&mut frames, from, to, Owner::Vm);
-        self.0 = Some(start(setting, tables, frames, denied));
+        self.0 = Some(start(setting, tables, frames));
     }
 
     /// Gives the bytes `start..end`, whole pages, to `owner`: when this returns, no device reaches what is
@@ -167,6 +176,11 @@ impl Guard {
         change(frames, start, end, owner);
         let span = Span::new(start, end).unwrap_or_default();
         must(iommu::follow(units, tables, domain, &Policy { frames, denied }, span));
+    }
+
+    /// Where the unit's registers are.
+    pub(crate) fn registers(&self) -> Option<u64> {
+        self.0.as_ref().map(|iommu| iommu.setting.place.start())
     }
 
     /// Bytes of the leaf through which devices reach `address`; 0: they do not.

@@ -1,6 +1,8 @@
 //! PCI functions as the firmware has set them up: found, their registers, DMA switched on.
 
 use bare::cpu;
+use iommu::Source;
+use iommu::dmar::{Buses, Segment};
 
 const ADDRESS: u16 = 0xcf8;
 const DATA: u16 = 0xcfc;
@@ -14,6 +16,12 @@ const CAPABILITIES: u8 = 0x34;
 
 /// Memory space and bus mastering, no interrupt pin.
 const RUNS: u32 = 1 << 1 | 1 << 2 | 1 << 10;
+/// Bus numbers of a bridge (PCI-to-PCI Bridge 1.2, 3.2.5).
+const BUSES: u8 = 0x18;
+
+/// The kind of header, and that of a bridge.
+const TYPE: u32 = 0x7f << 16;
+const BRIDGE: u32 = 1 << 16;
 const IS_MULTIPLE: u32 = 1 << 23;
 const IS_64_BIT: u32 = 0b100;
 /// A message-signalled interrupt (PCI 3.0, 6.8.1).
@@ -82,8 +90,20 @@ impl Function {
     }
 }
 
+/// The bridges of the machine.
+pub(crate) struct Bridges;
+
+impl Buses for Bridges {
+    fn behind(&self, _: Segment, source: Source) -> Option<(u8, u8)> {
+        let bridge = Function(source.0);
+        let is_bridge = bridge.exists() && bridge.read(HEADER_TYPE) & TYPE == BRIDGE;
+        let [_, secondary, subordinate, _] = bridge.read(BUSES).to_le_bytes();
+        is_bridge.then_some((secondary, subordinate))
+    }
+}
+
 /// Every function, on every bus.
-fn all() -> impl Iterator<Item = Function> {
+pub(crate) fn all() -> impl Iterator<Item = Function> {
     let slots = (0..=u16::MAX).step_by(8).map(Function).filter(|first| first.exists());
     slots.flat_map(|first| {
         let count = if first.read(HEADER_TYPE) & IS_MULTIPLE != 0 { 8 } else { 1 };

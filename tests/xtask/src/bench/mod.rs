@@ -4,6 +4,7 @@ mod exit_cost;
 mod guest_boot;
 mod guest_work;
 mod host_boot;
+mod iommu;
 mod native;
 mod plot;
 mod reservation;
@@ -95,12 +96,13 @@ fn number(serial: &str, words: &str) -> Result<u64> {
 type Bench = (&'static str, fn(&Rig<'_>) -> Result<Vec<Figure>>);
 
 /// Every bench there is.
-pub(crate) const BENCHES: [Bench; 7] = [
+pub(crate) const BENCHES: [Bench; 8] = [
     ("host-boot", host_boot::measure),
     ("reservation", reservation::measure),
     ("exit-cost", exit_cost::measure),
     ("guest-boot", guest_boot::measure),
     ("guest-work", guest_work::measure),
+    ("iommu", iommu::measure),
     ("seal", seal::measure),
     ("suspend", suspend::measure),
 ];

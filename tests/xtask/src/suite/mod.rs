@@ -4,7 +4,7 @@ mod boot;
 mod conformance;
 mod expect;
 mod guests;
-mod iommu;
+pub(crate) mod iommu;
 mod kit;
 mod kvm;
 mod probes;

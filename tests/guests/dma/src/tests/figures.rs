@@ -11,16 +11,14 @@ const HUGE: u64 = 1 << 30;
 /// Amid a GiB of the host's.
 const PLACE: u64 = HUGE + HUGE / 2;
 
-/// Prints ticks and queued entries of `changes` to `owner`, made one after the other.
+/// Prints ticks, and queued entries, of `changes` to `owner`, made one after the other.
 fn measure(guard: &mut Guard, what: &str, owner: Owner, changes: impl Iterator<Item = [u64; 2]>) {
     let ([_, asked], start) = (guard.counts(), cpu::rdtsc());
     changes.for_each(|[start, end]| guard.give(start, end, owner));
     let ticks = cpu::rdtsc() - start;
-    let [_, all] = guard.counts();
-    console::line(format_args!(
-        "figure {what} to {owner:?}: {ticks} ticks {} entries",
-        all - asked
-    ));
+    let ([_, all], to) = (guard.counts(), if owner == Owner::Vm { "vm" } else { "host" });
+    console::line(format_args!("ticks {what} to_{to} {ticks}"));
+    console::line(format_args!("entries {what} to_{to} {}", all - asked));
 }
 
 /// Every page of `start..end`, one in `step`.
@@ -28,30 +26,30 @@ fn pages(start: u64, end: u64, step: u64) -> impl Iterator<Item = [u64; 2]> {
     (start..end).step_by((step * PAGE) as usize).map(|page| [page, page + PAGE])
 }
 
-/// A page by itself, 512 by themselves and at once, and every other page of a GiB.
+/// A page by itself in a GiB of the host's, the one next to it, 512 by themselves and at once, and every
+/// other page of 128 MiB.
 pub(super) fn run(machine: &mut Machine) -> Outcome {
     let guard = &mut machine.guard;
     let [tables, _] = guard.counts();
+    console::line(format_args!("tables all_hosts {tables}"));
     for owner in [Owner::Vm, Owner::Host] {
-        measure(guard, "first-page", owner, pages(PLACE, PLACE + PAGE, 1));
+        measure(guard, "first", owner, pages(PLACE, PLACE + PAGE, 1));
     }
-    // The neighbours of a page that stays a VM's.
     guard.give(PLACE, PLACE + PAGE, Owner::Vm);
     for owner in [Owner::Vm, Owner::Host] {
-        measure(guard, "next-page", owner, pages(PLACE + PAGE, PLACE + 2 * PAGE, 1));
+        measure(guard, "next", owner, pages(PLACE + PAGE, PLACE + 2 * PAGE, 1));
     }
     guard.give(PLACE, PLACE + PAGE, Owner::Host);
-    let (start, end) = (PLACE, PLACE + LARGE);
     for owner in [Owner::Vm, Owner::Host] {
-        measure(guard, "512-single", owner, pages(start, end, 1));
+        measure(guard, "512_single", owner, pages(PLACE, PLACE + LARGE, 1));
     }
     for owner in [Owner::Vm, Owner::Host] {
-        measure(guard, "512-batch", owner, core::iter::once([start, end]));
+        measure(guard, "512_batch", owner, core::iter::once([PLACE, PLACE + LARGE]));
     }
     for owner in [Owner::Vm, Owner::Host] {
-        measure(guard, "every-other-of-64-mib", owner, pages(PLACE, PLACE + 32 * LARGE, 2));
+        measure(guard, "scattered", owner, pages(PLACE, PLACE + 64 * LARGE, 2));
         let [used, _] = guard.counts();
-        console::line(format_args!("figure tables for 64 MiB: {}", used - tables));
+        console::line(format_args!("tables added {}", used - tables));
     }
     Ok(())
 }

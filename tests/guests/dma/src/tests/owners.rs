@@ -29,7 +29,7 @@ pub(super) fn run(machine: &mut Machine) -> Outcome {
     checks.finish()
 }
 
-/// Pages of the visor's are no device's: tables, and what says whose they are.
+/// Pages of the visor's are no device's: tables, what says whose they are, and the unit's registers.
 pub(super) fn visor(machine: &mut Machine) -> Outcome {
     let mut checks = Checks::new();
     let (guard, devices) = machine.parts();
@@ -41,6 +41,11 @@ pub(super) fn visor(machine: &mut Machine) -> Outcome {
             is_told(guard, device, (page, true), &mut checks);
             let same = memory::sum(page) == before;
             checks.that(same, format_args!("{name} wrote the visor's page {page:#x}"));
+        }
+        if let Some(registers) = guard.registers() {
+            guard.forget();
+            let _ = device.store(registers);
+            is_told(guard, device, (registers, true), &mut checks);
         }
     }
     guard.forget();
