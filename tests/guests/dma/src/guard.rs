@@ -8,7 +8,8 @@ use bare::{apic, console, cpu};
 use boot::acpi::{Root, Signature};
 use core::fmt::Display;
 use ept::addr::{Frame, PAGE, Span};
-use ept::frames::{Event, FrameTable};
+use ept::entry::Level;
+use ept::frames::{Event, FrameTable, State};
 use iommu::dmar::{Dmar, Segment};
 use iommu::{
     Access, Addressing, Delivery, Destinations, Domain, Fault, Interrupt, Interrupts, Mode, Policy,
@@ -36,6 +37,10 @@ pub(crate) enum Owner {
     Host,
     /// None does.
     Vm,
+    /// They reach [`visor::VIEW`] in its place.
+    VmWithView,
+    /// They may read it only: it is a table for VMs.
+    HostAsTable,
 }
 
 /// What a device writes to signal an interrupt.
@@ -105,11 +110,17 @@ fn unit() -> (Span, u8) {
 fn change(frames: &mut FrameTable<'_>, start: u64, end: u64, owner: Owner) {
     for page in (start..end).step_by(PAGE as usize) {
         let frame = Frame::containing(page);
-        let event = match owner {
-            Owner::Host => Event::Release,
-            Owner::Vm => visor::take(frame),
+        let table = Event::Link(Level::Pt, ept::frames::Guard::Counted, None);
+        let events: &[Event] = match (owner, frames.state(frame)) {
+            (Owner::Host, Some(State::Private { .. })) => &[Event::Release],
+            (Owner::Host, _) => &[Event::Unlink(None), Event::Forget],
+            (Owner::Vm, _) => &[visor::take(frame)],
+            (Owner::VmWithView, _) => &[visor::take(frame), Event::View(Some(visor::VIEW))],
+            (Owner::HostAsTable, _) => &[table],
         };
-        let _ = must(frames.change(frame, event));
+        for event in events {
+            let _ = must(frames.change(frame, *event));
+        }
     }
 }
 

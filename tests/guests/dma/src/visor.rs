@@ -5,12 +5,16 @@ use bare::fault::Local;
 use bare::info::Info;
 use ept::addr::{Frame, GuestFrame, Span};
 use ept::ept01::TableMem;
-use ept::frames::{Event, FrameTable, Vm};
+use ept::frames::{Event, FrameTable, View, Vm};
 
 /// The visor's memory: tables first, then the frame table's words.
 pub(crate) const START: u64 = 32 << 20;
 pub(crate) const WORDS: u64 = 48 << 20;
 pub(crate) const END: u64 = 64 << 20;
+
+/// What the host sees in the place of a VM's page; the visor's last frame is the first view.
+pub(crate) const VIEW: View = View(0);
+pub(crate) const VIEWS: u64 = END - PAGE;
 
 /// Physical memory as the crates that the visor shares read it.
 pub(crate) struct Physical;
@@ -103,7 +107,7 @@ pub(crate) fn frames(info: &Info) -> FrameTable<'static> {
     let count = ram.iter_mut().zip(whole).map(|(place, span)| *place = span).count();
     let ram = &ram[..count];
     let words = FrameTable::entries(ram);
-    assert!(WORDS + 8 * words <= END, "too much RAM");
+    assert!(WORDS + 8 * words <= VIEWS, "too much RAM");
     // SAFETY: RAM of the visor's, which the image does not use otherwise.
     let storage = unsafe { core::slice::from_raw_parts_mut(WORDS as *mut u64, words as usize) };
     let own = Span::new(START, END).unwrap_or_default();
@@ -112,6 +116,7 @@ pub(crate) fn frames(info: &Info) -> FrameTable<'static> {
         Err(why) => panic!("{why}"),
     };
     assert!(frames.apply(own, Event::Claim).is_ok(), "{own} is not all RAM");
+    frames.set_views(Span::sized(VIEWS, PAGE).unwrap_or_default());
     frames
 }
 

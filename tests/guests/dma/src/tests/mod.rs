@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("storm", storm::run),
     ("interrupts", interrupts::run),
     ("visor", owners::visor),
+    ("roles", owners::roles),
     ("take-over", owners::take_over),
     ("sizes", sizes::run),
     ("figures", figures::run),

@@ -52,6 +52,41 @@ pub(super) fn visor(machine: &mut Machine) -> Outcome {
     checks.finish()
 }
 
+/// Devices may read a table for VMs; of a VM's page that the host sees something else in the place of, they
+/// reach that.
+pub(super) fn roles(machine: &mut Machine) -> Outcome {
+    let mut checks = Checks::new();
+    let [page, other] = PAGES;
+    let (guard, devices) = machine.parts();
+    for device in devices {
+        let (name, bytes) = (device.name(), device.bytes());
+        guard.give(page, page + PAGE, Owner::HostAsTable);
+        // QEMU's unit tells of a write only as long as it does not know that reading is permitted.
+        is_kept_from_writing(guard, device, 2, &mut checks);
+        let (ended, words) = carry(device, [page, other], 1);
+        let holds = ended == [Ended::Done; 2] && words == bytes / 8;
+        checks.that(holds, format_args!("{name} reads a table: {ended:?}, {words} words"));
+        guard.give(page, page + PAGE, Owner::Host);
+        guard.give(page, page + PAGE, Owner::VmWithView);
+        memory::fill(page, PAGE, 3);
+        memory::fill(visor::VIEWS, PAGE, 4);
+        let ended = [device.take(page), device.store(other)];
+        let holds = ended == [Ended::Done; 2] && memory::holds(other, bytes, 4);
+        checks.that(holds, format_args!("{name} reads a view: {ended:?}"));
+        memory::fill(visor::VIEWS, PAGE, 5);
+        let ended = device.store(page);
+        let holds = ended == Ended::Done && memory::holds(visor::VIEWS, bytes, 4);
+        checks.that(holds, format_args!("{name} writes a view: {ended:?}"));
+        let same = memory::holds(page, PAGE, 3);
+        checks.that(same, format_args!("{name} wrote a VM's page behind a view"));
+        guard.give(page, page + PAGE, Owner::Host);
+        reaches(device, 6, "afterwards", &mut checks);
+        let rest = guard.stopped();
+        checks.that(rest.is_none(), format_args!("{name}: {rest:x?} at the end"));
+    }
+    checks.finish()
+}
+
 /// A unit that is on with other tables is taken over, and knows whose pages are from then on.
 pub(super) fn take_over(machine: &mut Machine) -> Outcome {
     let mut checks = Checks::new();
