@@ -7,6 +7,7 @@
 
 mod devmem;
 mod end;
+mod heart;
 mod hotplug;
 mod kexec;
 mod kvm;
@@ -73,6 +74,7 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "disk" => virtio::disk(),
         "network" => virtio::network(),
         "random" => virtio::random(),
+        "heart" => heart::beat(),
         "shell" => system::shell(),
         "kvm-load" => kvm::load(),
         "kvm-unload" => kvm::unload(),

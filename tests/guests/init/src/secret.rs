@@ -15,10 +15,14 @@ pub(crate) fn make() -> Result<(), String> {
         random.read_exact(&mut bytes).map_err(|why| why.to_string())?;
         word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
     }
-    let [first, second] =
-        [0, 1].map(|index: usize| disguised(SECRET[index].load(Ordering::Relaxed)));
+    let [first, second] = words().map(disguised);
     println!("init: secret {first:016x} {second:016x}");
     Ok(())
+}
+
+/// The secret.
+pub(crate) fn words() -> [u64; 2] {
+    [0, 1].map(|index: usize| SECRET[index].load(Ordering::Relaxed))
 }
 
 /// As the test harness knows words that it searches for.
