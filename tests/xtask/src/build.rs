@@ -48,6 +48,8 @@ pub(crate) struct Guests {
     pub(crate) initrd: PathBuf,
     /// The static Linux program that drives KVM.
     pub(crate) vmm: PathBuf,
+    /// The static Linux program that attacks VMs of QEMU's.
+    pub(crate) intruder: PathBuf,
 }
 
 /// Builds the guests.
@@ -64,8 +66,8 @@ pub(crate) fn guests() -> Result<Guests> {
         objcopy(&["--strip-all", "-O", "elf32-i386"], linked, image)?;
     }
     let initrd = initramfs(&built.join("init"), &[], &out.join("initrd.cpio"))?;
-    let vmm = built.join("vmm");
-    Ok(Guests { probe: probe.1, vmx: vmx.1, dma: dma.1, initrd, vmm })
+    let [vmm, intruder] = ["vmm", "intruder"].map(|name| built.join(name));
+    Ok(Guests { probe: probe.1, vmx: vmx.1, dma: dma.1, initrd, vmm, intruder })
 }
 
 /// Builds the administrator's tool, as a static program for hosts that have nothing else; the path of it.

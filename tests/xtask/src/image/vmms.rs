@@ -17,6 +17,7 @@ const STEPS: &str = include_str!("vmms/steps.sh");
 const QEMU: &str = include_str!("vmms/qemu.sh");
 const XL: &str = include_str!("vmms/xl.sh");
 const MADE: &str = include_str!("vmms/made.sh");
+const ATTACKED: &str = include_str!("vmms/attacked.sh");
 /// The script of Xen's guests.
 const DOMU: &str = include_str!("vmms/domu.sh");
 
@@ -34,8 +35,9 @@ const DOMU_WORDS: &str =
 const MADE_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check \
                           random.trust_cpu=on nokaslr";
 
-/// Such VMs: folder, what their `init` does, and how they differ from others.
-const MADE_VMS: [(&str, &str, &[&str]); 3] = [
+/// Such a VM: its folder, what its `init` does, and how it differs from others.
+type Made = (&'static str, &'static str, &'static [&'static str]);
+const MADE_VMS: [Made; 3] = [
     ("vm", "", &[]),
     ("vm-2", "cpu-hotplug", &["--processors", "2"]),
     ("vm-virtio", "disk,network,random ip=dhcp", &["--virtio", "3"]),
@@ -106,32 +108,51 @@ fn add_modules(programs: &mut Programs, modules: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// An initial RAM file system in which QEMU runs VMs that `visorctl`, the program `tool`, makes of
-/// `kernel` and `initrd`; with KVM's `modules`, made at `out`.
-pub(crate) fn made(
-    tool: &Path,
-    of: [&Path; 2],
-    modules: &[PathBuf],
-    out: &Path,
-) -> Result<PathBuf> {
-    let root = packages::vmms()?;
+/// What goes into VMs that `visorctl` makes.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// `visorctl`.
+    pub(crate) tool: PathBuf,
+    /// The VM's.
+    pub(crate) kernel: PathBuf,
+    /// The VM's initial RAM file system.
+    pub(crate) initrd: PathBuf,
+    /// KVM's, for the host.
+    pub(crate) modules: Vec<PathBuf>,
+}
+
+/// An initial RAM file system in which QEMU runs VMs that `visorctl` makes, made at `out`.
+pub(crate) fn made(of: &Parts, out: &Path) -> Result<PathBuf> {
+    let (mut programs, parts) = with_made(of, (MADE, &MADE_VMS), out)?;
+    disk_of_made(&mut programs, &parts)?;
+    finish(&programs, out)
+}
+
+/// An initial RAM file system in which `intruder` attacks such a VM, made at `out`.
+pub(crate) fn attacked(of: &Parts, intruder: &Path, out: &Path) -> Result<PathBuf> {
+    let (mut programs, _) = with_made(of, (ATTACKED, &[("vm", "heart", &[])]), out)?;
+    programs.add("intruder", intruder);
+    finish(&programs, out)
+}
+
+/// A host with a script, QEMU, and VMs that `visorctl` has made; and the folder of its parts.
+fn with_made(of: &Parts, (script, vms): (&str, &[Made]), out: &Path) -> Result<(Programs, PathBuf)> {
     let parts = parts(out)?;
-    let mut programs = host(&root, &parts, MADE)?;
+    let mut programs = host(&packages::vmms()?, &parts, script)?;
     programs.program("usr/bin/qemu-system-x86_64")?;
-    add_modules(&mut programs, modules)?;
-    programs.add("visorctl", tool);
-    for (name, actions, more) in MADE_VMS {
+    add_modules(&mut programs, &of.modules)?;
+    programs.add("visorctl", &of.tool);
+    for (name, actions, more) in vms {
         let vm = parts.join(name);
         let line = format!("{MADE_WORDS} init.do={actions}");
         let mut words = vec!["--cmdline", &line, "--memory", "64M"];
-        words.extend(more);
-        build::linux_vm(tool, of, &words, &vm)?;
+        words.extend(*more);
+        build::linux_vm(&of.tool, [&of.kernel, &of.initrd], &words, &vm)?;
         for file in ["ticket", "stub.rom", "image.bin", "qemu.args"] {
             programs.add(&format!("{name}/{file}"), &vm.join(file));
         }
     }
-    disk_of_made(&mut programs, &parts)?;
-    finish(&programs, out)
+    Ok((programs, parts))
 }
 
 /// Adds a disk for VMs that `visorctl` makes, what is served of it, and the hash that it has when the VM has

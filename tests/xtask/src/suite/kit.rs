@@ -55,6 +55,10 @@ pub(crate) enum Host {
     StockQemu(String),
     /// The small kernel with KVM's modules, QEMU, `visorctl`, and a VM that this has made.
     Made(String),
+    /// As [`Host::Made`], with a program that attacks the VM.
+    Attacked(String),
+    /// As [`Host::Attacked`], with the distribution's kernel as the host.
+    StockAttacked(String),
     /// The distribution's Xen with the small kernel as dom0, and `xl` there, whose guests are the
     /// small kernel too.
     Xl { xen: String, dom0: String },
@@ -122,6 +126,8 @@ pub(crate) struct Kit {
     qemu: Once<PathBuf>,
     stock_qemu: Once<PathBuf>,
     made: Once<PathBuf>,
+    attacked: Once<PathBuf>,
+    stock_attacked: Once<PathBuf>,
     xl: Once<PathBuf>,
 }
 
@@ -148,6 +154,8 @@ impl Kit {
             qemu: Once::new(),
             stock_qemu: Once::new(),
             made: Once::new(),
+            attacked: Once::new(),
+            stock_attacked: Once::new(),
             xl: Once::new(),
         }
     }
@@ -234,39 +242,61 @@ impl Kit {
         vmms::qemu(&self.small()?, modules, &paths::target("guests")?.join(name))
     }
 
+    /// The parts of a VM that `visorctl` makes, for a host with KVM's `modules`.
+    fn parts(&self, modules: Vec<PathBuf>) -> Result<vmms::Parts> {
+        let (kernel, initrd) = (self.small()?, self.guests()?.initrd);
+        Ok(vmms::Parts { tool: build::visorctl()?, kernel, initrd, modules })
+    }
+
     fn made(&self) -> Result<PathBuf> {
         self.made.get(|| {
-            let (tool, of) = (build::visorctl()?, [&*self.small()?, &*self.guests()?.initrd]);
-            vmms::made(
-                &tool,
-                of,
-                &packages::small_kvm()?,
-                &paths::target("guests")?.join("made.cpio"),
-            )
+            let out = paths::target("guests")?.join("made.cpio");
+            vmms::made(&self.parts(packages::small_kvm()?)?, &out)
         })
+    }
+
+    fn attacked(&self) -> Result<PathBuf> {
+        self.attacked.get(|| self.with_intruder(packages::small_kvm()?, "attacked-small.cpio"))
+    }
+
+    fn stock_attacked(&self) -> Result<PathBuf> {
+        let modules = packages::stock_kvm;
+        self.stock_attacked.get(|| self.with_intruder(modules()?, "attacked-stock.cpio"))
+    }
+
+    fn with_intruder(&self, modules: Vec<PathBuf>, name: &str) -> Result<PathBuf> {
+        let out = paths::target("guests")?.join(name);
+        vmms::attacked(&self.parts(modules)?, &self.guests()?.intruder, &out)
     }
 
     fn xl(&self) -> Result<PathBuf> {
         self.xl.get(|| vmms::xl(&self.small()?, &paths::target("guests")?.join("xl.cpio")))
     }
 
+    fn initrd(&self) -> Result<PathBuf> {
+        Ok(self.guests()?.initrd)
+    }
+
     /// The Linux kernel of `host` and its initial RAM file system.
     fn linux(&self, host: &Host) -> Result<Vec<PathBuf>> {
-        let initrd = || anyhow::Ok(self.guests()?.initrd);
-        Ok(match host {
-            Host::Small(_) | Host::Xen { .. } => vec![self.small()?, initrd()?],
-            Host::Stock(_) | Host::StockXen { .. } => vec![self.stock()?, initrd()?],
-            Host::Kvm(_) => vec![self.small()?, self.small_kvm()?],
-            Host::Protected(_) => vec![self.small()?, self.protected()?],
-            Host::KvmLinux(_) => vec![self.small()?, self.kvm_linux()?],
-            Host::KvmWorks(_) => vec![self.small()?, self.kvm_works()?],
-            Host::StockKvm(_) => vec![self.stock()?, self.stock_kvm()?],
-            Host::Qemu(_) => vec![self.small()?, self.qemu()?],
-            Host::StockQemu(_) => vec![self.stock()?, self.stock_qemu()?],
-            Host::Made(_) => vec![self.small()?, self.made()?],
-            Host::Xl { .. } => vec![self.small()?, self.xl()?],
-            Host::Probe(_) | Host::Vmx(_) | Host::Files(_) => Vec::new(),
-        })
+        type Make = fn(&Kit) -> Result<PathBuf>;
+        let (kernel, initrd): (Make, Make) = match host {
+            Host::Small(_) | Host::Xen { .. } => (Self::small, Self::initrd),
+            Host::Stock(_) | Host::StockXen { .. } => (Self::stock, Self::initrd),
+            Host::Kvm(_) => (Self::small, Self::small_kvm),
+            Host::Protected(_) => (Self::small, Self::protected),
+            Host::KvmLinux(_) => (Self::small, Self::kvm_linux),
+            Host::KvmWorks(_) => (Self::small, Self::kvm_works),
+            Host::StockKvm(_) => (Self::stock, Self::stock_kvm),
+            Host::Qemu(_) => (Self::small, Self::qemu),
+            Host::StockQemu(_) => (Self::stock, Self::stock_qemu),
+            Host::Made(_) => (Self::small, Self::made),
+            Host::Attacked(_) => (Self::small, Self::attacked),
+            Host::StockAttacked(_) => (Self::stock, Self::stock_attacked),
+            Host::Xl { .. } => (Self::small, Self::xl),
+            Host::Probe(_) | Host::Vmx(_) | Host::Files(_) => return Ok(Vec::new()),
+        };
+        Ok(vec![kernel(self)?, initrd(self)?])
     }
 
     /// The files of `host`, its kernel first.
@@ -281,7 +311,9 @@ impl Kit {
             | Host::StockKvm(words)
             | Host::Qemu(words)
             | Host::StockQemu(words)
-            | Host::Made(words) => (LINUX, words),
+            | Host::Made(words)
+            | Host::Attacked(words)
+            | Host::StockAttacked(words) => (LINUX, words),
             Host::Xen { dom0, .. } | Host::StockXen { dom0, .. } | Host::Xl { dom0, .. } => {
                 (DOM0, dom0)
             }
@@ -320,7 +352,9 @@ impl Kit {
             | Host::StockKvm(_)
             | Host::Qemu(_)
             | Host::StockQemu(_)
-            | Host::Made(_) => {
+            | Host::Made(_)
+            | Host::Attacked(_)
+            | Host::StockAttacked(_) => {
                 let initrd = images.next().map(|image| image.file);
                 Payload::Linux { kernel, initrd }
             }

@@ -10,6 +10,7 @@ mod kvm;
 mod probes;
 pub(crate) mod protected;
 mod protected_smp;
+pub(crate) mod qemu_attacks;
 mod same;
 mod schedule;
 mod tickets;
@@ -83,6 +84,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(guests::tests());
     tests.extend(protected::tests());
     tests.extend(protected_smp::tests());
+    tests.extend(qemu_attacks::tests());
     tests.extend(tickets::tests());
     tests.extend(iommu::tests());
     tests.extend(conformance::tests());

@@ -18,6 +18,9 @@ pub(crate) enum Want {
     Holds,
 }
 
+/// How the line of an attack begins.
+pub(crate) const LINE: &str = "vmm: ATTACK ";
+
 /// Attacks by name; those on registers are there once for each place in [`STOPS`].
 const ATTACKS: &[(&str, Want)] = &[
     ("launch-elsewhere", Want::Stops),
@@ -193,7 +196,7 @@ fn refuses_others(rig: &Rig<'_>) -> Result<()> {
 /// Without tickets every attack succeeds: else it would prove nothing.
 fn control(rig: &Rig<'_>) -> Result<()> {
     let log = rig.check("", &boot(Stack::bare, "protected-control"))?;
-    judge_attacks(&log, &["unprotected"])?;
+    judge_attacks(&attacks(), &lines(&log, LINE)?, &["unprotected"])?;
     judge_memory(&log, &["unprotected"])?;
     judge_life(&log, &LIFE, &["unprotected"])
 }
@@ -205,7 +208,7 @@ fn control_on_two(rig: &Rig<'_>) -> Result<()> {
 
 fn on_both(rig: &Rig<'_>) -> Result<()> {
     let log = rig.check("", &boot(with_tickets, "protected-attacks"))?;
-    judge_attacks(&log, &["unprotected", "protected"])?;
+    judge_attacks(&attacks(), &lines(&log, LINE)?, &["unprotected", "protected"])?;
     judge_memory(&log, &["unprotected", "protected"])
 }
 
@@ -305,12 +308,15 @@ pub(crate) fn accepted(subject: &str, want: Want) -> &'static [&'static str] {
 }
 
 /// Every attack, and no other, must have ended as it must for each of `subjects`.
-fn judge_attacks(log: &str, subjects: &[&str]) -> Result<()> {
-    let (wanted, found) = (attacks(), lines(log, "vmm: ATTACK ")?);
+pub(super) fn judge_attacks(
+    wanted: &BTreeMap<String, Want>,
+    found: &BTreeMap<&str, &str>,
+    subjects: &[&str],
+) -> Result<()> {
     if let Some(name) = found.keys().find(|name| !wanted.contains_key(**name)) {
         bail!("an attack that nobody knows: {name}");
     }
-    for (name, want) in &wanted {
+    for (name, want) in wanted {
         let line = found.get(name.as_str());
         let Some(line) = line else { bail!("no line of the attack {name}") };
         for subject in subjects {
@@ -324,7 +330,7 @@ fn judge_attacks(log: &str, subjects: &[&str]) -> Result<()> {
 
 /// Nothing of a VM with a ticket may be left in the machine when it is gone. Of one without, some is: if
 /// not, the search would prove nothing.
-fn judge_memory(log: &str, subjects: &[&str]) -> Result<()> {
+pub(super) fn judge_memory(log: &str, subjects: &[&str]) -> Result<()> {
     for subject in subjects {
         let count = places_left(log, subject)?;
         let is_good = (count > 0) == (*subject == "unprotected");
@@ -379,14 +385,18 @@ mod tests {
         attacks().iter().filter_map(line).collect()
     }
 
+    fn judge(log: &str) -> Result<()> {
+        judge_attacks(&attacks(), &lines(log, LINE)?, SUBJECTS)
+    }
+
     fn wrong(log: &str) -> String {
-        judge_attacks(log, SUBJECTS).unwrap_err().to_string()
+        judge(log).unwrap_err().to_string()
     }
 
     #[test]
     fn every_attack_has_a_line_with_the_outcome_that_it_must_have() {
         assert!(attacks().len() >= 40);
-        judge_attacks(&log(|line| Some(line.to_owned())), SUBJECTS).unwrap();
+        judge(&log(|line| Some(line.to_owned()))).unwrap();
         assert!(wrong(&log(|_| None)).contains("no line of the attack set-rip"));
         let replaced = |from: &str, to: &str| wrong(&log(|line| Some(line.replace(from, to))));
         assert!(replaced("=failed", "=succeeded").contains("protected=succeeded"));
