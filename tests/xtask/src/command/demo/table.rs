@@ -6,80 +6,9 @@ use std::fmt;
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::sets::{AFTER, Group, Set};
 use super::wrapped;
 use crate::suite::protected::{self, Want};
-
-/// Attacks of one kind.
-#[derive(Debug)]
-struct Group {
-    title: &'static str,
-    /// What root did, in plain words.
-    words: &'static str,
-    /// How the names of its attacks begin. The first group that claims a name has it.
-    names: &'static [&'static str],
-}
-
-const GROUPS: &[Group] = &[
-    Group {
-        title: "launch",
-        words: "Before the VM runs, root changes its first instruction, its code, its memory, and \
-                adds a processor.",
-        names: &["launch-", "plant-", "add-processor"],
-    },
-    Group {
-        title: "read memory",
-        words: "Root looks for a secret in the VM's memory: in the VMM's mapping, through /proc, a \
-                pipe, a child process, another VM, and through /dev/mem in all of the host's \
-                memory.",
-        names: &["read-", "scan-", "write-to-pipe"],
-    },
-    Group {
-        title: "read registers",
-        words: "Root asks KVM for the registers that hold a secret, in each way that KVM has, at \
-                each kind of exit.",
-        names: &["get-"],
-    },
-    Group {
-        title: "change registers",
-        words: "Root sets registers: the next instruction, the stack, data, control registers, \
-                tables, MSRs.",
-        names: &["set-"],
-    },
-    Group {
-        title: "disturb",
-        words: "Root steps through the VM, sets a breakpoint, forges exceptions and interrupts, and \
-                offers it KVM's own features.",
-        names: &["single-step", "breakpoint", "inject-", "interrupt-", "offer-"],
-    },
-    Group {
-        title: "write memory",
-        words: "Root overwrites the VM's code, data and interrupt table: in the mapping, through \
-                /proc and /dev/mem, from another VM.",
-        names: &["write-"],
-    },
-    Group {
-        title: "exchange pages",
-        words: "Root swaps pages, brings back old contents, maps a page twice, takes pages away, and \
-                loses the VM's stores.",
-        names: &["swap-", "other-", "replay-", "move-", "alias-", "drop-", "fresh-", "lose-"],
-    },
-    Group {
-        title: "devices",
-        words: "Root puts memory where the VM has a device, watches its stores, and changes the page by \
-                which the visor tells of devices.",
-        names: &["memory-at-device", "see-", "window-"],
-    },
-    Group {
-        title: "after the end",
-        words: "The VM has ended. All memory of the machine, the visor's too, is searched for its \
-                secret from outside.",
-        names: &[AFTER],
-    },
-    Group { title: "others", words: "Attacks of no other group.", names: &[""] },
-];
-
-/// The search of the memory by the harness, which no line of the machine tells of.
-const AFTER: &str = "search-for-what-is-left";
 
 /// The attacked VMs, as the lines of the machine call them.
 const WITHOUT: &str = "unprotected";
@@ -92,6 +21,7 @@ const NOTHING: &str = "nothing";
 #[derive(Clone, Debug)]
 struct Row {
     name: String,
+    /// By its place among those of the set.
     group: usize,
     without: String,
     with: String,
@@ -102,29 +32,30 @@ struct Row {
 
 impl Row {
     /// The attack `name` of which the machine said `said`. One that nobody wants is not good.
-    fn of(name: &str, said: &str, want: Option<Want>) -> Self {
+    fn of(set: &Set, name: &str, said: &str) -> Self {
         let of = |subject| protected::outcome(said, subject).unwrap_or(NOTHING).to_owned();
         let cause = protected::outcome(said, "cause").map(str::to_owned);
-        Self::new(name, [of(WITHOUT), of(WITH)], want).because(cause)
+        let want = set.wanted.get(name).copied();
+        Self::new(set, name, [of(WITHOUT), of(WITH)], want).because(cause)
     }
 
     /// The search for secrets when the VMs have ended.
-    fn after(log: &str) -> Self {
+    fn after(set: &Set, log: &str) -> Self {
         let of = |subject| match protected::places_left(log, subject) {
             Ok(0) => "failed",
             Ok(_) => "succeeded",
             Err(_) => NOTHING,
         };
-        Self::new(AFTER, [of(WITHOUT), of(WITH)].map(str::to_owned), Some(Want::Fails))
+        Self::new(set, AFTER, [of(WITHOUT), of(WITH)].map(str::to_owned), Some(Want::Fails))
     }
 
-    fn new(name: &str, [without, with]: [String; 2], want: Option<Want>) -> Self {
+    fn new(set: &Set, name: &str, [without, with]: [String; 2], want: Option<Want>) -> Self {
         let is_good = want.is_some_and(|want| {
             protected::accepted(WITHOUT, want).contains(&without.as_str())
                 && protected::accepted(WITH, want).contains(&with.as_str())
         });
         let claims = |group: &Group| group.names.iter().any(|start| name.starts_with(start));
-        let group = GROUPS.iter().position(claims).unwrap_or_default();
+        let group = set.groups.iter().position(claims).unwrap_or_default();
         Self { name: name.to_owned(), group, without, with, cause: None, is_good }
     }
 
@@ -146,10 +77,10 @@ impl Row {
             && self.is_good == other.is_good
     }
 
-    fn json(&self) -> Value {
+    fn json(&self, groups: &[Group]) -> Value {
         json!({
             "name": self.name,
-            "group": GROUPS.get(self.group).map(|group| group.title),
+            "group": groups.get(self.group).map(|group| group.title),
             "without": self.without,
             "with": self.with,
             "cause": self.cause,
@@ -170,26 +101,27 @@ pub(super) fn words(outcome: &str) -> &str {
 /// Every attack that there is, whether it was seen or not.
 #[derive(Debug)]
 pub(super) struct Table {
+    groups: &'static [Group],
     rows: Vec<Row>,
 }
 
 impl Table {
-    /// What `log` tells of the attacks.
+    /// What `log` tells of the attacks of `set`.
     ///
     /// # Errors
     /// If it tells of one twice.
-    pub(super) fn of(log: &str) -> Result<Self> {
-        let (wanted, found) = (protected::attacks(), protected::lines(log, "vmm: ATTACK ")?);
-        let wanted_names = wanted.keys().map(String::as_str);
+    pub(super) fn of(log: &str, set: &Set) -> Result<Self> {
+        let found = protected::lines(log, set.line)?;
+        let wanted_names = set.wanted.keys().map(String::as_str);
         let names: BTreeSet<&str> = wanted_names.chain(found.keys().copied()).collect();
         let row = |name| {
             let said = found.get(name).copied().unwrap_or_default();
-            Row::of(name, said, wanted.get(name).copied())
+            Row::of(set, name, said)
         };
         let mut rows: Vec<Row> = names.into_iter().map(row).collect();
-        rows.push(Row::after(log));
+        rows.push(Row::after(set, log));
         rows.sort_by_key(|row| row.group);
-        Ok(Self { rows })
+        Ok(Self { groups: set.groups, rows })
     }
 
     /// Whether every attack was seen and ended as it must, and no other was.
@@ -211,7 +143,7 @@ impl Table {
 
     /// One object for each attack.
     pub(super) fn json(&self) -> Value {
-        self.rows.iter().map(Row::json).collect()
+        self.rows.iter().map(|row| row.json(self.groups)).collect()
     }
 }
 
@@ -231,7 +163,9 @@ impl fmt::Display for Table {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let groups = || self.rows.chunk_by(|a, b| a.group == b.group);
         for rows in groups() {
-            let Some(group) = rows.first().and_then(|row| GROUPS.get(row.group)) else { continue };
+            let Some(group) = rows.first().and_then(|row| self.groups.get(row.group)) else {
+                continue;
+            };
             writeln!(out, "{}:\n{}", group.title, wrapped(group.words))?;
             line(out, ["attack", "without ticket", "with ticket"])?;
             for same in rows.chunk_by(Row::is_like) {
@@ -248,7 +182,7 @@ impl fmt::Display for Table {
         }
         line(out, ["group", "without ticket", "with ticket"])?;
         for rows in groups().chain([self.rows.as_slice()]) {
-            let group = rows.first().and_then(|row| GROUPS.get(row.group));
+            let group = rows.first().and_then(|row| self.groups.get(row.group));
             let is_all = rows.len() == self.rows.len();
             let title = group.filter(|_| !is_all).map_or("all", |group| group.title);
             let without = tally(rows, |row| &row.without);
@@ -265,6 +199,7 @@ fn line(out: &mut fmt::Formatter<'_>, [name, without, with]: [&str; 3]) -> fmt::
 
 #[cfg(test)]
 mod tests {
+    use super::super::sets::{linux, small};
     use super::*;
 
     const LEFT: &str = "harness: found 9 at [ 0x1000 ] of unprotected\n\
@@ -284,11 +219,11 @@ mod tests {
         let change = |line: String| {
             if line.contains("set-rax ") { line.replace(from, to) } else { line }
         };
-        Table::of(&log(change)).unwrap()
+        Table::of(&log(change), &small()).unwrap()
     }
 
     fn all_good() -> Table {
-        Table::of(&log(|line| line)).unwrap()
+        Table::of(&log(|line| line), &small()).unwrap()
     }
 
     #[test]
@@ -317,7 +252,8 @@ mod tests {
 
     #[test]
     fn an_attack_that_must_stop_the_vm_may_not_just_fail() {
-        let table = Table::of(&log(|line| line.replace("stopped cause=7", "failed"))).unwrap();
+        let table =
+            Table::of(&log(|line| line.replace("stopped cause=7", "failed")), &small()).unwrap();
         assert!(!table.is_good());
     }
 
@@ -327,25 +263,26 @@ mod tests {
         assert!(!table.is_good());
         assert!(table.to_string().contains("set-rax                       not seen"));
         assert!(!changed(" protected=failed", "").is_good());
-        assert!(!Table::of("").unwrap().is_good());
+        assert!(!Table::of("", &small()).unwrap().is_good());
     }
 
     #[test]
     fn an_attack_that_nobody_knows_is_wrong() {
         let table = Table::of(
             &(log(|line| line) + "vmm: ATTACK odd unprotected=succeeded protected=failed"),
+            &small(),
         );
         assert!(!table.unwrap().is_good());
     }
 
     #[test]
     fn an_attack_that_is_told_of_twice_is_an_error() {
-        assert!(Table::of(&log(|line| line.repeat(2))).is_err());
+        assert!(Table::of(&log(|line| line.repeat(2)), &small()).is_err());
     }
 
     #[test]
     fn a_secret_that_is_left_or_not_looked_for_is_wrong() {
-        let with = |left: &str| Table::of(&log(|line| line).replace(LEFT, left)).unwrap();
+        let with = |left: &str| Table::of(&log(|line| line).replace(LEFT, left), &small()).unwrap();
         assert!(with(LEFT).is_good());
         assert!(!with("").is_good());
         assert!(!with(&LEFT.replace("found 0", "found 1")).is_good());
@@ -354,8 +291,11 @@ mod tests {
 
     #[test]
     fn every_attack_has_a_group_and_every_group_an_attack() {
-        let found: BTreeSet<usize> = all_good().rows.iter().map(|row| row.group).collect();
-        assert!(found.into_iter().eq(0..GROUPS.len() - 1));
+        for set in [small(), linux()] {
+            let rows = Table::of("", &set).unwrap().rows;
+            let found: BTreeSet<usize> = rows.iter().map(|row| row.group).collect();
+            assert!(found.into_iter().eq(0..set.groups.len() - 1));
+        }
     }
 
     #[test]
@@ -364,7 +304,7 @@ mod tests {
         let change = |line: String| {
             if line.contains("-msrs-at-hlt ") { line.replace("=failed", "=hung") } else { line }
         };
-        let text = Table::of(&log(change)).unwrap().to_string();
+        let text = Table::of(&log(change), &small()).unwrap().to_string();
         assert!(text.contains("    get-msrs-at-hlt ") && text.contains("hung  <- WRONG"));
     }
 
