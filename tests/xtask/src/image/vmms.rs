@@ -136,7 +136,11 @@ pub(crate) fn attacked(of: &Parts, intruder: &Path, out: &Path) -> Result<PathBu
 }
 
 /// A host with a script, QEMU, and VMs that `visorctl` has made; and the folder of its parts.
-fn with_made(of: &Parts, (script, vms): (&str, &[Made]), out: &Path) -> Result<(Programs, PathBuf)> {
+fn with_made(
+    of: &Parts,
+    (script, vms): (&str, &[Made]),
+    out: &Path,
+) -> Result<(Programs, PathBuf)> {
     let parts = parts(out)?;
     let mut programs = host(&packages::vmms()?, &parts, script)?;
     programs.program("usr/bin/qemu-system-x86_64")?;

@@ -28,13 +28,18 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
+/// Has `visorctl` make a VM of `kernel` in the folder `dir`.
+fn make(rig: &Rig<'_>, kernel: &Path, dir: &Path) -> Result<()> {
+    paths::emptied(dir)?;
+    let of = [kernel, &rig.kit.guests()?.initrd];
+    build::linux_vm(&build::visorctl()?, of, &["--cmdline", "console=ttyS0 init.do="], dir)
+}
+
 /// A VM of `kernel` gets to userspace on the machine that `visorctl` describes, but by software, and does
 /// not touch the ROM where it is once more.
 fn boots(rig: &Rig<'_>, kernel: &Path) -> Result<()> {
     let dir = rig.dir.join("vm");
-    paths::emptied(&dir)?;
-    let of = [kernel, &rig.kit.guests()?.initrd];
-    build::linux_vm(&build::visorctl()?, of, &["--cmdline", "console=ttyS0 init.do="], &dir)?;
+    make(rig, kernel, &dir)?;
     lay_bait(&dir.join("stub.rom"))?;
     let text = fs::read_to_string(dir.join("qemu.args")).context("no arguments for QEMU")?;
     let arguments: Vec<&str> = text.lines().map(by_software).collect();
