@@ -147,4 +147,9 @@ fn nothing_is_told_besides_other_devices_or_ports() {
     world.run();
     assert_eq!(world.log, [(AT, 4, None)]);
     assert!(world.ram.kick.get().is_some());
+    // outsb
+    let mut world = World::new(Code::Long, &[0x6e]).with(&[(RSI, RAM)]);
+    world.ram.kick.set(Some((CARRIED.start + 0x50, 3)));
+    assert_eq!(world.port(0x10), Verdict::Host);
+    assert!(world.ram.kick.get().is_some());
 }

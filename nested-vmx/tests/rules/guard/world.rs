@@ -136,7 +136,7 @@ impl Space for Ram {
     }
 
     fn kick(&self, address: u64) -> Option<(u64, u64)> {
-        let kick = self.kick.get().filter(|_| CARRIED.contains(&address));
+        let kick = self.kick.get().filter(|_| CARRIED.contains(&address) || address == 0);
         self.kick.set(self.kick.get().filter(|_| kick.is_none()));
         kick
     }
