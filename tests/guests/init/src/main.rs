@@ -71,6 +71,10 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "cpu-hotplug" => hotplug::cycle(1),
         "devmem" => devmem::attack(line.value("init.reservation")),
         "secret" => secret::make(),
+        "stay" => {
+            std::thread::sleep(std::time::Duration::from_secs(10));
+            Ok(())
+        }
         "disk" => virtio::disk(),
         "network" => virtio::network(),
         "random" => virtio::random(),

@@ -37,10 +37,11 @@ const MADE_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=relia
 
 /// Such a VM: its folder, what its `init` does, and how it differs from others.
 type Made = (&'static str, &'static str, &'static [&'static str]);
-const MADE_VMS: [Made; 3] = [
+const MADE_VMS: [Made; 4] = [
     ("vm", "", &[]),
     ("vm-2", "cpu-hotplug", &["--processors", "2"]),
     ("vm-virtio", "disk,network,random ip=dhcp", &["--virtio", "3"]),
+    ("vm-lies", "disk,stay,disk ip=dhcp", &["--virtio", "4"]),
 ];
 
 /// The disk of those that have one: the host has filled the first half.

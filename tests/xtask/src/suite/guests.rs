@@ -129,7 +129,31 @@ fn made_tests() -> Vec<Test> {
             .test("protected/qemu-virtio-control", 30),
         made(with_tickets, virtio, "modules,submit,devices,boot,running,written,slay")
             .test("protected/qemu-virtio", 60),
+        lies().test("protected/qemu-virtio-lies", 60),
     ]
+}
+
+/// QEMU's memory is changed so that its virtio devices lie to a VM with a ticket: those are not served any more,
+/// and the VM goes on.
+fn lies() -> Boot {
+    let lines = [
+        "*guest: init: disk is right",
+        "*virtio: the host's used index * is too far",
+        "*virtio: the host returned chain 4294967295, which it has not",
+        "*virtio: the host claims 4294967295 bytes, above the buffer",
+        "*guest: init: disk is right",
+        "*guest: init: done",
+        "*init: PASS lies*",
+        "*init: PASS running*",
+        "*init: PASS written*",
+        "*init: done",
+    ];
+    let actions = "modules,submit,networks,lies,running,written,slay";
+    Boot::of(with_tickets(Host::Made(format!("init.vm=vm-lies init.do={actions}"))))
+        .on(roomy)
+        .expect(&lines)
+        .never("*init: FAIL *")
+        .ends(End::PowerOff)
 }
 
 /// As [`roomy`], with firmware whose ACPI tables a PVH dom0 finds.

@@ -4,6 +4,7 @@
 
 . /steps.sh
 vm=/$(word init.vm)
+return=$(printf '\r')
 
 # Gives the visor the VM's ticket.
 submit() {
@@ -24,22 +25,82 @@ written() {
     [ "$(sha256sum </data/disk)" = "$(cat /data/disk.after)" ]
 }
 
-# The VM gets to its last line, by the arguments that came with it.
-boot() {
+# start ARGUMENT...: the VM runs, by the arguments that came with it and these.
+start() {
     cd $vm
     mkfifo /run/line
     exec 3<>/run/line
     {
-        /usr/bin/qemu-system-x86_64 $(cat qemu.args) $devices -pidfile /run/qemu </dev/null
+        /usr/bin/qemu-system-x86_64 $(cat qemu.args) $devices -pidfile /run/qemu "$@" </dev/null
         echo "qemu: ended with $?"
     } >&3 2>&1 &
+}
+
+# says TEXT: the VM gets to a line with TEXT.
+says() {
     while read -r line; do
+        line=${line%$return}
         echo "guest: $line"
         case "$line" in
-        *"init: done"*) return 0 ;;
+        *"$1"*) return 0 ;;
         *"Kernel panic"* | "KVM: "* | "KVM internal error"* | "qemu: ended"*) return 1 ;;
         esac
     done <&3
+}
+
+# The VM gets to its last line.
+boot() {
+    start
+    says "init: done"
+}
+
+# The VM has three networks besides its disk, and they have buffers of the VM's to fill.
+networks() {
+    devices
+    devices="$disk"
+    for number in 1 2 3; do
+        devices="$devices -netdev user,id=n$number"
+        devices="$devices -device virtio-net-device,netdev=n$number,bus=virtio-mmio-bus.$number"
+    done
+}
+
+# peek OFFSET: two bytes of the VM's memory, as a number. poke OFFSET BYTES: other ones.
+peek() {
+    dd if=/proc/$(cat /run/qemu)/mem bs=1 skip=$((ram + $1)) count=2 2>/dev/null | hexdump -e '1/2 "%u"'
+}
+poke() {
+    printf "$2" | dd of=/proc/$(cat /run/qemu)/mem bs=1 seek=$((ram + $1)) conv=notrunc 2>/dev/null
+}
+
+# bytes NUMBER: its two bytes, as escapes.
+bytes() {
+    printf '\\x%02x\\x%02x' $(($1 & 255)) $(($1 >> 8 & 255))
+}
+
+# While the VM lives, the devices tell lies in the memory that they share with it: of more answers than there
+# are requests, of one to what was not asked, and of one that is too long. The VM uses its disk afterwards.
+lies() {
+    start
+    says "init: disk is right" || return 1
+    while IFS=' -' read -r first end rest; do
+        [ $((0x$end - 0x$first)) = $((64 << 20)) ] && ram=$((0x$first))
+    done </proc/$(cat /run/qemu)/maps
+    # Each has 2 MiB behind the window, which begin with the queue for what it receives.
+    first=$((0x3800000))
+    second=$((first + 0x200000))
+    third=$((second + 0x200000))
+    fourth=$((third + 0x200000))
+    poke $((second + 0x502)) "$(bytes 0x4000)"
+    index=$(peek $((third + 0x502)))
+    slot=$((third + 0x504 + 8 * (index & 63)))
+    poke $slot '\xff\xff\xff\xff\0\0\0\0'
+    poke $((third + 0x502)) "$(bytes $((index + 1)))"
+    index=$(peek $((fourth + 0x502)))
+    head=$(peek $((fourth + 0x404 + 2 * (index & 63))))
+    slot=$((fourth + 0x504 + 8 * (index & 63)))
+    poke $slot "$(bytes $head)"'\0\0\xff\xff\xff\xff'
+    poke $((fourth + 0x502)) "$(bytes $((index + 1)))"
+    says "init: done"
 }
 
 # The visor still has the VM.
