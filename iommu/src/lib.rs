@@ -9,12 +9,16 @@ mod directory;
 pub mod dmar;
 mod entry;
 mod error;
+#[cfg(test)]
+mod fake;
 mod fault;
 mod interrupts;
 mod policy;
 mod queue;
 mod registers;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod unit;
 
 use ept::addr::Frame;

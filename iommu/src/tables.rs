@@ -285,13 +285,13 @@ impl Domain {
                     (table, block.intersect(self.all()))
                 }
                 (Entry::Absent, Some(new)) => {
-                    self.give(mem, (place, index, block), new, stale);
+                    self.give(mem, (place, index, block), (old, new), stale);
                     continue;
                 }
-                (Entry::Leaf(old), Some(new @ Entry::Leaf(target)))
-                    if target.frame == old.frame && target.writable && !old.writable =>
+                (Entry::Leaf(leaf), Some(new @ Entry::Leaf(target)))
+                    if target.frame == leaf.frame && target.writable =>
                 {
-                    self.give(mem, (place, index, block), new, stale);
+                    self.give(mem, (place, index, block), (old, new), stale);
                     continue;
                 }
                 (Entry::Leaf(_), _) => continue,
@@ -306,17 +306,17 @@ impl Domain {
         Ok(())
     }
 
-    /// Writes what gives more than before.
+    /// Writes what gives more than `old`. Units may remember rights, and some absence.
     fn give(
         &self,
         mem: &mut impl Memory,
         (place, index, block): (Place, usize, Span),
-        new: Entry,
+        (old, new): (Entry, Entry),
         stale: &mut Stale,
     ) {
-        if new != Entry::Absent {
+        if new != old {
             self.set(mem, place, index, new);
-            if self.format.announce {
+            if old != Entry::Absent || self.format.announce {
                 stale.add(block);
             }
         }

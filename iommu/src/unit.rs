@@ -222,10 +222,11 @@ impl<R: Registers> Unit<R> {
     /// obeyed.
     fn command(&mut self, set: u32, clear: u32, step: Step) -> Result<(), Error> {
         let status = self.registers.read32(at::STATUS);
-        if status & clear == 0 && set == 0 {
+        let (now, then) = (status & !at::ONCE, status & !at::ONCE & !clear | set);
+        if now == then {
             return Ok(());
         }
-        self.registers.write32(at::COMMAND, status & !at::ONCE & !clear | set);
+        self.registers.write32(at::COMMAND, then);
         let mask = set | clear;
         // This bit is set while the buffer is being flushed; every other one when it is done.
         let wanted = if set == at::FLUSH_WRITES { 0 } else { set };

@@ -176,37 +176,55 @@ fn a_unit_may_have_many_pages_of_registers_but_none_of_anothers() {
     assert_eq!(Dmar::parse(&bytes).unwrap_err(), DmarError::Shared(HEAD + 16));
 }
 
-#[test]
-fn what_makes_no_sense_is_refused_with_its_place() {
+/// Why a table with a good unit and these structures is refused.
+fn refused(structures: &[Vec<u8>]) -> DmarError {
     let good = unit(1, 0, 0xfed9_0000, &[]);
-    let refused = |structures: &[Vec<u8>]| Dmar::parse(&table(39, 0, structures)).unwrap_err();
+    Dmar::parse(&table(39, 0, &[&[good], structures].concat())).unwrap_err()
+}
+
+/// Where the structures after the good unit begin.
+const AFTER: usize = HEAD + 16;
+
+#[test]
+fn a_table_without_a_unit_is_refused() {
+    let none = |structures: &[Vec<u8>]| Dmar::parse(&table(39, 0, structures)).unwrap_err();
     assert_eq!(Dmar::parse(&[0; HEAD - 1]).unwrap_err(), DmarError::Short);
-    assert_eq!(refused(&[]), DmarError::NoUnit);
-    assert_eq!(refused(&[reserved(0, 0xfff, &[])]), DmarError::NoUnit);
-    let after = HEAD + good.len();
-    let second = |bad: Vec<u8>| refused(&[good.clone(), bad]);
+    assert_eq!(none(&[]), DmarError::NoUnit);
+    assert_eq!(none(&[reserved(0, 0xfff, &[])]), DmarError::NoUnit);
+}
+
+#[test]
+fn what_can_be_nowhere_is_refused_with_its_place() {
     for place in [0, 0x1_0800, 1 << 52, u64::MAX - 0xfff] {
-        assert_eq!(second(unit(0, 0, place, &[])), DmarError::Place(after));
+        assert_eq!(refused(&[unit(0, 0, place, &[])]), DmarError::Place(AFTER));
     }
-    assert_eq!(second(reserved(0x2000, 0xfff, &[])), DmarError::Place(after));
-    assert_eq!(second(reserved(0, u64::MAX, &[])), DmarError::Place(after));
-    assert_eq!(second(reserved(0x2000, 0x1fff, &[])), DmarError::Place(after));
+    for (first, last) in [(0x2000, 0xfff), (0, u64::MAX), (0x2000, 0x1fff)] {
+        assert_eq!(refused(&[reserved(first, last, &[])]), DmarError::Place(AFTER));
+    }
+}
+
+#[test]
+fn what_is_cut_short_is_refused_with_its_place() {
     for kind in 0..=5 {
-        assert_eq!(second(structure(kind, &[0, 0])), DmarError::Structure(after));
+        assert_eq!(refused(&[structure(kind, &[0, 0])]), DmarError::Structure(AFTER));
     }
     // Lengths that lead nowhere: to the same place, into the header, past the end.
     for length in [0, 3, 5] {
-        assert_eq!(second([[9, 0], [length, 0]].concat()), DmarError::Structure(after));
+        assert_eq!(refused(&[[9, 0, length, 0].to_vec()]), DmarError::Structure(AFTER));
     }
+    // A name that does not end.
+    assert_eq!(refused(&[structure(4, &[0, 0, 0, 1, b'A'])]), DmarError::Structure(AFTER));
+}
+
+#[test]
+fn a_broken_scope_is_refused_with_the_place_of_its_structure() {
     let no_path = scope(1, 0, 0, &[]);
     let half_a_step = [scope(1, 0, 0, &[]), [0].to_vec()].concat();
     let mut odd = scope(1, 0, 0, &[[0, 0]]);
     odd[1] = 7;
     for bad in [no_path, half_a_step, odd, [1].to_vec(), [1, 0, 0, 0, 0, 0, 0, 0].to_vec()] {
-        assert_eq!(second(unit(0, 0, 0xfeda_0000, &[bad])), DmarError::Scope(after));
+        assert_eq!(refused(&[unit(0, 0, 0xfeda_0000, &[bad])]), DmarError::Scope(AFTER));
     }
-    // A name that does not end.
-    assert_eq!(second(structure(4, &[0, 0, 0, 1, b'A'])), DmarError::Structure(after));
 }
 
 #[test]

@@ -1,0 +1,6 @@
+//! Units of the specification's, driven by this crate, and devices that try everything.
+
+mod changes;
+mod interrupts;
+mod start;
+mod world;
