@@ -155,7 +155,7 @@ const OPEN: &[&str] = &[
     "dma: bad: edu wrote 256 words of a VM's page",
     "dma: FAIL owners: 24 of 60 checks: *",
     "dma: bad: ahci wrote the visor's page 0x2000000",
-    "dma: FAIL visor: 48 of 48 checks: *",
+    "dma: FAIL visor: 72 of 72 checks: *",
     "dma: bad: ahci wrote 512 words of a VM's page",
     "dma: bad: ahci writes a view: Done",
     "dma: FAIL roles: 24 of 60 checks: *",

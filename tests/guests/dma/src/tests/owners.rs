@@ -37,6 +37,11 @@ pub(super) fn visor(machine: &mut Machine) -> Outcome {
         for page in [visor::START, visor::START + PAGE, visor::WORDS, visor::END - PAGE] {
             let (name, before) = (device.name(), memory::sum(page));
             guard.forget();
+            let _ = device.take(page);
+            is_told(guard, device, (page, false), &mut checks);
+            memory::fill(ARENA, PAGE, page | u64::from(device.source()));
+            let _ = device.take(ARENA);
+            guard.forget();
             let _ = device.store(page);
             is_told(guard, device, (page, true), &mut checks);
             let same = memory::sum(page) == before;
