@@ -15,7 +15,7 @@ use super::kernel::Kernel;
 
 pub(super) const PAGE: u64 = 4096;
 pub(super) const PAGE_LEN: usize = 4096;
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 /// What a VM's memory may be. Above 3 GiB, QEMU puts a part of it above 4 GiB.
 const MEMORY: std::ops::RangeInclusive<u64> = 16 * MIB..=3072 * MIB;
 
@@ -45,18 +45,19 @@ pub(super) struct Layout {
 
 impl Layout {
     /// The layout for `kernel` and an initial RAM disk of so many bytes in `memory` bytes, of which `shared`
-    /// are for devices.
+    /// are for devices, above the first MiB and `reserved` bytes.
     pub(super) fn new(
         kernel: &Kernel<'_>,
         initrd: usize,
         (memory, shared): (u64, u64),
+        reserved: u64,
     ) -> Result<Self, Fault> {
         let kept = shared + PAGE;
         let window = memory.checked_sub(kept).ok_or(Fault::Memory(kept))?;
         let initrd = u64::try_from(initrd).unwrap_or(u64::MAX);
         let no_room = Fault::Initrd(initrd);
         let below = initrd.checked_next_multiple_of(PAGE).ok_or(no_room)?;
-        let least = below.checked_add(MIB).ok_or(no_room)?.max(kernel.preferred);
+        let least = below.checked_add(MIB + reserved).ok_or(no_room)?.max(kernel.preferred);
         // A kernel above the place that it prefers unpacks itself where it is.
         let start = match kernel.alignment {
             Some(alignment) => least.checked_next_multiple_of(alignment).ok_or(no_room)?,

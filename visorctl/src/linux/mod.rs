@@ -1,4 +1,4 @@
-//! `ticket linux`: a VM of QEMU's that boots a Linux kernel without anybody's firmware, and its ticket.
+//! `ticket linux`: a VM of QEMU's or Xen's that boots a Linux kernel without anybody's firmware, and its ticket.
 //!
 //! Firmware would take kernel, command line and memory map from the host while the VM runs, so nothing
 //! could be said about them in a ticket. Here all of it lies in memory before the VM's first
@@ -12,14 +12,15 @@ mod mp;
 mod params;
 mod qemu;
 mod rom;
+mod xen;
 
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::value_parser;
-use ticket::Class;
 use ticket::build::Ticket;
+use ticket::{Class, State};
 
 use crate::failure::Failure;
 use crate::make::{self, Made};
@@ -53,12 +54,35 @@ pub(crate) struct Order {
     /// How many virtio devices the VM has, 0 to 8: those on QEMU's buses virtio-mmio-bus.0 and so on
     #[arg(long, value_name = "COUNT", default_value_t = 0, value_parser = value_parser!(u8).range(..=8))]
     virtio: u8,
+    /// Who runs the VM
+    #[arg(long, value_enum, default_value_t = Machine::Qemu)]
+    machine: Machine,
     /// The VM's id, 32 hexadecimal digits; random if it is left out
     #[arg(long, value_name = "HEX", value_parser = crate::hex::decode::<16>)]
     vm: Option<[u8; 16]>,
-    /// The folder for stub.rom, image.bin, qemu.args and the ticket, none of which may exist yet
+    /// The folder for the ticket, and for stub.rom, image.bin, qemu.args, or image.elf, firmware.bin, xl.cfg; none
+    /// of which may exist yet
     #[arg(long, value_name = "FOLDER")]
     output_dir: PathBuf,
+}
+
+/// Who runs a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Machine {
+    /// QEMU on KVM, as a microvm
+    Qemu,
+    /// Xen, as an HVM guest of xl
+    Xen,
+}
+
+impl Machine {
+    /// Where [`Image::stub`] lies, and how much room it needs above the first MiB.
+    const fn stub(self) -> (u32, u64) {
+        match self {
+            Self::Qemu => (rom::BASE, 0),
+            Self::Xen => (xen::STUB, rom::LENGTH),
+        }
+    }
 }
 
 /// Why a kernel, with what goes along, makes no VM.
@@ -78,12 +102,16 @@ pub(crate) enum Fault {
     Initrd(u64),
     /// The kernel must have memory up to this address.
     Memory(u64),
+    /// More than one processor, or virtio devices, for another machine than QEMU's.
+    OnlyQemu,
 }
 
 /// Everything that the VM's memory holds at first.
 struct Image {
     layout: Layout,
-    rom: Vec<u8>,
+    machine: Machine,
+    /// What runs first, and copies what belongs below 1 MiB.
+    stub: Vec<u8>,
     /// From `layout.start()` on.
     content: Vec<u8>,
     /// Number of virtio devices.
@@ -92,9 +120,14 @@ struct Image {
 
 impl Image {
     fn new(kernel: &[u8], initrd: &[u8], order: &Order) -> Result<Self, Fault> {
+        let machine = order.machine;
+        if machine == Machine::Xen && (order.processors, order.virtio) != (1, 0) {
+            return Err(Fault::OnlyQemu);
+        }
         let kernel = Kernel::parse(kernel)?;
+        let (base, reserved) = machine.stub();
         let shared = u64::from(order.virtio) * layout::SHARE;
-        let layout = Layout::new(&kernel, initrd.len(), (order.memory, shared))?;
+        let layout = Layout::new(&kernel, initrd.len(), (order.memory, shared), reserved)?;
         let line = format!("{WORDS} {}{}", qemu::words(order.virtio), order.cmdline);
         let most = kernel.command_line.min(rom::LINE_ROOM - 1);
         if line.len() > most {
@@ -107,16 +140,19 @@ impl Image {
             efi: &efi::tables(&layout),
             mp: &mp::tables(order.processors),
         };
-        let rom = rom::rom(&low, layout.kernel);
+        let stub = match machine {
+            Machine::Qemu => rom::rom(&low, layout.kernel),
+            Machine::Xen => rom::flat(&low, base, layout.kernel),
+        };
         let mut content = initrd.to_vec();
         content.resize(content.len().next_multiple_of(layout::PAGE_LEN), 0);
         content.extend(kernel.code);
-        Ok(Self { layout, rom, content, virtio: order.virtio })
+        Ok(Self { layout, machine, stub, content, virtio: order.virtio })
     }
 
     /// Adds what the VM has, and what must be in it, to `ticket`.
     fn fill(&self, ticket: Ticket) -> Result<Ticket, String> {
-        let (rom, window) = (u64::from(rom::BASE), u64::from(self.layout.window));
+        let (stub, window) = (u64::from(self.machine.stub().0), u64::from(self.layout.window));
         let mut ticket = ticket.range(0, window, Class::Private).range(window, PAGE, Class::Window);
         for number in 0..u64::from(self.virtio) {
             let share = window + PAGE + number * layout::SHARE;
@@ -125,8 +161,12 @@ impl Image {
         if self.virtio != 0 {
             ticket = ticket.range(qemu::DEVICES, PAGE, Class::Virtio);
         }
-        ticket = ticket.range(rom, rom::LENGTH, Class::Private);
-        for (start, content) in [(u64::from(self.layout.start()), &self.content), (rom, &self.rom)]
+        match self.machine {
+            Machine::Qemu => ticket = ticket.range(stub, rom::LENGTH, Class::Private),
+            Machine::Xen => ticket.state = State::Hashed(xen::first_state(self)),
+        }
+        for (start, content) in
+            [(u64::from(self.layout.start()), &self.content), (stub, &self.stub)]
         {
             ticket.image(start, content).map_err(|why| why.to_string())?;
         }
@@ -154,17 +194,33 @@ pub(crate) fn linux(order: &Order) -> Result<Made, Failure> {
     let ticket = ticket.map_err(wrong)?;
     let bytes = ticket.bytes().map_err(|why| wrong(why.to_string()))?;
     fs::create_dir_all(folder).map_err(|why| Failure::File(folder.clone(), why))?;
-    let arguments = qemu::arguments(image.layout.start(), order.memory, order.processors);
-    for (name, content, mode) in [
-        ("stub.rom", image.rom.as_slice(), make::PUBLIC),
-        ("image.bin", &image.content, make::PUBLIC),
-        ("qemu.args", arguments.as_bytes(), make::PUBLIC),
-        ("ticket", &bytes, make::SECRET),
-    ] {
+    let mut files = match order.machine {
+        Machine::Qemu => {
+            let arguments = qemu::arguments(image.layout.start(), order.memory, order.processors);
+            vec![
+                ("stub.rom", image.stub, make::PUBLIC),
+                ("image.bin", image.content, make::PUBLIC),
+                ("qemu.args", arguments.into_bytes(), make::PUBLIC),
+            ]
+        }
+        Machine::Xen => {
+            let place =
+                fs::canonicalize(folder).map_err(|why| Failure::File(folder.clone(), why))?;
+            let configuration = xen::configuration(&place, order.memory);
+            vec![
+                ("image.elf", xen::elf(&image), make::PUBLIC),
+                ("firmware.bin", xen::FIRMWARE.to_vec(), make::PUBLIC),
+                ("xl.cfg", configuration.into_bytes(), make::PUBLIC),
+            ]
+        }
+    };
+    files.push(("ticket", bytes, make::SECRET));
+    let length = files.last().map_or(0, |(_, bytes, _)| bytes.len());
+    for (name, content, mode) in files {
         let path = folder.join(name);
-        make::write(&path, content, mode).map_err(|why| Failure::File(path, why))?;
+        make::write(&path, &content, mode).map_err(|why| Failure::File(path, why))?;
     }
-    Ok(Made::of(&ticket, bytes.len()))
+    Ok(Made::of(&ticket, length))
 }
 
 impl fmt::Display for Fault {
@@ -181,6 +237,9 @@ impl fmt::Display for Fault {
             }
             Self::Initrd(bytes) => {
                 write!(f, "an initial RAM disk of {bytes} bytes does not fit below the kernel")
+            }
+            Self::OnlyQemu => {
+                write!(f, "only VMs for QEMU have several processors, or virtio devices")
             }
             Self::Memory(end) => {
                 write!(

@@ -30,6 +30,8 @@ const TABLE_AT: u16 = 0xff00;
 const POINTER_AT: u16 = 0xff20;
 const PROTECTED_AT: u16 = 0xff40;
 const REAL_AT: u16 = 0xffd0;
+/// The first instruction of [`flat`].
+pub(super) const FLAT_AT: u16 = 0xffd0;
 /// The reset vector (SDM vol. 3, section 10.1.4).
 const RESET_AT: u16 = 0xfff0;
 
@@ -52,7 +54,24 @@ pub(super) struct Low<'a> {
 
 /// The ROM for a kernel with its 32-bit entry at `entry`.
 pub(super) fn rom(low: &Low<'_>, entry: u32) -> Vec<u8> {
-    let mut rom = vec![0; LENGTH_LEN];
+    let mut rom = block(low, BASE, entry);
+    for (at, content) in [(REAL_AT, real()), (RESET_AT, reset())] {
+        put(&mut rom, at.into(), &content);
+    }
+    rom
+}
+
+/// The same as memory at `base`, for a processor that begins in protected mode with flat segments, at
+/// [`FLAT_AT`].
+pub(super) fn flat(low: &Low<'_>, base: u32, entry: u32) -> Vec<u8> {
+    let mut block = block(low, base, entry);
+    put(&mut block, FLAT_AT.into(), &enter_flat(base));
+    block
+}
+
+/// What both have: what is copied, descriptors, and the code that copies.
+fn block(low: &Low<'_>, base: u32, entry: u32) -> Vec<u8> {
+    let mut block = vec![0; LENGTH_LEN];
     let table: Vec<u8> = TABLE.into_iter().flat_map(u64::to_le_bytes).collect();
     for (at, content) in [
         (PARAMS_AT, low.params.as_slice()),
@@ -60,19 +79,17 @@ pub(super) fn rom(low: &Low<'_>, entry: u32) -> Vec<u8> {
         (EFI_AT, low.efi),
         (MP_AT, low.mp),
         (TABLE_AT, &table),
-        (POINTER_AT, &pointer()),
-        (PROTECTED_AT, &protected(entry)),
-        (REAL_AT, &real()),
-        (RESET_AT, &reset()),
+        (POINTER_AT, &pointer(base)),
+        (PROTECTED_AT, &protected(base, entry)),
     ] {
-        put(&mut rom, at.into(), content);
+        put(&mut block, at.into(), content);
     }
-    rom
+    block
 }
 
 /// The address of an offset.
-fn address(at: u16) -> u32 {
-    BASE | u32::from(at)
+fn address(base: u32, at: u16) -> u32 {
+    base | u32::from(at)
 }
 
 /// `jmp REAL`.
@@ -82,9 +99,9 @@ fn reset() -> Vec<u8> {
 }
 
 /// What `lgdt` loads.
-fn pointer() -> Vec<u8> {
+fn pointer(base: u32) -> Vec<u8> {
     let limit: [u8; 2] = [31, 0];
-    [limit.as_slice(), &address(TABLE_AT).to_le_bytes()].concat()
+    [limit.as_slice(), &address(base, TABLE_AT).to_le_bytes()].concat()
 }
 
 /// In real mode, with the ROM as the code segment: to protected mode.
@@ -99,21 +116,37 @@ fn real() -> Vec<u8> {
         &[0x66, 0xb8, 0x11, 0, 0, 0, 0x0f, 0x22, 0xc0],
         // jmp CODE:PROTECTED
         &[0x66, 0xea],
-        &address(PROTECTED_AT).to_le_bytes(),
+        &address(BASE, PROTECTED_AT).to_le_bytes(),
+        &[CODE, 0],
+    ]
+    .concat()
+}
+
+/// In protected mode with any segments that are flat: loads those that Linux expects.
+fn enter_flat(base: u32) -> Vec<u8> {
+    [
+        // cli; cld
+        [0xfa, 0xfc].as_slice(),
+        // lgdt [POINTER]
+        &[0x0f, 0x01, 0x15],
+        &address(base, POINTER_AT).to_le_bytes(),
+        // jmp CODE:PROTECTED
+        &[0xea],
+        &address(base, PROTECTED_AT).to_le_bytes(),
         &[CODE, 0],
     ]
     .concat()
 }
 
 /// In protected mode: copies, and enters the kernel with ESI = boot parameters, EBX = EBP = EDI = 0.
-fn protected(entry: u32) -> Vec<u8> {
+fn protected(base: u32, entry: u32) -> Vec<u8> {
     let mut code = vec![0xb8, DATA, 0, 0, 0];
     // mov ds, eax; es; ss; fs; gs
     code.extend([0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0, 0x8e, 0xe0, 0x8e, 0xe8]);
     for (from, to, bytes) in [(PARAMS_AT, PARAMS, PAGES_LEN), (MP_AT, mp::PLACE, mp::LENGTH)] {
         let count = u32::try_from(bytes / 4).unwrap_or_default();
         // mov esi, FROM; mov edi, TO; mov ecx, COUNT; rep movsd
-        for (opcode, value) in [(0xbe, address(from)), (0xbf, to), (0xb9, count)] {
+        for (opcode, value) in [(0xbe, address(base, from)), (0xbf, to), (0xb9, count)] {
             code.push(opcode);
             code.extend(value.to_le_bytes());
         }

@@ -12,14 +12,14 @@ use ticket::{Class, State};
 use super::bytes::{array, put};
 use super::kernel::Kernel;
 use super::layout::{Layout, memory};
-use super::{Fault, Image, Order, WORDS, efi, mp, params, rom};
+use super::{Fault, Image, Machine, Order, WORDS, efi, mp, params, rom};
 use crate::fake::Fake;
 use crate::tests::{Folder, json, text};
 
 const MIB: u64 = 1 << 20;
 
 /// A bzImage with one sector of setup and `code` sectors of code, all 0xcc, and a byte behind.
-fn bzimage(code: usize) -> Vec<u8> {
+pub(super) fn bzimage(code: usize) -> Vec<u8> {
     let mut file = vec![0; 1024];
     file.resize(1024 + code * 512, 0xcc);
     file.push(0xee);
@@ -50,12 +50,12 @@ fn changed(at: usize, field: &[u8]) -> Vec<u8> {
     file
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     array(bytes, at).map(u32::from_le_bytes).unwrap()
 }
 
 /// What is asked for if nothing is, in 64 MiB.
-fn order() -> Order {
+pub(super) fn order() -> Order {
     Order {
         kernel: PathBuf::new(),
         initrd: None,
@@ -63,6 +63,7 @@ fn order() -> Order {
         memory: 64 * MIB,
         processors: 1,
         virtio: 1,
+        machine: Machine::Qemu,
         vm: None,
         output_dir: PathBuf::new(),
     }
@@ -136,7 +137,7 @@ proptest! {
         prop_assume!(bytes >= MIB);
         let first = disk.next_multiple_of(4096) + MIB;
         let place = first.max(16 * MIB).next_multiple_of(2 * MIB);
-        match Layout::new(&kernel, initrd, (all, shared)) {
+        match Layout::new(&kernel, initrd, (all, shared), 0) {
             Ok(layout) => {
                 prop_assert_eq!(u64::from(layout.kernel), place);
                 prop_assert!(movable || place == 16 * MIB);
@@ -163,7 +164,7 @@ proptest! {
 fn an_initial_ram_disk_may_lie_up_to_the_last_byte_that_the_kernel_takes() {
     for (last, expected) in [(0xff_ffff_u32, Ok(0x100_0000)), (0xff_fffe, Err(Fault::Initrd(9)))] {
         let file = changed(0x22c, &last.to_le_bytes());
-        let layout = Layout::new(&Kernel::parse(&file).unwrap(), 9, (64 * MIB, 0));
+        let layout = Layout::new(&Kernel::parse(&file).unwrap(), 9, (64 * MIB, 0), 0);
         assert_eq!(layout.map(|layout| layout.kernel), expected);
     }
 }
@@ -353,7 +354,7 @@ fn sizes_of_memory_are_whole_mebibytes_within_limits() {
 }
 
 /// Runs the command; the folder of what it made is `name` in `folder`.
-fn made(folder: &Folder, name: &str, more: &[&str]) -> serde_json::Value {
+pub(super) fn made(folder: &Folder, name: &str, more: &[&str]) -> serde_json::Value {
     let kernel = folder.write("kernel", &bzimage(20));
     let initrd = folder.write("initrd", &[0xab; 5000]);
     let out = folder.path(name);
