@@ -21,6 +21,7 @@ mod threads;
 mod uart;
 mod vm;
 mod work;
+mod xen;
 
 use std::process::ExitCode;
 

@@ -11,11 +11,16 @@ use std::os::unix::fs::FileExt;
 
 /// A word behind a disguise: two of them are the same if the words are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Disguised(u64);
+pub(crate) struct Disguised(u64);
 
 impl Disguised {
-    fn of(word: u64) -> Self {
+    pub(crate) const fn of(word: u64) -> Self {
         Self(word.wrapping_mul(0xd134_2543_de82_ef95).rotate_left(29))
+    }
+
+    /// It, as whoever searches wants it.
+    pub(crate) const fn word(self) -> u64 {
+        self.0
     }
 }
 

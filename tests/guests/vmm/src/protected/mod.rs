@@ -15,7 +15,7 @@ mod program;
 mod smp;
 mod victim;
 
-pub(crate) use look::ask_outside;
+pub(crate) use look::{Disguised, ask_outside};
 use victim::Kind;
 pub(crate) use victim::Ticket;
 

@@ -13,6 +13,7 @@ use crate::mode::{self, Mode};
 use crate::protected;
 use crate::vm::{Exit, Vcpu, Vm};
 use crate::work;
+use crate::xen;
 pub(crate) use interrupts::alarm_in;
 
 /// A test: says why it failed.
@@ -63,6 +64,9 @@ const OTHERS: &[(&str, Test)] = &[
     ("protected-life-2-cpus", protected::life_on_two),
     ("protected-smp-control", protected::smp_control),
     ("protected-smp", protected::smp),
+    ("xen-first", xen::first),
+    ("xen-control", xen::control),
+    ("xen-attacks", xen::attacks),
     ("cost", cost::plain),
     ("cost-protected", cost::protected),
     ("compile", work::compile),
