@@ -133,3 +133,10 @@ fn a_vm_for_xen_has_one_processor_and_no_virtio_devices() {
         assert_eq!(Image::new(&bzimage(20), &[], &order).err(), Some(Fault::OnlyQemu));
     }
 }
+
+#[test]
+fn an_initial_ram_disk_leaves_room_for_the_stub() {
+    let most = 15 * 1024 * 1024 - (1 << 16);
+    let starts = [most, most + 1].map(|bytes| image(bytes).layout.start());
+    assert_eq!(starts, [0x11_0000, 0x30_f000]);
+}
