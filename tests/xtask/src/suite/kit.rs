@@ -59,6 +59,8 @@ pub(crate) enum Host {
     Attacked(String),
     /// As [`Host::Attacked`], with the distribution's kernel as the host.
     StockAttacked(String),
+    /// The distribution's Xen with the small kernel, `init`, `vmm` and `visorctl` as dom0.
+    XenVms { xen: String, dom0: String },
     /// The distribution's Xen with the small kernel as dom0, and `xl` there, whose guests are the
     /// small kernel too.
     Xl { xen: String, dom0: String },
@@ -273,18 +275,15 @@ impl Kit {
         self.xl.get(|| vmms::xl(&self.small()?, &paths::target("guests")?.join("xl.cpio")))
     }
 
-    fn initrd(&self) -> Result<PathBuf> {
-        Ok(self.guests()?.initrd)
-    }
-
     /// The Linux kernel of `host` and its initial RAM file system.
     fn linux(&self, host: &Host) -> Result<Vec<PathBuf>> {
         type Make = fn(&Kit) -> Result<PathBuf>;
+        let initrd: Make = |kit| Ok(kit.guests()?.initrd);
         let (kernel, initrd): (Make, Make) = match host {
-            Host::Small(_) | Host::Xen { .. } => (Self::small, Self::initrd),
-            Host::Stock(_) | Host::StockXen { .. } => (Self::stock, Self::initrd),
+            Host::Small(_) | Host::Xen { .. } => (Self::small, initrd),
+            Host::Stock(_) | Host::StockXen { .. } => (Self::stock, initrd),
             Host::Kvm(_) => (Self::small, Self::small_kvm),
-            Host::Protected(_) => (Self::small, Self::protected),
+            Host::Protected(_) | Host::XenVms { .. } => (Self::small, Self::protected),
             Host::KvmLinux(_) => (Self::small, Self::kvm_linux),
             Host::KvmWorks(_) => (Self::small, Self::kvm_works),
             Host::StockKvm(_) => (Self::stock, Self::stock_kvm),
@@ -314,9 +313,10 @@ impl Kit {
             | Host::Made(words)
             | Host::Attacked(words)
             | Host::StockAttacked(words) => (LINUX, words),
-            Host::Xen { dom0, .. } | Host::StockXen { dom0, .. } | Host::Xl { dom0, .. } => {
-                (DOM0, dom0)
-            }
+            Host::Xen { dom0, .. }
+            | Host::StockXen { dom0, .. }
+            | Host::XenVms { dom0, .. }
+            | Host::Xl { dom0, .. } => (DOM0, dom0),
             Host::Probe(words) => return Ok(vec![Image::new(self.guests()?.probe, words)]),
             Host::Vmx(words) => return Ok(vec![Image::new(self.guests()?.vmx, words)]),
             Host::Files(images) => return Ok(images.clone()),
@@ -326,7 +326,11 @@ impl Kit {
         if let Some(kernel) = images.first_mut() {
             kernel.words = format!("{usual} {words}");
         }
-        if let Host::Xen { xen, .. } | Host::StockXen { xen, .. } | Host::Xl { xen, .. } = host {
+        if let Host::Xen { xen, .. }
+        | Host::StockXen { xen, .. }
+        | Host::XenVms { xen, .. }
+        | Host::Xl { xen, .. } = host
+        {
             images.insert(0, Image::new(self.xen()?, format!("{XEN} {xen}")));
         }
         Ok(images)
@@ -360,6 +364,7 @@ impl Kit {
             }
             Host::Xen { .. }
             | Host::StockXen { .. }
+            | Host::XenVms { .. }
             | Host::Xl { .. }
             | Host::Probe(_)
             | Host::Vmx(_)

@@ -10,6 +10,7 @@ mod kvm;
 mod probes;
 pub(crate) mod protected;
 mod protected_smp;
+mod protected_xen;
 pub(crate) mod qemu_attacks;
 mod same;
 mod schedule;
@@ -84,6 +85,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(guests::tests());
     tests.extend(protected::tests());
     tests.extend(protected_smp::tests());
+    tests.extend(protected_xen::tests());
     tests.extend(qemu_attacks::tests());
     tests.extend(tickets::tests());
     tests.extend(iommu::tests());

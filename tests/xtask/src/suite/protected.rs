@@ -332,9 +332,9 @@ pub(super) fn judge_attacks(
 /// not, the search would prove nothing.
 pub(super) fn judge_memory(log: &str, subjects: &[&str]) -> Result<()> {
     for subject in subjects {
-        let count = places_left(log, subject)?;
-        let is_good = (count > 0) == (*subject == "unprotected");
-        ensure!(is_good, "the secret of {subject} was found {count} times");
+        let is_good = (places_left(log, subject)? > 0) == (*subject == "unprotected");
+        let line = log.lines().rfind(|line| line.ends_with(&format!(" of {subject}")));
+        ensure!(is_good, "the secret of {subject}: {}", line.unwrap_or_default());
     }
     Ok(())
 }

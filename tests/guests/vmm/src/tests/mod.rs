@@ -65,6 +65,7 @@ const OTHERS: &[(&str, Test)] = &[
     ("protected-smp-control", protected::smp_control),
     ("protected-smp", protected::smp),
     ("xen-first", xen::first),
+    ("xen-left", xen::left),
     ("xen-control", xen::control),
     ("xen-attacks", xen::attacks),
     ("cost", cost::plain),

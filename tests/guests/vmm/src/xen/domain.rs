@@ -87,6 +87,11 @@ impl Domain {
         self.number
     }
 
+    /// Its name in its ticket, if it has one.
+    pub(super) const fn id(&self) -> Option<Id> {
+        self.id
+    }
+
     fn fill(&mut self, xen: &Xen) -> Result<(), String> {
         for at in (0..MEMORY).step_by(2 << 20) {
             let frame = at / PAGE as u64;
