@@ -144,8 +144,7 @@ impl Queue {
         }
         let [_, ring, _] = self.rings;
         let index = read_index(memory, ring)?;
-        let too_far = index.wrapping_sub(self.used) > self.size;
-        if too_far || index.wrapping_sub(self.available) > self.size {
+        if index.wrapping_sub(self.available) > self.size {
             return Err(Error::Failed(Failure::AvailableIndex(index)));
         }
         // Also while a page is missing.

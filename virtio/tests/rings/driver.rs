@@ -4,10 +4,18 @@ use std::collections::BTreeMap;
 
 use crate::world::{PRIVATE, World};
 
+/// `count` bytes that begin with `seed`.
+pub(crate) fn pattern(seed: u8, count: usize) -> Vec<u8> {
+    let period: Vec<u8> = (0..251).map(|at| seed.wrapping_add(at)).collect();
+    let mut bytes = period.repeat(count.div_ceil(period.len()));
+    bytes.truncate(count);
+    bytes
+}
+
 /// The `count` bytes that a device answers to a request that says `said`.
 pub(crate) fn answers(said: &[u8], count: usize) -> Vec<u8> {
     let seed = said.iter().fold(7_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(*byte));
-    (0..251_u8).map(|at| seed.wrapping_add(at)).cycle().take(count).collect()
+    pattern(seed, count)
 }
 
 /// A request that the device has.

@@ -94,16 +94,17 @@ fn a_request_without_room_waits_for_others_and_the_host_is_told_of_it_then() {
 
 #[test]
 fn what_waits_is_not_forgotten_when_a_page_is_missing() {
-    for at in 0..60 {
-        let mut run = Run::new(&[64]);
-        // A request as long as all of the room but a little, so that two never fit.
-        run.step(&Step::Offer(0, vec![LONGEST; 20], vec![LONGEST; 20]));
-        run.step(&Step::Offer(0, vec![], vec![LONGEST; 20]));
-        run.step(&Step::Offer(0, vec![], vec![1]));
+    for at in 0..200 {
+        let mut run = Run::new(&[64, 64]);
+        // Nearly all of the room, so that the second does not fit beside it.
+        run.step(&Step::Offer(0, vec![LONGEST; 30], vec![LONGEST; 30]));
+        run.step(&Step::Offer(1, vec![], vec![LONGEST; 20]));
+        run.step(&Step::Offer(1, vec![], vec![1]));
         run.step(&Step::Notify(0));
-        run.step(&Step::Answer(0, 0, 255));
+        run.step(&Step::Notify(1));
+        run.step(&Step::Answer(0, 0, 1));
         run.step(&Step::Miss(at));
-        // The host forgets the VM for a while where the page was missing.
+        // The host lets the VM wait where the page is missing.
         let _ = run.device.complete(&run.world);
         assert!(run.device.is_waiting());
         run.world.fuse.set(u32::MAX);
@@ -115,14 +116,19 @@ fn what_waits_is_not_forgotten_when_a_page_is_missing() {
 
 #[test]
 fn a_request_longer_than_the_room_breaks_the_device() {
-    let mut run = Run::new(&[64]);
-    run.step(&Step::Offer(0, vec![], vec![LONGEST; 64]));
-    // 64 buffers just fit; a wild driver's do not.
-    let table = run.drivers[0].rings[0];
-    run.world.poke(table + 8, &u32::MAX.to_le_bytes());
-    run.step(&Step::Notify(0));
-    assert!(matches!(run.fail(), Some(Failure::TooLong(_))));
-    assert_eq!(run.world.peek16(AVAILABLE + 2), 0);
+    const ROOM: u32 = 512 * 512;
+    for (bytes, failure) in [
+        (ROOM - 1, None),
+        (ROOM, Some(Failure::TooLong(u64::from(ROOM)))),
+        (u32::MAX, Some(Failure::TooLong(u64::from(u32::MAX)))),
+    ] {
+        let mut run = Run::new(&[8]);
+        run.step(&Step::Offer(0, vec![], vec![1]));
+        run.world.poke(run.drivers[0].rings[0] + 8, &bytes.to_le_bytes());
+        run.step(&Step::Notify(0));
+        assert_eq!(run.fail(), failure);
+        assert_eq!(run.world.peek16(AVAILABLE + 2), u16::from(failure.is_none()));
+    }
 }
 
 /// What breaks when a VM has written `bytes` at `offset` from a ring of its (0 to 2) before it notifies.
@@ -151,6 +157,14 @@ fn malformed_requests_of_the_vm_break_the_device() {
         wild(0, 12, &[[3, 0, 1, 0], [0; 4], [0; 4], [0; 4], [0; 4]].concat()),
         Some(Failure::Chain(0))
     );
+}
+
+#[test]
+fn an_available_index_does_not_go_back() {
+    let mut run = asked(&[16], &[512]);
+    run.world.poke(run.drivers[0].rings[1] + 2, &[0, 0]);
+    run.step(&Step::Notify(0));
+    assert_eq!(run.fail(), Some(Failure::AvailableIndex(0)));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use virtio::device::{Device, QUEUE_NOTIFY};
 use virtio::memory::{Failure, Missing};
 
-use crate::driver::{BUFFER, Driver, answers};
+use crate::driver::{BUFFER, Driver, answers, pattern};
 use crate::host::Host;
 use crate::world::{PART, PART_BYTES, World};
 
@@ -141,7 +141,7 @@ impl Run {
         self.serial = self.serial.wrapping_add(1);
         let piece = |(at, length): (usize, &u32)| {
             let first = self.serial.wrapping_add(u8::try_from(at).unwrap().wrapping_mul(77));
-            (0..*length).map(|byte| first.wrapping_add(u8::try_from(byte % 253).unwrap())).collect()
+            pattern(first, usize::try_from(*length).unwrap())
         };
         lengths.iter().enumerate().map(piece).collect()
     }
