@@ -183,8 +183,9 @@ impl Device {
                 queue.stop(&mut self.shared.room);
                 return Ok(0);
             }
+            QUEUE_READY if self.is_broken => return Ok(0),
             QUEUE_READY => {
-                let started = if self.is_accepted && !self.is_broken {
+                let started = if self.is_accepted {
                     queue.start(memory)
                 } else {
                     Err(Error::Failed(Failure::Setup))
