@@ -112,6 +112,25 @@ fn that_holds_where_the_vm_has_asked_for_nothing() {
 }
 
 #[test]
+fn what_the_host_raises_comes_again_once_the_page_is_there() {
+    const UNDEFINED: u32 = VALID | 0x306;
+    // monitor
+    let mut world = World::new(Code::Long, &[0x0f, 0x01, 0xc8]);
+    assert_eq!(world.vm.exit(39, 0), Verdict::Host);
+    let _ = world.ram.absent.insert(ANSWER);
+    world.vm.inject(UNDEFINED);
+    assert_eq!(world.enter(), Ok(Entered::Page { address: ANSWER, access: Access::WRITE }));
+    world.ram.absent.clear();
+    assert_eq!(world.resume(), Ok(Entered::Run));
+    assert_eq!(world.vm.injected(), None);
+    assert_eq!(world.vm.v02.read(f::GUEST_RIP), CODE);
+    assert_eq!(world.vm.exit(39, 0), Verdict::Host);
+    world.vm.inject(UNDEFINED);
+    assert_eq!(world.enter(), Ok(Entered::Run));
+    assert_eq!(world.vm.injected(), Some(UNDEFINED & !VALID));
+}
+
+#[test]
 fn buffers_in_a_device_stop_the_vm() {
     let mut world = world(STORE);
     world.ram.elsewhere = true;
