@@ -9,9 +9,9 @@ use crate::system;
 
 const DISK: &str = "/dev/vda";
 /// Bytes of each half of the disk. The host has filled the first one; the second one is for this VM.
-const HALF: usize = 4 << 20;
+const HALF: usize = 1 << 20;
 /// Bytes of a request.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 512 << 10;
 /// Where QEMU's network serves files, and one that has what the disk begins with.
 const SERVER: &str = "10.0.2.2:69";
 const NAME: &str = "part";

@@ -45,7 +45,7 @@ const MADE_VMS: [Made; 4] = [
 ];
 
 /// The disk of those that have one: the host has filled the first half.
-const DISK_HALF: u64 = 4 << 20;
+const DISK_HALF: u64 = 1 << 20;
 /// How much of that QEMU serves over the network, too.
 const SERVED: usize = 64 << 10;
 
