@@ -1,6 +1,6 @@
 //! What a unit can do, and what all units of a machine can do together.
 
-use ept::addr::HUGE;
+use ept::addr::{HUGE, Span};
 
 /// The capability registers of a unit (VT-d 4.1, 11.4.2 and 11.4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +176,11 @@ impl Format {
             announce: self.announce || unit.remembers_absence() || unit.buffers_writes(),
             end: self.end.min((1 << unit.width()).max(HUGE)),
         }
+    }
+
+    /// All that every unit translates.
+    pub(crate) fn all(self) -> Span {
+        Span::new(0, self.end).unwrap_or_default()
     }
 
     /// One past the last address that every unit translates; devices reach nothing beyond.

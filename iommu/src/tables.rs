@@ -4,7 +4,7 @@
 //! these tables never take away for a moment what is permitted before and after: a large page is
 //! split, and a table merged, by one store that leaves every permitted address as it was.
 
-use ept::addr::{Frame, PAGE, PHYSICAL_END, Span};
+use ept::addr::{Frame, PAGE, Span};
 use ept::entry::{ENTRIES, Level};
 use ept::ept01::Exhausted;
 use ept::list::List;
@@ -105,20 +105,43 @@ struct Place {
     base: u64,
 }
 
-impl Place {
-    fn below(self, table: Frame, block: Span) -> Option<Self> {
-        Some(Self { table, level: self.level.below()?, base: block.start() })
-    }
+/// An entry of it, and what that translates.
+#[derive(Clone, Copy)]
+struct Slot {
+    place: Place,
+    index: usize,
+    block: Span,
+}
 
-    /// Indexes of the entries that concern `span`, each with what it translates.
-    fn blocks(self, span: Span) -> impl Iterator<Item = (usize, Span)> {
+impl Place {
+    /// The entries that concern `span`.
+    fn slots(self, span: Span) -> impl Iterator<Item = Slot> + use<> {
         let bytes = self.level.bytes();
         let first = span.start().saturating_sub(self.base) / bytes;
         let end = span.end().saturating_sub(self.base).div_ceil(bytes);
         (first..end.min(ENTRIES)).filter_map(move |index| {
             let block = Span::sized(self.base + index * bytes, bytes)?;
-            Some((usize::try_from(index).ok()?, block))
+            Some(Slot { place: self, index: usize::try_from(index).ok()?, block })
         })
+    }
+}
+
+impl Slot {
+    /// The table that `entry` leads to from here.
+    fn below(self, entry: Entry) -> Option<Place> {
+        let Entry::Table(table) = entry else { return None };
+        Some(Place { table, level: self.place.level.below()?, base: self.block.start() })
+    }
+
+    /// All entries of that table.
+    fn parts(self, entry: Entry) -> impl Iterator<Item = Slot> {
+        self.below(entry).into_iter().flat_map(move |place| place.slots(self.block))
+    }
+
+    /// What `leaf` here is in the place of `part`.
+    fn part_of(self, leaf: Target, part: Self) -> Entry {
+        let offset = part.block.start() - self.block.start();
+        Entry::Leaf(Target { frame: Frame::containing(leaf.frame.base() + offset), ..leaf })
     }
 }
 
@@ -141,7 +164,7 @@ impl Domain {
     /// All that the tables can translate.
     #[must_use]
     pub fn all(&self) -> Span {
-        Span::new(0, self.format.end).unwrap_or_default()
+        self.format.all()
     }
 
     /// The table that a unit of so many levels begins at; the table of level 3 is there from the
@@ -161,9 +184,10 @@ impl Domain {
     /// confirm. A leaf that leads to another frame than it should is redirected at once, with no more
     /// rights than it had: the caller has made ready what is seen there.
     pub fn revise(&self, mem: &mut impl Memory, policy: &Policy<'_>, span: Span) -> Stale {
-        let mut stale = Stale::new(span.intersect(self.all()));
-        self.take_out(mem, policy, self.top(), &mut stale);
-        stale
+        let stale = Stale::new(span.intersect(self.all()));
+        let mut pass = Pass { format: self.format, mem, policy, stale };
+        pass.take_out(self.top(), pass.stale.revised);
+        pass.stale
     }
 
     /// Second half: gives what `policy` permits and is not there, and merges tables, for all that was
@@ -179,8 +203,10 @@ impl Domain {
         policy: &Policy<'_>,
         flushed: Flushed,
     ) -> Result<Stale, Exhausted> {
-        let mut stale = Stale::new(Span::EMPTY);
-        self.fill(mem, policy, (self.top(), flushed.0), &mut stale)?;
+        let stale = Stale::new(Span::EMPTY);
+        let mut pass = Pass { format: self.format, mem, policy, stale };
+        pass.fill(self.top(), flushed.0)?;
+        let mut stale = pass.stale;
         if stale.retired.len() == MERGED {
             stale.revised = flushed.0;
         }
@@ -191,14 +217,12 @@ impl Domain {
     #[must_use]
     pub fn walk(&self, mem: &impl Memory, address: u64) -> Option<(Target, Level)> {
         let mut place = self.top();
-        if !self.all().contains(address) {
-            return None;
-        }
+        let page = Span::sized(address, 1).filter(|page| self.all().covers(*page))?;
         loop {
-            match Entry::decode(mem.read(place.table, place.level.index(address)), place.level) {
-                Entry::Absent => return None,
+            let at = place.slots(page).next()?;
+            match Entry::decode(mem.read(place.table, at.index), place.level) {
                 Entry::Leaf(target) => return Some((target, place.level)),
-                Entry::Table(table) => place = place.below(table, Span::EMPTY)?,
+                entry @ (Entry::Absent | Entry::Table(_)) => place = at.below(entry)?,
             }
         }
     }
@@ -206,100 +230,98 @@ impl Domain {
     const fn top(&self) -> Place {
         Place { table: self.root, level: Level::Pml4, base: 0 }
     }
+}
 
-    /// What `block` should be; `None` if the next level has to tell.
-    fn want(&self, policy: &Policy<'_>, block: Span, level: Level) -> Option<Entry> {
-        let leaves = match level {
+/// One way through the tables, to make them follow `policy`.
+struct Pass<'a, M> {
+    format: Format,
+    mem: &'a mut M,
+    policy: &'a Policy<'a>,
+    stale: Stale,
+}
+
+impl<M: Memory> Pass<'_, M> {
+    fn read(&self, at: Slot) -> Entry {
+        Entry::decode(self.mem.read(at.place.table, at.index), at.place.level)
+    }
+
+    fn set(&mut self, at: Slot, entry: Entry) {
+        let raw = entry.encode(at.place.level);
+        store(self.mem, self.format.walks, (at.place.table, at.index), raw);
+    }
+
+    fn fresh(&mut self) -> Result<Frame, Exhausted> {
+        fresh(self.mem, self.format.walks)
+    }
+
+    /// What should be at `at`; `None` if the next level has to tell.
+    fn want(&self, at: Slot) -> Option<Entry> {
+        let leaves = match at.place.level {
             Level::Pml4 => false,
             Level::Pdpt => self.format.huge,
             Level::Pd => self.format.large,
             Level::Pt => true,
         };
-        let target = leaves.then(|| policy.of_block(block, level)).flatten()?;
+        let target = leaves.then(|| self.policy.of_block(at.block, at.place.level)).flatten()?;
         Some(target.map_or(Entry::Absent, Entry::Leaf))
     }
 
-    fn take_out(
-        &self,
-        mem: &mut impl Memory,
-        policy: &Policy<'_>,
-        place: Place,
-        stale: &mut Stale,
-    ) {
-        for (index, block) in place.blocks(stale.revised) {
-            let old = Entry::decode(mem.read(place.table, index), place.level);
-            let new = match (old, self.want(policy, block, place.level)) {
+    fn take_out(&mut self, place: Place, span: Span) {
+        for at in place.slots(span) {
+            let old = self.read(at);
+            let new = match (old, self.want(at)) {
                 (Entry::Absent, _) => continue,
                 (Entry::Table(_), _) => old,
                 (Entry::Leaf(old), Some(Entry::Leaf(new))) => {
                     Entry::Leaf(Target { writable: new.writable && old.writable, ..new })
                 }
-                (Entry::Leaf(leaf), None) => self.split(mem, place, leaf),
+                (Entry::Leaf(leaf), None) => self.split(at, leaf),
                 (Entry::Leaf(_), Some(Entry::Absent | Entry::Table(_))) => Entry::Absent,
             };
             if new != old {
-                self.set(mem, place, index, new);
-                stale.add(block);
+                self.set(at, new);
+                self.stale.add(at.block);
             }
-            if let Entry::Table(table) = new
-                && let Some(below) = place.below(table, block)
-            {
-                self.take_out(mem, policy, below, stale);
+            if let Some(below) = at.below(new) {
+                self.take_out(below, span);
             }
         }
     }
 
-    /// A table that translates as `leaf` does at `place`; absent if there is no memory for it.
-    fn split(&self, mem: &mut impl Memory, place: Place, leaf: Target) -> Entry {
-        let below = fresh(mem, self.format.walks).ok().zip(place.level.below());
-        let Some((table, level)) = below else {
-            return Entry::Absent;
-        };
-        let place = Place { table, level, base: leaf.frame.base() };
-        let all = Span::new(0, PHYSICAL_END).unwrap_or_default();
-        for (index, block) in place.blocks(all) {
-            let frame = Frame::containing(block.start());
-            self.set(mem, place, index, Entry::Leaf(Target { frame, ..leaf }));
+    /// A table that translates as `leaf` does at `at`; absent if there is no memory for it.
+    fn split(&mut self, at: Slot, leaf: Target) -> Entry {
+        let table = self.fresh().map_or(Entry::Absent, Entry::Table);
+        for part in at.parts(table) {
+            self.set(part, at.part_of(leaf, part));
         }
-        Entry::Table(table)
+        table
     }
 
-    /// Fills what `part` has of a place and a span. A table is linked while it is still empty, so
-    /// whatever happens on the way, what is there is right and the rest is absent.
-    fn fill(
-        &self,
-        mem: &mut impl Memory,
-        policy: &Policy<'_>,
-        part: (Place, Span),
-        stale: &mut Stale,
-    ) -> Result<(), Exhausted> {
-        let (place, span) = part;
-        for (index, block) in place.blocks(span) {
-            let old = Entry::decode(mem.read(place.table, index), place.level);
-            let want = self.want(policy, block, place.level);
-            let (table, part) = match (old, want) {
-                (Entry::Table(table), _) => (table, span),
+    /// A table is linked while it is still empty, so whatever happens on the way, what is there is
+    /// right and the rest is absent.
+    fn fill(&mut self, place: Place, span: Span) -> Result<(), Exhausted> {
+        for at in place.slots(span) {
+            let (mut old, want) = (self.read(at), self.want(at));
+            let mut part = span;
+            match (old, want) {
+                (Entry::Table(_), _) => {}
                 (Entry::Absent, None) => {
-                    let table = fresh(mem, self.format.walks)?;
-                    self.set(mem, place, index, Entry::Table(table));
-                    (table, block.intersect(self.all()))
+                    old = Entry::Table(self.fresh()?);
+                    part = self.format.all().intersect(at.block);
+                    self.set(at, old);
                 }
-                (Entry::Absent, Some(new)) => {
-                    self.give(mem, (place, index, block), (old, new), stale);
-                    continue;
-                }
+                (Entry::Absent, Some(new)) => self.give(at, old, new),
                 (Entry::Leaf(leaf), Some(new @ Entry::Leaf(target)))
                     if target.frame == leaf.frame && target.writable =>
                 {
-                    self.give(mem, (place, index, block), (old, new), stale);
-                    continue;
+                    self.give(at, old, new);
                 }
-                (Entry::Leaf(_), _) => continue,
-            };
-            if let Some(below) = place.below(table, block) {
-                self.fill(mem, policy, (below, part), stale)?;
+                (Entry::Leaf(_), _) => {}
+            }
+            if let Some(below) = at.below(old) {
+                self.fill(below, part)?;
                 if let Some(Entry::Leaf(leaf)) = want {
-                    self.merge(mem, (place, index, block), (below, leaf), stale);
+                    self.merge(at, old, leaf);
                 }
             }
         }
@@ -307,44 +329,23 @@ impl Domain {
     }
 
     /// Writes what gives more than `old`. Units may remember rights, and some absence.
-    fn give(
-        &self,
-        mem: &mut impl Memory,
-        (place, index, block): (Place, usize, Span),
-        (old, new): (Entry, Entry),
-        stale: &mut Stale,
-    ) {
+    fn give(&mut self, at: Slot, old: Entry, new: Entry) {
         if new != old {
-            self.set(mem, place, index, new);
+            self.set(at, new);
             if old != Entry::Absent || self.format.announce {
-                stale.add(block);
+                self.stale.add(at.block);
             }
         }
     }
 
-    /// Puts `leaf` in the place of the table `below`, if that translates the same.
-    fn merge(
-        &self,
-        mem: &mut impl Memory,
-        (place, index, block): (Place, usize, Span),
-        (below, leaf): (Place, Target),
-        stale: &mut Stale,
-    ) {
-        let mut parts = below.blocks(block);
-        let same = parts.all(|(index, part)| {
-            let offset = part.start() - block.start();
-            let frame = Frame::containing(leaf.frame.base() + offset);
-            let part = Entry::Leaf(Target { frame, ..leaf });
-            mem.read(below.table, index) == part.encode(below.level)
-        });
-        if same && stale.retired.push(below.table).is_ok() {
-            self.set(mem, place, index, Entry::Leaf(leaf));
-            stale.add(block);
+    /// Puts `leaf` in the place of `table`, if that translates the same.
+    fn merge(&mut self, at: Slot, table: Entry, leaf: Target) {
+        let Entry::Table(frame) = table else { return };
+        let same = at.parts(table).all(|part| self.read(part) == at.part_of(leaf, part));
+        if same && self.stale.retired.push(frame).is_ok() {
+            self.set(at, Entry::Leaf(leaf));
+            self.stale.add(at.block);
         }
-    }
-
-    fn set(&self, mem: &mut impl Memory, place: Place, index: usize, entry: Entry) {
-        store(mem, self.format.walks, (place.table, index), entry.encode(place.level));
     }
 }
 
