@@ -68,6 +68,22 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Its number in the audit log, and the code of a reason that has one.
+    const fn number(self) -> (u8, u8) {
+        match self {
+            Self::NoDomain => (1, 0),
+            Self::Beyond => (2, 0),
+            Self::Write => (3, 0),
+            Self::Read => (4, 0),
+            Self::Ats => (5, 0),
+            Self::NoInterrupt => (6, 0),
+            Self::Forged => (7, 0),
+            Self::Compatibility => (8, 0),
+            Self::Table(code) => (9, code),
+            Self::Unknown(code) => (10, code),
+        }
+    }
+
     /// The meaning of a fault reason (VT-d 4.1, 7.1.3, tables 26 to 28).
     const fn of(code: u8) -> Self {
         match code {
@@ -117,6 +133,21 @@ impl Fault {
         };
         let source = Source(u16::from_le_bytes([a, b]));
         Some(Self { source, access, reason: Reason::of(code) })
+    }
+}
+
+impl Fault {
+    /// The two words of it in the audit log: the device in bits 15:0, the [`Reason`]'s number in bits
+    /// 23:16, its code in bits 39:32; and the address, or the interrupt's index.
+    #[must_use]
+    pub fn words(self) -> [u64; 2] {
+        let (number, code) = self.reason.number();
+        let what = match self.access {
+            Access::Read(address) | Access::Write(address) | Access::Other(address) => address,
+            Access::Interrupt(index) => u64::from(index),
+        };
+        let device = u64::from(self.source.0);
+        [device | u64::from(number) << 16 | u64::from(code) << 32, what]
     }
 }
 

@@ -1,3 +1,5 @@
+use std::fs;
+use std::path::Path;
 use std::string::ToString;
 use std::vec::Vec;
 
@@ -241,6 +243,22 @@ fn each_refusal_is_one_line_that_names_its_place() {
         DmarError::Scope(0x40).to_string(),
         "DMAR: the structure at 0x40 has a broken device scope"
     );
+}
+
+/// The seeds of the fuzz target `dmar`. To write them anew after a change here, run the tests with
+/// `BLESS=1`.
+#[test]
+fn the_corpus_holds_these_tables() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/dmar");
+    for (name, table) in [("laptop", laptop()), ("server", server())] {
+        let bytes = [&[0x20, 1][..], &table].concat();
+        let path = corpus.join(name);
+        if std::env::var_os("BLESS").is_some() {
+            fs::create_dir_all(&corpus).unwrap();
+            fs::write(&path, &bytes).unwrap();
+        }
+        assert_eq!(fs::read(&path).ok(), Some(bytes), "{name}");
+    }
 }
 
 proptest! {

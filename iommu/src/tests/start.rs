@@ -238,6 +238,7 @@ fn faults_are_reported_with_device_address_and_reason() {
     );
     assert_eq!((seen[1].access, seen[1].reason), (Access::Write(address + PAGE), Reason::Write));
     assert_eq!(seen[2].reason, Reason::Beyond);
+    assert_eq!(seen[0].words(), [0x4_0311, address]);
     let line = seen[0].to_string();
     assert_eq!(line, "device 03:02.1: read of 0x13fe00000 refused: not its memory");
     assert_eq!(world.units[0].poll(|_| panic!("read twice")), Faults::default());
@@ -277,7 +278,7 @@ fn a_device_that_faults_while_records_are_read_does_not_hold_the_visor() {
 
 #[test]
 fn every_reason_has_a_name() {
-    let record = |code: u64| Fault::decode(0x7_0000, 1 << 63 | code << 32).unwrap();
+    let record = |code: u64| Fault::decode(7 << 48, 1 << 63 | code << 32).unwrap();
     let named = [
         (0x1, Reason::NoDomain),
         (0x2, Reason::NoDomain),
@@ -297,6 +298,7 @@ fn every_reason_has_a_name() {
     assert_eq!(Fault::decode(0, !(1 << 63)), None);
     let translated = Fault::decode(PAGE, 1 << 63 | 1 << 28 | 0xd << 32).unwrap();
     assert_eq!(translated.access, Access::Other(PAGE));
+    assert_eq!(record(0x27).words(), [9 << 16 | 0x27 << 32, 7]);
 }
 
 #[test]
