@@ -224,15 +224,15 @@ impl Guard {
         Some(Stopped { source: source.0, page, is_write })
     }
 
-    /// The message by which the device with this requester id signals `vector` here.
-    pub(crate) fn message(&mut self, source: u16, vector: u8) -> Message {
+    /// The message by which the device with this requester id signals `vector` at `destination`.
+    pub(crate) fn message(&mut self, source: u16, vector: u8, destination: u32) -> Message {
         let Some(Iommu { tables, units: [unit], interrupts, entries, .. }) = &mut self.0 else {
-            return Message { address: 0xfee0_0000 | apic::id() << 12, data: u16::from(vector) };
+            return Message { address: 0xfee0_0000 | destination << 12, data: u16::from(vector) };
         };
         let interrupt = Interrupt {
             source: Source(source),
             vector,
-            destination: apic::id(),
+            destination,
             addressing: Addressing::Physical,
             delivery: Delivery::Fixed,
             trigger: Trigger::Edge,
@@ -247,7 +247,7 @@ impl Guard {
     pub(crate) fn missing(&mut self, vector: u8) -> Message {
         match &self.0 {
             Some(iommu) => remappable(iommu.entries),
-            None => self.message(0, vector),
+            None => self.message(0, vector, apic::id()),
         }
     }
 

@@ -5,32 +5,48 @@ use crate::devices::{Device, Edu};
 use crate::guard::Message;
 use crate::memory;
 use bare::report::{Checks, Outcome, fail};
-use bare::{cpu, fault, time};
+use bare::{cpu, fault, smp, time};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 const VECTORS: core::ops::Range<u8> = 0x50..0x60;
 
-/// How many interrupts came while `act` was done and a millisecond later.
-fn count(act: impl FnOnce()) -> u64 {
-    let arrived = || VECTORS.map(fault::arrived).sum::<u64>();
+/// Ends the other processor's part.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// The other processor's part.
+fn take_interrupts() {
+    cpu::sti();
+    while !STOP.load(Ordering::SeqCst) {
+        cpu::pause();
+    }
+    cpu::cli();
+}
+
+/// How many interrupts came here and at the other processor, the latter in tens, while `act` was done and
+/// within 10 ms after it, or until there are `wanted`.
+fn count(wanted: u64, act: impl FnOnce()) -> u64 {
+    let at = |processor| VECTORS.map(|vector| fault::arrived_at(processor, vector)).sum::<u64>();
+    let arrived = || at(0) + 10 * at(1);
     let before = arrived();
     cpu::sti();
     act();
-    time::delay_us(1000);
+    let _ = time::wait_us(2_000_000, || arrived() - before >= wanted);
+    time::delay_us(10_000);
     cpu::cli();
     arrived() - before
 }
 
 /// Has `device` signal its interrupt by `message`.
-fn signal(device: &mut Edu, message: Message) -> u64 {
-    count(|| {
+fn signal(device: &mut Edu, message: Message, wanted: u64) -> u64 {
+    count(wanted, || {
         assert!(device.function().signal(message.address, message.data), "no MSI");
         device.interrupt();
     })
 }
 
 /// Has `device` write `message` as if it were data.
-fn write(device: &mut Edu, message: Message) -> u64 {
-    count(|| {
+fn write(device: &mut Edu, message: Message, wanted: u64) -> u64 {
+    count(wanted, || {
         memory::write(ARENA, u32::from(message.data));
         let _ = device.take(ARENA);
         let _ = device.store_some(u64::from(message.address), 4);
@@ -47,20 +63,25 @@ pub(super) fn run(machine: &mut Machine) -> Outcome {
     };
     let mut checks = Checks::new();
     let guard = &mut machine.guard;
-    let own = guard.message(one.source(), VECTORS.start);
-    let others = guard.message(other.source(), VECTORS.start + 1);
+    checks.that(smp::start(1).is_some(), format_args!("processor 1 does not start"));
+    STOP.store(false, Ordering::SeqCst);
+    smp::run(1, take_interrupts);
+    let own = guard.message(one.source(), VECTORS.start, 0);
+    let others = guard.message(other.source(), VECTORS.start + 1, 1);
     let missing = guard.missing(VECTORS.start + 2);
     for (what, wanted, came) in [
-        ("signals its own", 1, signal(one, own)),
-        ("writes its own", 1, write(one, own)),
-        ("behind the bridge signals its own", 1, signal(other, others)),
-        ("signals the other's", 0, signal(one, others)),
-        ("behind the bridge signals the other's", 0, signal(other, own)),
-        ("signals by no entry", 0, signal(one, missing)),
-        ("writes by no entry", 0, write(one, missing)),
-        ("signals its own again", 1, signal(one, own)),
+        ("signals its own", 1, signal(one, own, 1)),
+        ("writes its own", 1, write(one, own, 1)),
+        ("behind the bridge signals its own", 10, signal(other, others, 10)),
+        ("signals the other's", 0, signal(one, others, 0)),
+        ("behind the bridge signals the other's", 0, signal(other, own, 0)),
+        ("signals by no entry", 0, signal(one, missing, 0)),
+        ("writes by no entry", 0, write(one, missing, 0)),
+        ("signals its own again", 1, signal(one, own, 1)),
     ] {
         checks.that(came == wanted, format_args!("edu {what}: {came} interrupts"));
     }
+    STOP.store(true, Ordering::SeqCst);
+    checks.that(smp::wait_idle(1), format_args!("processor 1 does not end"));
     checks.finish()
 }

@@ -35,10 +35,23 @@ pub(super) fn run(machine: &mut Machine) -> Outcome {
         guard.forget();
         guard.give(start, end, Owner::Host);
     }
+    one_by_one(guard, nvme, &mut checks);
     is_reached(guard, nvme, [PLACE, HUGE], &mut checks);
     let [after, _] = guard.counts();
     checks.that(after == before, format_args!("{before} tables before, {after} after"));
     checks.finish()
+}
+
+/// Pages that the unit knows one by one are forgotten at once.
+fn one_by_one(guard: &mut Guard, nvme: &mut Nvme, checks: &mut Checks) {
+    let end = PLACE + 4 * PAGE;
+    guard.give(PLACE, PLACE + PAGE, Owner::Vm);
+    let pages = || (PLACE + PAGE..end).step_by(PAGE as usize);
+    pages().for_each(|page| is_reached(guard, nvme, [page, PAGE], checks));
+    guard.give(PLACE + PAGE, end, Owner::Vm);
+    pages().for_each(|page| is_closed(guard, nvme, page, checks));
+    guard.forget();
+    guard.give(PLACE, end, Owner::Host);
 }
 
 /// The drive stores to `page`, by a leaf of so many bytes.
