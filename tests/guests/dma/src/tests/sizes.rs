@@ -42,14 +42,19 @@ pub(super) fn run(machine: &mut Machine) -> Outcome {
     checks.finish()
 }
 
-/// Pages that the unit knows one by one are forgotten at once.
+/// Pages that the unit knows one by one are forgotten by themselves and at once.
 fn one_by_one(guard: &mut Guard, nvme: &mut Nvme, checks: &mut Checks) {
-    let end = PLACE + 4 * PAGE;
+    let end = PLACE + 5 * PAGE;
     guard.give(PLACE, PLACE + PAGE, Owner::Vm);
-    let pages = || (PLACE + PAGE..end).step_by(PAGE as usize);
-    pages().for_each(|page| is_reached(guard, nvme, [page, PAGE], checks));
-    guard.give(PLACE + PAGE, end, Owner::Vm);
-    pages().for_each(|page| is_closed(guard, nvme, page, checks));
+    for page in (PLACE + PAGE..end).step_by(PAGE as usize) {
+        is_reached(guard, nvme, [page, PAGE], checks);
+    }
+    for (start, end) in [(end - PAGE, end), (PLACE + PAGE, end - PAGE)] {
+        guard.give(start, end, Owner::Vm);
+        for page in (start..end).step_by(PAGE as usize) {
+            is_closed(guard, nvme, page, checks);
+        }
+    }
     guard.forget();
     guard.give(PLACE, end, Owner::Host);
 }
