@@ -53,6 +53,13 @@ impl VmKey {
         Self { root: hmac(launch, &[secret]), vm }
     }
 
+    /// The key of the VM's next launch, made of this one as this one was of the ticket's secret, which is
+    /// not kept: whoever learns the new key knows nothing of what was sealed before.
+    #[must_use]
+    pub fn anew(&self, launch: &[u8; 32]) -> Self {
+        Self::launch(self.vm, &self.root, launch)
+    }
+
     /// The sub-key for `purpose`.
     #[must_use]
     pub fn subkey(&self, purpose: Purpose) -> SubKey {
@@ -151,6 +158,9 @@ mod tests {
             VmKey::launch(VmId([8; 16]), &[1; 32], &[2; 32]),
             VmKey::launch(VM, &[3; 32], &[2; 32]),
             VmKey::launch(VM, &[1; 32], &[3; 32]),
+            key().anew(&[2; 32]),
+            key().anew(&[3; 32]),
+            key().anew(&[2; 32]).anew(&[2; 32]),
         ] {
             keys.push(*other.derive(PAGES, 1).bytes());
         }

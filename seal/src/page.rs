@@ -77,6 +77,12 @@ impl Sealer {
         Self { cipher: Cipher::new(&root), root, version: AtomicU64::new(0) }
     }
 
+    /// Begins the VM's next launch, under [`VmKey::anew`].
+    #[must_use]
+    pub fn anew(&self, launch: &[u8; 32]) -> Self {
+        Self::new(self.root.anew(launch))
+    }
+
     /// A sub-key of the VM's key.
     #[must_use]
     pub fn subkey(&self, purpose: Purpose) -> SubKey {
