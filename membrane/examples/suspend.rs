@@ -212,8 +212,15 @@ impl<'w> World<'w> {
     fn launch(&mut self, pages: u64) {
         self.vms.begin(&mut self.board, [1; 32]);
         let secret = Secret::new([2; 32]);
-        let header =
-            Header { vm: [3; 16], secret, state: State::Reset, ranges: 1, pages: 0, processors: 1 };
+        let header = Header {
+            vm: [3; 16],
+            secret,
+            state: State::Reset,
+            ranges: 1,
+            pages: 0,
+            processors: 1,
+            restarts: 0,
+        };
         let mut sink = self.vms.sink(&mut self.board);
         sink.header(&header).expect("the ticket is good");
         let all = Range { start: 0, length: pages * PAGE, class: Class::Private };

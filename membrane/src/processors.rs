@@ -52,6 +52,12 @@ impl Processors {
         Self { by_id, most: usize::try_from(most).unwrap_or(1) }
     }
 
+    /// Those of the same VM when it begins anew.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self { most: self.most, ..Self::new(1) }
+    }
+
     /// One of them has written `command` to its interrupt command register, in the form of x2APIC mode (SDM
     /// vol. 3, 12.12.9). Destinations that are logical or more than one are no way to start processors, but
     /// for all others at once.

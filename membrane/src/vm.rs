@@ -14,7 +14,9 @@
 //! A page that the host looks at meanwhile stays where it is: a copy goes out, sealed, which the host sees
 //! in the frame's place until the VM may write to the page again.
 //!
-//! A VM that was stopped never runs again, so its pages are not sealed any more but zeroed.
+//! A VM that was stopped never runs again, so its pages are not sealed any more but zeroed. Its ticket may
+//! permit that it is started anew: that is another launch, with another key, from the manifest on, and nothing
+//! of what the VM was is left then.
 
 use core::fmt;
 
@@ -59,11 +61,17 @@ pub enum Cause {
     Device(u64),
     /// The host destroys it.
     Destroyed,
+    /// The host starts it anew, or would, but its ticket does not permit that so often.
+    Restarted,
     /// The membrane of its processors says so, by a number of its own.
     Processor(u16),
 }
 
 impl Cause {
+    /// It has shut down by itself (triple fault), as systems do that start anew: kind 2 of the causes that
+    /// processors have, without a detail.
+    pub const SHUT_DOWN: Self = Self::Processor(2);
+
     /// The number that stands for it at the port and in the audit log, for ever the same.
     #[must_use]
     pub fn number(self) -> u32 {
@@ -77,6 +85,7 @@ impl Cause {
             Self::Versions => 7,
             Self::Device(_) => 8,
             Self::Destroyed => 9,
+            Self::Restarted => 10,
             Self::Processor(number) => 0x100 + u32::from(number),
         }
     }
@@ -94,6 +103,7 @@ impl Cause {
             | Self::Versions
             | Self::Device(_)
             | Self::Destroyed
+            | Self::Restarted
             | Self::Processor(_) => None,
         }
     }
@@ -111,6 +121,7 @@ impl fmt::Display for Cause {
             Self::Versions => f.write_str("the VM has no version left to seal a page with"),
             Self::Device(at) => write!(f, "{at:#x} is a device's, and cannot be accessed so"),
             Self::Destroyed => f.write_str("it was destroyed"),
+            Self::Restarted => f.write_str("its host starts it anew"),
             Self::Processor(number) => write!(f, "a processor of it, cause {number}"),
         }
     }
@@ -123,7 +134,7 @@ pub enum Life {
     Waiting,
     /// It has taken its ticket.
     Running,
-    /// It will never run again.
+    /// It will never run again, but for a new launch, of which it will know nothing.
     Stopped(Cause),
 }
 
@@ -170,6 +181,8 @@ pub enum Filled {
 #[derive(Debug)]
 pub struct Vm {
     id: [u8; 16],
+    /// New launches that its ticket still permits.
+    pub(crate) restarts: u32,
     state: State,
     pub(crate) launch: u64,
     pub(crate) life: Life,
@@ -188,7 +201,7 @@ pub struct Vm {
     sealer: Sealer,
     resident: u64,
     sealed: u64,
-    /// How far its destruction came.
+    /// How far its pages have left for good.
     pub(crate) swept: GuestFrame,
 }
 
@@ -205,6 +218,7 @@ impl Vm {
         let key = VmKey::launch(VmId(header.vm), header.secret.bytes(), launch);
         Ok(Self {
             id: header.vm,
+            restarts: header.restarts,
             state: header.state,
             launch: 0,
             life: Life::Waiting,
@@ -221,6 +235,32 @@ impl Vm {
             sealed: 0,
             swept: GuestFrame::containing(0),
         })
+    }
+
+    /// Begins anew: only what its ticket says stays. It has no page, and what was known of pages that were
+    /// outside is gone. `launch` are random bytes that were never used before: what was sealed before is
+    /// worth nothing now.
+    pub(crate) fn renew(&mut self, launch: &[u8; 32]) {
+        self.sealer = self.sealer.anew(launch);
+        self.restarts -= 1;
+        self.life = Life::Running;
+        self.processors = self.processors.anew();
+        (self.vcpus, self.touches, self.sealed, self.root) = (0, 0, 0, None);
+        self.swept = GuestFrame::containing(0);
+    }
+
+    /// Whether it runs, or would if its host started it anew.
+    pub(crate) const fn may_run(&self) -> bool {
+        match self.life {
+            Life::Waiting | Life::Running => true,
+            Life::Stopped(Cause::Restarted | Cause::SHUT_DOWN) => self.restarts != 0,
+            Life::Stopped(_) => false,
+        }
+    }
+
+    /// Forgets what pages were that are outside, at most `budget` frames of it.
+    pub(crate) fn forget(&mut self, mem: &mut impl TableMem, budget: &mut u32) -> Progress {
+        self.pasts.clear(mem, budget)
     }
 
     /// Adds a range to its memory.
@@ -399,6 +439,10 @@ impl Vm {
         let hash = hardware.with_page(frame, |bytes| Sha256::digest(bytes));
         if words(&hash.into()) != expected {
             return Err(Cause::Manifest(page));
+        }
+        if self.restarts != 0 {
+            // It will be needed again.
+            return Ok(());
         }
         let spent = self.manifest.set(hardware, page.number(), NONE);
         spent.map_err(|Exhausted| Cause::Memory)

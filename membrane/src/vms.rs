@@ -32,6 +32,18 @@ pub struct Vms {
     pub audit: Audit,
 }
 
+/// What becomes of a VM that its host starts anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Restart {
+    /// It runs again: this launch.
+    Launched(u64),
+    /// A piece is done. It has to be asked for again.
+    Again,
+    /// It does not run.
+    Refused,
+}
+
 /// A ticket that is being read.
 #[derive(Debug)]
 struct Draft {
@@ -125,7 +137,7 @@ impl Vms {
     fn admit(&mut self) -> Result<frames::Vm, Error> {
         let draft = self.draft.vm.as_ref().ok_or(Error::NotBegun)?;
         let mut others = self.held.vms.iter().flatten();
-        if others.any(|vm| vm.id() == draft.id() && !vm.is_stopped()) {
+        if others.any(|vm| vm.id() == draft.id() && vm.may_run()) {
             return Err(Error::Duplicate);
         }
         let free = (0..).zip(&mut self.held.vms).find(|(_, slot)| slot.is_none());
@@ -409,18 +421,9 @@ impl Vms {
     ) -> Progress {
         let cpu = machine.hardware.cpu();
         self.stop(number, Cause::Destroyed, cpu);
-        let Some(vm) = self.held.vm(number) else { return Progress::Done };
-        let rest = self.held.add_of(machine, number, vm.swept, Which::All);
-        self.held.give_back(machine, &mut self.audit);
-        let Some(vm) = self.held.vm_mut(number) else { return Progress::Done };
-        if let Some(page) = rest {
-            vm.swept = page;
-            return Progress::Again;
-        }
-        // It has no page any more, but processors may still remember its tables.
-        let _ = machine.ept.stale().flush(machine.hardware);
+        let Some(vm) = self.vacate(machine, number) else { return Progress::Again };
         let mut budget = PIECE;
-        if vm.free(machine.hardware, &mut budget) == Progress::Again {
+        if vm.is_some_and(|vm| vm.free(machine.hardware, &mut budget) == Progress::Again) {
             return Progress::Again;
         }
         if let Some(slot) = self.held.vms.get_mut(usize::from(number.number())) {
@@ -428,6 +431,57 @@ impl Vms {
         }
         self.record(cpu, Kind::Destroyed, number);
         Progress::Done
+    }
+
+    /// Takes all pages of a VM that was stopped: they are zeroed and the host's. `None`: a piece of that;
+    /// else the VM, if it exists.
+    fn vacate<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        number: frames::Vm,
+    ) -> Option<Option<&mut Vm>> {
+        let from = self.held.vm(number).map(|vm| vm.swept);
+        let rest = from.and_then(|from| self.held.add_of(machine, number, from, Which::All));
+        self.held.give_back(machine, &mut self.audit);
+        // It may have no page any more, but processors still remember its tables.
+        let _ = machine.ept.stale().flush(machine.hardware);
+        let mut vm = self.held.vm_mut(number);
+        if let (Some(page), Some(vm)) = (rest, &mut vm) {
+            vm.swept = page;
+            return None;
+        }
+        Some(vm)
+    }
+
+    /// The host starts the VM of this launch anew: nothing is left of what it was, and it runs from its
+    /// manifest on, if its ticket permits one launch more and it was not stopped for anything but that it has
+    /// shut down. If not, it is stopped. `random` are bytes that were never used before.
+    pub fn restart<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        (number, launch): (frames::Vm, u64),
+        random: &[u8; 32],
+    ) -> Restart {
+        let cpu = machine.hardware.cpu();
+        if self.vm(number).is_none_or(|vm| vm.launch != launch || vm.life == Life::Waiting) {
+            return Restart::Refused;
+        }
+        self.stop(number, Cause::Restarted, cpu);
+        if self.vm(number).is_none_or(|vm| !vm.may_run()) {
+            return Restart::Refused;
+        }
+        let next = self.launches + 1;
+        let Some(vm) = self.vacate(machine, number) else { return Restart::Again };
+        let Some(vm) = vm else { return Restart::Refused };
+        let mut budget = PIECE;
+        if vm.forget(machine.hardware, &mut budget) == Progress::Again {
+            return Restart::Again;
+        }
+        vm.renew(random);
+        vm.launch = next;
+        self.launches = next;
+        self.record(cpu, Kind::Launched, number);
+        Restart::Launched(next)
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Ticket {
     pub pages: BTreeMap<u64, [u8; 32]>,
     /// Number of processors that the VM may have.
     pub processors: u32,
+    /// How often the VM may be started anew.
+    pub restarts: u32,
 }
 
 /// Why an image does not go into a manifest.
@@ -52,7 +54,7 @@ impl fmt::Display for ImageError {
 impl core::error::Error for ImageError {}
 
 impl Ticket {
-    /// A ticket without memory, for a VM with one processor that begins in the reset state.
+    /// A ticket without memory, for a VM with one processor that begins in the reset state, once.
     #[must_use]
     pub const fn new(vm: [u8; 16], secret: [u8; 32]) -> Self {
         Self {
@@ -62,6 +64,7 @@ impl Ticket {
             ranges: Vec::new(),
             pages: BTreeMap::new(),
             processors: 1,
+            restarts: 0,
         }
     }
 
@@ -122,7 +125,8 @@ impl Ticket {
         bytes.extend(ranges.to_le_bytes());
         bytes.extend(pages.to_le_bytes());
         bytes.extend(self.processors.wrapping_sub(1).to_le_bytes());
-        bytes.extend([0; 12]);
+        bytes.extend(self.restarts.to_le_bytes());
+        bytes.extend([0; 8]);
         for range in &self.ranges {
             bytes.extend(range.start.to_le_bytes());
             bytes.extend(range.length.to_le_bytes());
@@ -141,10 +145,10 @@ impl Ticket {
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vm, state, ranges, pages, processors, .. } = self;
+        let Self { vm, state, ranges, pages, processors, restarts, .. } = self;
         let mut shown = f.debug_struct("Ticket");
         let _ = shown.field("vm", vm).field("state", state).field("ranges", ranges);
-        let _ = shown.field("processors", processors);
+        let _ = shown.field("processors", processors).field("restarts", restarts);
         shown.field("pages", &pages.len()).finish_non_exhaustive()
     }
 }
@@ -190,6 +194,7 @@ impl Sink for Ticket {
         *self = Self::new(header.vm, *header.secret.bytes());
         self.state = header.state;
         self.processors = header.processors;
+        self.restarts = header.restarts;
         Ok(())
     }
 

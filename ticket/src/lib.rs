@@ -58,6 +58,8 @@ pub struct Header {
     pub pages: u32,
     /// Number of processors that the VM may have, 1..=[`MAX_PROCESSORS`].
     pub processors: u32,
+    /// How often the VM may be started anew.
+    pub restarts: u32,
 }
 
 /// The tenant's secret. It is wiped when dropped, cannot be copied by accident, and is not printed.

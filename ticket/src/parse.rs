@@ -190,7 +190,7 @@ impl Parser {
         if raw.flags != 0 {
             return Err(Error::Flags);
         }
-        if raw.reserved != [0; 12] {
+        if raw.reserved != [0; 8] {
             return Err(Error::Reserved);
         }
         let state = match (raw.state, raw.hash) {
@@ -209,8 +209,15 @@ impl Parser {
             return Err(Error::Processors);
         }
         self.pages = raw.pages;
-        let (vm, secret, processors) = (raw.vm, raw.secret, raw.further + 1);
-        Ok(Header { vm, secret, state, ranges: raw.ranges, pages: raw.pages, processors })
+        Ok(Header {
+            vm: raw.vm,
+            secret: raw.secret,
+            state,
+            ranges: raw.ranges,
+            pages: raw.pages,
+            processors: raw.further + 1,
+            restarts: raw.restarts,
+        })
     }
 
     fn range(&mut self, fields: &mut Fields<'_>) -> Result<Range, Error> {
@@ -301,7 +308,8 @@ struct RawHeader {
     ranges: u32,
     pages: u32,
     further: u32,
-    reserved: [u8; 12],
+    restarts: u32,
+    reserved: [u8; 8],
 }
 
 impl RawHeader {
@@ -318,8 +326,9 @@ impl RawHeader {
             ranges: fields.u32()?,
             pages: fields.u32()?,
             further: fields.u32()?,
+            restarts: fields.u32()?,
             reserved: fields.bytes()?,
         })
     }
 }
-const _: () = assert!(8 + 4 + 4 + 16 + 32 + 4 + 4 + 32 + 4 + 4 + 4 + 12 == HEADER_BYTES);
+const _: () = assert!(8 + 4 + 4 + 16 + 32 + 4 + 4 + 32 + 4 + 4 + 4 + 4 + 8 == HEADER_BYTES);

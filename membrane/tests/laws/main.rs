@@ -15,6 +15,7 @@ mod pieces;
 mod play;
 mod processors;
 mod refusals;
+mod restarts;
 mod sizes;
 mod sparse;
 mod tickets;

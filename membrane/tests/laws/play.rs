@@ -120,6 +120,21 @@ impl Host {
         }
         let _ = self.swap.insert(at, content);
     }
+
+    /// A VM was started anew: the host loads again what it has to find.
+    fn reset(&mut self, world: &mut World, vm: usize) {
+        self.swap.retain(|at, _| at.0 != vm);
+        self.clean.retain(|at, _| at.0 != vm);
+        self.seen.retain(|at, _| at.0 != vm);
+        self.scribbled.retain(|at| at.0 != vm);
+        for ((_, page), place) in self.places.iter().filter(|(at, _)| at.0 == vm) {
+            if KNOWN.contains(page) {
+                world.host_write(*place, &image(*page));
+            }
+            let _ = world.store(tables(vm).pt, *page, place | LEAF);
+            world.guest_read(vm, *page).unwrap();
+        }
+    }
 }
 
 /// The VM accesses a page, and the host answers what it is told.
@@ -154,7 +169,11 @@ fn access(world: &mut World, host: &mut Host, input: &mut Input<'_>, at: (usize,
 
 fn honest_step(world: &mut World, host: &mut Host, input: &mut Input<'_>) {
     let at = (input.vm(), input.one_of(&all_pages()));
-    match input.byte() % 12 {
+    match input.byte() % 13 {
+        12 => {
+            let _ = world.restart(at.0).unwrap();
+            host.reset(world, at.0);
+        }
         0..=5 => access(world, host, input, at),
         6 | 7 => host.swap_out(world, at),
         8 => {
@@ -193,7 +212,7 @@ fn honest_step(world: &mut World, host: &mut Host, input: &mut Input<'_>) {
 
 /// An honest host: no VM is ever stopped, and each finds what it stored.
 pub(crate) fn honest(bytes: &[u8]) {
-    let mut world = World::running();
+    let mut world = World::with_restarts(1000);
     let mut host = Host::default();
     let mut input = Input(bytes.iter());
     while input.0.len() != 0 {
@@ -270,7 +289,7 @@ fn hostile_step(world: &mut World, spy: &mut Spy, input: &mut Input<'_>) {
     let at = (input.vm(), input.one_of(&all_pages()));
     let (vm, page) = at;
     let t = tables(vm);
-    match input.byte() % 40 {
+    match input.byte() % 42 {
         0..=15 => use_page(world, spy, input, at),
         16..=20 => spy.swap_out(world, at),
         21 => drop(world.reach(vm, page, Access::FETCH)),
@@ -303,6 +322,7 @@ fn hostile_step(world: &mut World, spy: &mut Spy, input: &mut Input<'_>) {
             let leaf = if value == 0 { 0 } else { input.data() | LEAF };
             let _ = world.store(tables(2).pt, input.one_of(&all_pages()), leaf);
         }
+        40 | 41 => drop(world.restart(vm)),
         38 => spy.seen.push(world.other_vm_gets(input.data())),
         35..=37 => {
             if input.below(8) == 0 || world.cause(vm).is_some() {
@@ -345,7 +365,7 @@ fn misuse_root(world: &mut World, input: &mut Input<'_>, vm: usize) {
 
 /// A host that does anything.
 pub(crate) fn hostile(bytes: &[u8]) {
-    let mut world = World::running();
+    let mut world = World::with_restarts(3);
     world.honest = false;
     let mut spy = Spy::default();
     let mut input = Input(bytes.iter());

@@ -10,8 +10,8 @@ use crate::board::Page;
 use crate::world::{EPTP, LEAF, MIB, PRIVATE, SHARED, World, frame, image, tables};
 
 const P: u64 = PRIVATE[2];
-const F: u64 = 40 * PAGE;
-const G: u64 = 41 * PAGE;
+pub(crate) const F: u64 = 40 * PAGE;
+pub(crate) const G: u64 = 41 * PAGE;
 const ZERO: Page = [0; 4096];
 
 pub(crate) fn page(number: u64) -> GuestFrame {

@@ -87,11 +87,12 @@ fn every_cause_has_a_number_and_a_line_of_its_own() {
         Cause::Versions,
         Cause::Device(5),
         Cause::Destroyed,
+        Cause::Restarted,
         Cause::Processor(0),
         Cause::Processor(7),
     ];
     let numbers: Vec<u32> = causes.iter().map(|cause| cause.number()).collect();
-    assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9, 0x100, 0x107]);
+    assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0x100, 0x107]);
     let mut lines: Vec<String> = causes.iter().map(ToString::to_string).collect();
     assert!(lines.iter().all(|line| !line.contains('\n')));
     lines.sort();

@@ -11,7 +11,7 @@ use ept::mtrr::Mtrrs;
 use ept::shadow::Access;
 use membrane::Progress;
 use membrane::vm::{Cause, Fault, Filled, Life};
-use membrane::vms::Vms;
+use membrane::vms::{Restart, Vms};
 use sha2::{Digest, Sha256};
 use ticket::parse::Sink;
 use ticket::{Class, Header, Range, Secret};
@@ -81,6 +81,8 @@ pub(crate) struct World {
     /// What the next page that a VM stores has in it.
     stores: u64,
     launches: u8,
+    /// How often tickets permit their VMs to be started anew.
+    pub(crate) restarts: u32,
     /// Whether all that the host did was honest, so that no VM may be stopped.
     pub(crate) honest: bool,
 }
@@ -124,6 +126,7 @@ impl World {
             guests: [None, None],
             stores: 0,
             launches: 0,
+            restarts: 0,
             honest: true,
         };
         for vm in 0..3 {
@@ -151,6 +154,16 @@ impl World {
     /// Two VMs that run.
     pub(crate) fn running() -> Self {
         let mut world = Self::new();
+        for vm in 0..2 {
+            world.launch(vm);
+        }
+        world
+    }
+
+    /// The same, and both may be started anew so often.
+    pub(crate) fn with_restarts(restarts: u32) -> Self {
+        let mut world = Self::new();
+        world.restarts = restarts;
         for vm in 0..2 {
             world.launch(vm);
         }
@@ -191,6 +204,7 @@ impl World {
             ranges: 4,
             pages: known,
             processors: 2,
+            restarts: self.restarts,
         };
         let mut sink = self.vms.sink(&mut self.board);
         sink.header(&header)?;
@@ -426,6 +440,34 @@ impl World {
             }
             progress
         })
+    }
+
+    /// The host starts a VM anew. If that runs, it knows nothing of what it was. How many pieces that took.
+    pub(crate) fn restart(&mut self, vm: usize) -> Option<usize> {
+        let number = self.guests[vm].as_ref()?.number;
+        let launch = self.vms.vm(number).unwrap().launch();
+        for times in 1..1000 {
+            self.launches = self.launches.wrapping_add(1);
+            self.board.remember();
+            let random = [self.launches; 32];
+            let (mut machine, vms) = self.parts();
+            let restart = vms.restart(&mut machine, (number, launch), &random);
+            assert_eq!(vms.pointer_if_running(number, launch), None, "the launch of before runs");
+            match restart {
+                Restart::Again => {
+                    let honest = std::mem::replace(&mut self.honest, false);
+                    self.check();
+                    self.honest = honest;
+                }
+                Restart::Refused => return None,
+                Restart::Launched(next) => {
+                    assert!(vms.running(number, next).is_some());
+                    self.guests[vm].as_mut().unwrap().expected.clear();
+                    return Some(times);
+                }
+            }
+        }
+        panic!("it never ends");
     }
 
     /// Why a VM was stopped, if it was.

@@ -24,6 +24,7 @@ fn small() -> Ticket {
         .range(8 * PAGE, PAGE, Class::Window);
     ticket.state = State::Hashed([0x33; 32]);
     ticket.processors = 3;
+    ticket.restarts = 0x55;
     ticket.image(PAGE, &[0x44; 5000]).unwrap();
     ticket
 }
@@ -63,13 +64,14 @@ prop_compose! {
         secret in any::<[u8; 32]>(),
         state in state(),
         processors in 1_u32..=64,
+        restarts: u32,
         first in 0..ADDRESS_END / PAGE / 2,
         pieces in prop::collection::vec((0..1_u64 << 20, 1..1_u64 << 20, class()), 0..16),
         pages in prop::collection::vec((any::<prop::sample::Index>(), any::<[u8; 32]>()), 0..40),
     ) -> Ticket {
         let mut ticket = Ticket::new(vm, secret).range(first * PAGE, 50 * PAGE, Class::Private);
         ticket.state = state;
-        ticket.processors = processors;
+        (ticket.processors, ticket.restarts) = (processors, restarts);
         let mut end = first + 50;
         for (gap, length, class) in pieces {
             ticket = ticket.range((end + gap) * PAGE, length * PAGE, class);
@@ -158,7 +160,8 @@ fn the_layout_is_the_documented_one() {
         "33".repeat(32),
         "03000000 02000000".into(),
         "02000000".into(),
-        "00".repeat(12),
+        "55000000".into(),
+        "00".repeat(8),
         "0000000000000000 0040000000000000 01000000 00000000".into(),
         "0040000000000000 0010000000000000 02000000 00000000".into(),
         "0080000000000000 0010000000000000 03000000 00000000".into(),
@@ -193,7 +196,7 @@ fn every_fault_has_its_own_error() {
         (108, &[0xff; 4], Error::Counts),
         (112, &[64], Error::Processors),
         (112, &[0xff; 4], Error::Processors),
-        (116, &[1], Error::Reserved),
+        (120, &[1], Error::Reserved),
         (127, &[1], Error::Reserved),
         (FIRST_RANGE, &[1], Error::RangeAlignment),
         (FIRST_RANGE + 8, &[1], Error::RangeAlignment),

@@ -59,7 +59,7 @@ fn model(bytes: &[u8]) -> Option<Ticket> {
         && u32_at(12)? == 1
         && u32_at(68)? == 0
         && u32_at(112)? < 64
-        && said[116..128] == [0; 12]
+        && said[120..128] == [0; 8]
         && (1..=16).contains(&ranges);
     if !is_well {
         return None;
@@ -71,6 +71,7 @@ fn model(bytes: &[u8]) -> Option<Ticket> {
         _ => return None,
     };
     ticket.processors = u32_at(112)? + 1;
+    ticket.restarts = u32_at(116)?;
     for at in (128..first_page).step_by(24) {
         let class = [Class::Private, Class::Shared, Class::Window, Class::Virtio];
         let class =
