@@ -8,6 +8,8 @@
 //!
 //! The VM's own breakpoints on device memory do not fire.
 
+use core::mem;
+
 use emulate::access::LONGEST;
 use emulate::context::{self, Context};
 use emulate::decode::Mode;
@@ -46,6 +48,8 @@ pub(super) struct Job {
     is_ready: bool,
     /// Whether it is none of the instruction's.
     is_extra: bool,
+    /// It became due by the answer to the one before, and the host has not been told of it.
+    is_new: bool,
     /// The window page; `None` for INS and OUTS.
     window: Option<u64>,
 }
@@ -266,7 +270,7 @@ impl Guarded<'_> {
             // The code has changed meanwhile.
             return Verdict::Stay;
         }
-        let mut job = Job { plan, told, is_ready: false, is_extra: false, window };
+        let mut job = Job { plan, told, is_ready: false, is_extra: false, is_new: false, window };
         if let Err((address, access)) = job.prepare(space) {
             // The VM begins anew when it has the page.
             return match space.is_device(address) {
@@ -345,7 +349,7 @@ impl Guarded<'_> {
         if answer.is_some() {
             let processor = Processor { file: gprs, vcpu: &mut self.effective };
             job.told = told(job.plan.next(answer.filter(|_| !job.is_extra), &processor));
-            (job.is_ready, job.is_extra) = (false, false);
+            (job.is_ready, job.is_extra, job.is_new) = (false, false, true);
         } else if !job.plan.is_begun() && !job.is_extra {
             self.end(shown);
         }
@@ -380,9 +384,12 @@ impl Guarded<'_> {
             Ok(()) => {}
         }
         if is_shown {
+            let is_new = job.as_mut().is_some_and(|job| mem::take(&mut job.is_new));
             self.keep_nmi(shown.fields());
             self.show_access(shown, registers);
-            return Ok(Entered::Show);
+            // What the host is told of once more the VM sends only once.
+            let command = self.sends().filter(|_| is_new);
+            return Ok(command.map_or(Entered::Show, Entered::Signal));
         }
         let Some(job) = job else {
             self.run(None, shown, registers);

@@ -234,6 +234,8 @@ pub enum Entered {
     Run,
     /// The VM does not run: the shown VMCS12 and the registers hold the next exit.
     Show,
+    /// Likewise; and the VM sends what [`Verdict::Signal`] says.
+    Signal(u64),
     /// The VM does not run before it has this page with these rights. Then [`Guarded::resume`], or
     /// [`Guarded::show_page`] if the host has to provide it.
     Page {

@@ -259,6 +259,10 @@ fn answer(
         let at = match entered.map_err(|cause| stop_vcpu(machine, vm, cause))? {
             Entered::Run => return Ok(()),
             Entered::Show => return Err(NoRun::Shown),
+            Entered::Signal(command) => {
+                signal(machine, vm, command);
+                return Err(NoRun::Shown);
+            }
             Entered::Page { address, access } => Fault { at: address, access },
         };
         let told = match machine.tables.fill(vm, shown.fields().read(EPT_POINTER), at) {
@@ -348,9 +352,7 @@ fn follow(
     match verdict {
         Verdict::Host => to_host(nested, machine, by),
         Verdict::Signal(command) => {
-            // Before the host knows, since it may be quick.
-            let signal = |processors: &mut Processors| processors.signal(command);
-            let _ = machine.tables.with_processors(vcpu.vm, signal);
+            signal(machine, vcpu.vm, command);
             to_host(nested, machine, by)
         }
         Verdict::Step => Next::Step,
@@ -373,6 +375,12 @@ fn follow(
             shut_down(nested, machine, registers)
         }
     }
+}
+
+/// The VM sends an INIT or start-up IPI: noted before the host knows, since it may be quick.
+fn signal(machine: &Machine, vm: (Vm, u64), command: u64) {
+    let signal = |processors: &mut Processors| processors.signal(command);
+    let _ = machine.tables.with_processors(vm, signal);
 }
 
 /// CPUID leaf 0xD: sizes that depend on XCR0, which is the VM's now.

@@ -208,6 +208,20 @@ fn so_is_one_by_the_registers_in_memory() {
 }
 
 #[test]
+fn so_is_one_that_is_the_second_access_of_an_instruction_and_only_once() {
+    // xchg [rdx], ecx
+    let mut world = World::new(Code::Long, &[0x87, 0x0a]);
+    (world.vm.gprs.0[RCX], world.vm.gprs.0[RDX]) = (0xc_4500, APIC + 0x300);
+    assert_eq!(world.touch(APIC + 0x300, 0x183), Verdict::Host);
+    world.answer();
+    assert_eq!(world.enter(), Ok(Entered::Signal(0xc_4500)));
+    // The host enters without an answer.
+    assert_eq!(world.enter(), Ok(Entered::Show));
+    world.answer();
+    assert_eq!(world.enter(), Ok(Entered::Run));
+}
+
+#[test]
 fn the_id_register_in_memory_has_the_same_id() {
     // mov ecx, [rdx], for the first processor and for another.
     for (begins, id) in [(None, 0), (Some(VECTOR), 5)] {

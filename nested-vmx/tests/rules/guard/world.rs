@@ -270,7 +270,7 @@ impl World {
             self.answer();
             match self.enter().unwrap() {
                 Entered::Run => return,
-                Entered::Show => {}
+                Entered::Show | Entered::Signal(_) => {}
                 Entered::Page { address, .. } => panic!("{address:#x}"),
             }
         }
