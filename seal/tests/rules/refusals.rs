@@ -60,6 +60,16 @@ fn an_old_record_is_refused_for_the_new_version() {
 }
 
 #[test]
+fn a_page_of_one_launch_is_refused_in_the_next_of_the_same_vm() {
+    let first = sealer(1);
+    let next = first.anew(&[4; 32]);
+    let [before, after] = [&first, &next].map(sealed);
+    assert_ne!(before.0, after.0, "the same page, in version 1 both times");
+    refused(&next, 0x5000, before.0, &before.1);
+    refused(&first, 0x5000, after.0, &after.1);
+}
+
+#[test]
 fn a_page_is_refused_at_another_address() {
     let sealer = sealer(1);
     let (page, record) = sealed(&sealer);
