@@ -453,9 +453,12 @@ impl Vms {
         Some(vm)
     }
 
-    /// The host starts the VM of this launch anew: nothing is left of what it was, and it runs from its
-    /// manifest on, if its ticket permits one launch more and it was not stopped for anything but that it has
-    /// shut down. If not, it is stopped. `random` are bytes that were never used before.
+    /// The host starts the VM of this launch anew, which must have shut down by itself or by this: nothing
+    /// is left of what it was, and it runs from its manifest on, if its ticket permits one launch more.
+    /// `random` are bytes that were never used before.
+    ///
+    /// One that runs is stopped, and the host has to ask again. It has loaded the VM's memory before it
+    /// has reset its processors, and so far has not reached that memory.
     pub fn restart<H: Hardware>(
         &mut self,
         machine: &mut Machine<'_, '_, H>,
@@ -463,11 +466,12 @@ impl Vms {
         random: &[u8; 32],
     ) -> Restart {
         let cpu = machine.hardware.cpu();
-        if self.vm(number).is_none_or(|vm| vm.launch != launch || vm.life == Life::Waiting) {
+        if self.running(number, launch).is_some() {
+            self.stop(number, Cause::Restarted, cpu);
             return Restart::Refused;
         }
-        self.stop(number, Cause::Restarted, cpu);
-        if self.vm(number).is_none_or(|vm| !vm.may_run()) {
+        let stopped = self.vm(number).filter(|vm| vm.launch == launch && vm.is_stopped());
+        if stopped.is_none_or(|vm| !vm.may_run()) {
             return Restart::Refused;
         }
         let next = self.launches + 1;

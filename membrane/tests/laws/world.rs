@@ -446,6 +446,11 @@ impl World {
     pub(crate) fn restart(&mut self, vm: usize) -> Option<usize> {
         let number = self.guests[vm].as_ref()?.number;
         let launch = self.vms.vm(number).unwrap().launch();
+        if self.cause(vm).is_none() {
+            let (mut machine, vms) = self.parts();
+            assert_eq!(vms.restart(&mut machine, (number, launch), &[0; 32]), Restart::Refused);
+            assert_eq!(self.cause(vm), Some(Cause::Restarted), "it is stopped first");
+        }
         for times in 1..1000 {
             self.launches = self.launches.wrapping_add(1);
             self.board.remember();
