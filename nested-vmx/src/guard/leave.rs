@@ -385,3 +385,11 @@ pub fn shut_down(shown: &mut Vcpu<'_>, registers: &mut impl Registers) {
         registers.set(number, 0);
     }
 }
+
+/// Has the host enter its VM again, which is not ready to begin in the state that the host has set up: it is
+/// told of a fetch from the page of the reset vector, for which it has nothing to emulate.
+pub fn ask_again(shown: &mut Vcpu<'_>) {
+    const RESET_VECTOR: u64 = 0xffff_f000;
+    let page = Page { address: RESET_VECTOR, access: Access::FETCH, rights: Access::NONE };
+    inform(shown, (EPT_VIOLATION, page.qualification()), (0, 0), (0, page.address));
+}

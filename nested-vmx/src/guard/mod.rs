@@ -36,7 +36,7 @@ use crate::vmcs12::Vmcs12;
 
 pub use decoy::DECOY_RIP;
 use device::Job;
-pub use leave::shut_down;
+pub use leave::{ask_again, shut_down};
 use processor::Name;
 
 /// The general-purpose registers of whoever the processor is about to run, or was running, by their
@@ -327,6 +327,12 @@ impl<'a> Guarded<'a> {
     #[must_use]
     pub const fn xcr0(&self) -> u64 {
         self.secrets.xcr0
+    }
+
+    /// Whether it is the VM's first one.
+    #[must_use]
+    pub const fn is_first(&self) -> bool {
+        matches!(self.secrets.name, Name::Is(0))
     }
 
     /// It is not the VM's first one, but begins with this vector.

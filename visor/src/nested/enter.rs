@@ -61,7 +61,13 @@ pub(super) fn enter(
     let launched = slot.vcpu.fields().launched();
     let admitted = enterable(launched, asks, interruptibility)
         .map_err(|error| Refused::Instruction(error.into()))
-        .and_then(|()| if slot.vcpu.is_unchecked() { check(cpu, machine, slot) } else { Ok(()) })
+        .and_then(|()| {
+            if slot.vcpu.is_unchecked() {
+                check(cpu, machine, slot)?;
+                protected::begin_anew(cpu, machine, slot, (&host, registers))?;
+            }
+            Ok(())
+        })
         .and_then(|()| {
             if !slot.is_direct() {
                 let known = (asks, &nested.environment, &host);

@@ -6,6 +6,7 @@ use ept::frames::Vm;
 use ept::shadow::Access;
 use membrane::processors::Processors;
 use membrane::vm::{Cause, Fault, Filled};
+use membrane::vms::Restart;
 use nested_vmx::check::Wanted;
 use nested_vmx::control::{Primary, Secondary};
 use nested_vmx::exit::{self, Event};
@@ -68,9 +69,7 @@ fn launch(
         return Ok(());
     };
     sweep(machine);
-    let begins = begins_as(state, slot, host, registers);
-    adopt(machine, slot, (vm, None), (host, registers))?;
-    begins.map_err(|cause| stop_vcpu(machine, vm, cause))
+    begin(machine, slot, (vm, state), (host, registers))
 }
 
 /// Makes the slot, which is about to run for the first time, a further processor of a protected VM, if that
@@ -93,6 +92,61 @@ fn join(
         Some(vm) => adopt(machine, slot, (vm, Some(vector)), (host, registers)),
         None => Ok(()),
     }
+}
+
+/// Has the slot's processor begin anew, if its host has put it into the state of one that has not run: the
+/// first one after reset, which is a new launch of its VM; or another that a new launch has started. VMCS01 is
+/// current before and after.
+///
+/// # Errors
+/// Why it does not run: the ticket does not permit it, or not all of what the VM was is gone.
+#[cold]
+#[inline(never)]
+pub(super) fn begin_anew(
+    cpu: &PerCpu,
+    machine: &Machine,
+    slot: &mut Slot,
+    (host, registers): (&HostRegisters, &mut Registers),
+) -> Result<(), NoRun> {
+    let Some(vcpu) = &slot.protected else { return Ok(()) };
+    let (vm, is_first) = (vcpu.vm, vcpu.guarded.is_first());
+    match guard::start::kind(slot.vcpu.fields(), registers) {
+        Start::Reset if is_first => {}
+        Start::StartUp(_) if !is_first && machine.tables.ept_of(vm).is_none() => {
+            slot.renew(cpu, machine);
+            sweep(machine);
+            return join(machine, slot, (host, registers));
+        }
+        Start::Reset | Start::StartUp(_) | Start::Other => return Ok(()),
+    }
+    match machine.tables.restart(vm) {
+        (Restart::Launched(launch), Some(state)) => {
+            log::info!("protected VM {} is started anew", vm.0.number());
+            slot.renew(cpu, machine);
+            sweep(machine);
+            begin(machine, slot, ((vm.0, launch), state), (host, registers))
+        }
+        (Restart::Again, _) => {
+            guard::ask_again(&mut slot.vcpu);
+            Err(NoRun::Shown)
+        }
+        (Restart::Launched(_) | Restart::Refused, _) => Err(ShutDown),
+    }
+}
+
+/// Makes the slot the first processor of the VM, which has to begin in this state.
+///
+/// # Errors
+/// [`NoRun::ShutDown`] if it does not.
+fn begin(
+    machine: &Machine,
+    slot: &mut Slot,
+    (vm, state): ((Vm, u64), ticket::State),
+    (host, registers): (&HostRegisters, &mut Registers),
+) -> Result<(), NoRun> {
+    let begins = begins_as(state, slot, host, registers);
+    adopt(machine, slot, (vm, None), (host, registers))?;
+    begins.map_err(|cause| stop_vcpu(machine, vm, cause))
 }
 
 /// Makes the slot a processor of the VM, in the state that the host has set up. One that is not the first

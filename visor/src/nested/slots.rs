@@ -194,6 +194,14 @@ impl Slot {
         }
     }
 
+    /// Takes the VMCS as one that has never run: what it was a processor of has begun anew. VMCS01 is current
+    /// before and after.
+    pub(super) fn renew(&mut self, cpu: &PerCpu, machine: &Machine) {
+        self.detach();
+        self.prepare(cpu, machine);
+        self.vcpu.renew();
+    }
+
     /// Whether the VM runs on the host's tables as they stand.
     pub(super) fn is_direct(&self) -> bool {
         self.tables.generation.is_some()

@@ -9,12 +9,13 @@ use ept::shadow::Access;
 use membrane::map::Transport;
 use membrane::processors::Processors;
 use membrane::vm::{Cause, Fault, Filled};
-use membrane::vms::Vms;
+use membrane::vms::{Restart, Vms};
 use membrane::{Pages, Progress};
 use spin::Mutex;
 
 use super::{HostTables, Trees, is_in_use};
 use crate::memory::{POOL, Pool};
+use crate::random;
 use crate::shootdown;
 use crate::vectors;
 
@@ -117,6 +118,18 @@ impl HostTables {
     pub(crate) fn begin_processor(&self, root: Frame, vector: u8) -> Option<(Vm, u64)> {
         let _lock = shootdown::lock(&self.state);
         PROTECTED.lock().begin_processor(root, vector)
+    }
+
+    /// The host starts the VM anew. Like [`launch`](Self::launch), once it is done.
+    pub(crate) fn restart(&self, vm: (Vm, u64)) -> (Restart, Option<ticket::State>) {
+        let random = random::bytes32();
+        self.with_protected(|vms, trees| {
+            let restart = random.map_or(Restart::Refused, |bytes| vms.restart(trees, vm, &bytes));
+            if restart == Restart::Refused {
+                leave(trees);
+            }
+            (restart, vms.vm(vm.0).map(membrane::vm::Vm::state))
+        })
     }
 
     /// One more vCPU.

@@ -2,7 +2,7 @@
 
 use nested_vmx::field::{self as f, Segment, Vmcs};
 use nested_vmx::guard::start::{Start, kind, state};
-use nested_vmx::guard::{Cause, DECOY_RIP};
+use nested_vmx::guard::{Cause, DECOY_RIP, ask_again};
 use nested_vmx::merge::HostRegisters;
 use nested_vmx::state as reset_state;
 use nested_vmx::vmcs12::{Class, Vmcs12, encodings};
@@ -211,4 +211,22 @@ fn what_a_vm_was_before_protection_is_not_overlooked() {
     vm.shown.capture(&vm.v02);
     let first = vm.guarded.first_entry(&mut vm.shown, &HOST, &vm.gprs);
     assert_eq!(first, Err(Cause::FirstState));
+}
+
+#[test]
+fn a_host_that_is_asked_to_enter_again_keeps_the_state_that_it_has_set_up() {
+    let mut vm = Vm::new(reset);
+    let gprs = signed();
+    vm.shown.write(f::ENTRY_INTERRUPTION.encoding(), 0x8000_0020);
+    ask_again(&mut vm.shown);
+    assert_eq!(kind(vm.shown.fields(), &gprs), Start::Reset);
+    let told = |field| vm.shown.fields().read_raw(field);
+    assert_eq!(told(f::EXIT_REASON.encoding()), 48);
+    // A fetch of which nothing is permitted, by a linear address that was translated.
+    assert_eq!(told(f::EXIT_QUALIFICATION.encoding()), 0x184);
+    assert_eq!(told(f::GUEST_PHYSICAL_ADDRESS.encoding()), 0xffff_f000);
+    assert_eq!(told(f::EXIT_INSTRUCTION_LENGTH.encoding()), 0);
+    assert_eq!(told(f::IDT_VECTORING.encoding()), 0);
+    assert_eq!(told(f::ENTRY_INTERRUPTION.encoding()), 0x20, "it is not pending any more");
+    assert!(vm.shown.is_unchecked(), "the host's state is looked at again");
 }
