@@ -26,6 +26,9 @@ struct Description {
     /// How many processors the VM may have.
     #[serde(default = "one")]
     processors: u32,
+    /// How often the VM may be started anew.
+    #[serde(default)]
+    restarts: u32,
     range: Vec<RangeLine>,
     #[serde(default)]
     image: Vec<Image>,
@@ -107,7 +110,7 @@ impl Description {
             None => random().map_err(|why| format!("secret: {why}"))?,
         };
         let mut ticket = Ticket::new(vm, secret);
-        ticket.processors = self.processors;
+        (ticket.processors, ticket.restarts) = (self.processors, self.restarts);
         if self.state != "reset" {
             let hash = hex::decode(&self.state);
             ticket.state =

@@ -18,6 +18,7 @@ pub(crate) fn of_cause(number: u64) -> Option<&'static str> {
         7 => "no version is left to seal a page with",
         8 => "an access to a device that cannot be done, or the host has memory there",
         9 => "the host destroyed it",
+        10 => "the host started it anew, more often than its ticket permits or not to the end",
         PROCESSOR.. => "one of its processors did what has no rule",
         _ => return None,
     })

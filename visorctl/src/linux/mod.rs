@@ -57,6 +57,9 @@ pub(crate) struct Order {
     /// Who runs the VM
     #[arg(long, value_enum, default_value_t = Machine::Qemu)]
     machine: Machine,
+    /// How often the VM may be started anew
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    restarts: u32,
     /// The VM's id, 32 hexadecimal digits; random if it is left out
     #[arg(long, value_name = "HEX", value_parser = crate::hex::decode::<16>)]
     vm: Option<[u8; 16]>,
@@ -102,7 +105,7 @@ pub(crate) enum Fault {
     Initrd(u64),
     /// The kernel must have memory up to this address.
     Memory(u64),
-    /// More than one processor, or virtio devices, for another machine than QEMU's.
+    /// More than one processor, virtio devices or restarts, for another machine than QEMU's.
     OnlyQemu,
 }
 
@@ -121,7 +124,8 @@ struct Image {
 impl Image {
     fn new(kernel: &[u8], initrd: &[u8], order: &Order) -> Result<Self, Fault> {
         let machine = order.machine;
-        if machine == Machine::Xen && (order.processors, order.virtio) != (1, 0) {
+        if machine == Machine::Xen && (order.processors, order.virtio, order.restarts) != (1, 0, 0)
+        {
             return Err(Fault::OnlyQemu);
         }
         let kernel = Kernel::parse(kernel)?;
@@ -188,7 +192,7 @@ pub(crate) fn linux(order: &Order) -> Result<Made, Failure> {
     let chance = |why| Failure::File("/dev/urandom".into(), why);
     let vm = order.vm.map_or_else(make::random, Ok).map_err(chance)?;
     let mut ticket = Ticket::new(vm, make::random().map_err(chance)?);
-    ticket.processors = order.processors.into();
+    (ticket.processors, ticket.restarts) = (order.processors.into(), order.restarts);
     let ticket = image.fill(ticket);
     let wrong = |why| Failure::Description(order.kernel.clone(), why);
     let ticket = ticket.map_err(wrong)?;
@@ -196,7 +200,7 @@ pub(crate) fn linux(order: &Order) -> Result<Made, Failure> {
     fs::create_dir_all(folder).map_err(|why| Failure::File(folder.clone(), why))?;
     let mut files = match order.machine {
         Machine::Qemu => {
-            let arguments = qemu::arguments(image.layout.start(), order.memory, order.processors);
+            let arguments = qemu::arguments(image.layout.start(), order);
             vec![
                 ("stub.rom", image.stub, make::PUBLIC),
                 ("image.bin", image.content, make::PUBLIC),
@@ -239,7 +243,7 @@ impl fmt::Display for Fault {
                 write!(f, "an initial RAM disk of {bytes} bytes does not fit below the kernel")
             }
             Self::OnlyQemu => {
-                write!(f, "only VMs for QEMU have several processors, or virtio devices")
+                write!(f, "only VMs for QEMU have several processors, virtio devices, or restarts")
             }
             Self::Memory(end) => {
                 write!(

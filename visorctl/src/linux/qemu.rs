@@ -1,5 +1,7 @@
 //! The machine around the VM.
 
+use super::Order;
+
 /// Where the first virtio device of QEMU's `microvm` has its registers, as long as there is no ACPI.
 pub(super) const DEVICES: u64 = 0xfeb0_0000;
 /// The line of its interrupt. Each further device has the next.
@@ -14,15 +16,17 @@ pub(super) fn words(devices: u8) -> String {
     (0..u64::from(devices)).map(word).collect()
 }
 
-/// QEMU's arguments, one a line, for an image that begins at `start`, in `memory` bytes, with so many
-/// processors. The files are in the working folder. Virtio devices come on top, on the buses
-/// virtio-mmio-bus.0 and so on.
+/// QEMU's arguments, one a line, for the VM of `order`, whose image begins at `start`. The files are in the
+/// working folder. Virtio devices come on top, on the buses virtio-mmio-bus.0 and so on. A VM that may not be
+/// started anew ends with its first reset.
 ///
 /// Nothing here is trusted: with other arguments the host gets another machine, and the VM stops or goes
 /// without a device.
-pub(super) fn arguments(start: u32, memory: u64, processors: u8) -> String {
+pub(super) fn arguments(start: u32, order: &Order) -> String {
+    let (memory, processors) = (order.memory, order.processors);
+    let resets = if order.restarts == 0 { "-no-reboot" } else { "" };
     let words = format!(
-        "-no-user-config -nodefaults -display none -no-reboot -serial stdio -accel kvm -cpu host -smp {processors} \
+        "-no-user-config -nodefaults -display none {resets} -serial stdio -accel kvm -cpu host -smp {processors} \
          -global virtio-mmio.force-legacy=false \
          -machine microvm,acpi=off,pic=on,pit=on,rtc=on,isa-serial=on,auto-kernel-cmdline=off,\
          x-option-roms=off -m {}M -bios stub.rom \

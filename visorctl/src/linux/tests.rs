@@ -64,6 +64,7 @@ pub(super) fn order() -> Order {
         processors: 1,
         virtio: 1,
         machine: Machine::Qemu,
+        restarts: 0,
         vm: None,
         output_dir: PathBuf::new(),
     }
@@ -427,6 +428,20 @@ fn each_virtio_device_has_a_share_of_memory_and_a_word_for_the_kernel() {
     assert_eq!((word(map, 40), word(map, 48)), (0x10_0000, 0x3bf_f000 - 0x10_0000));
     let arguments = String::from_utf8(read("qemu.args")).unwrap();
     assert!(arguments.contains("\nvirtio-mmio.force-legacy=false\n"));
+}
+
+#[test]
+fn a_vm_that_may_be_started_anew_has_that_in_its_ticket_and_a_machine_that_resets() {
+    let folder = Folder::new("linux-restarts");
+    for (name, more, restarts) in [("once", &[][..], 0), ("again", &["--restarts", "7"], 7)] {
+        let _ = made(&folder, name, more);
+        let read = |file: &str| fs::read(folder.path(&format!("{name}/{file}"))).unwrap();
+        let mut ticket = Ticket::new([0; 16], [0; 32]);
+        parse(&read("ticket"), &mut ticket).unwrap();
+        assert_eq!(ticket.restarts, restarts);
+        let arguments = String::from_utf8(read("qemu.args")).unwrap();
+        assert_eq!(arguments.contains("-no-reboot"), restarts == 0);
+    }
 }
 
 #[test]

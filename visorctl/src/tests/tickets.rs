@@ -67,6 +67,7 @@ vm = "000102030405060708090a0b0c0d0e0f"
 secret = "1111111111111111111111111111111111111111111111111111111111111111"
 state = "reset"
 processors = 3
+restarts = 9
 
 [[range]]
 start = 0xf000_0000
@@ -108,6 +109,7 @@ fn a_description_becomes_the_ticket_that_it_describes() {
             .range(0, 0x10_0000, Class::Private)
             .range(0xf000_0000, 0x2000, Class::Window);
     expected.processors = 3;
+    expected.restarts = 9;
     expected.image(0xff000, &[5; 100]).unwrap();
     assert_eq!(made(&folder), expected);
     let mode = fs::metadata(folder.path("ticket")).unwrap().permissions().mode();
@@ -120,11 +122,11 @@ fn a_description_may_give_the_hash_of_a_state_and_leave_the_secret_to_chance() {
     let digits = "ab".repeat(32);
     let text = GOOD.replace("\"reset\"", &format!("\"{digits}\""));
     let secret = text.lines().find(|line| line.starts_with("secret")).unwrap();
-    let text = text.replace(secret, "").replace("processors = 3\n", "");
+    let text = text.replace(secret, "").replace("processors = 3\nrestarts = 9\n", "");
     let _ = make(&folder, &text, &[]);
     let first = made(&folder);
     assert_eq!(first.state, State::Hashed(hex::decode(&digits).unwrap()));
-    assert_eq!(first.processors, 1);
+    assert_eq!((first.processors, first.restarts), (1, 0));
     let _ = make(&folder, &text, &[]);
     assert_ne!(made(&folder).secret, first.secret);
 }
@@ -142,7 +144,7 @@ fn a_description_that_makes_no_ticket_is_refused_with_its_fault() {
         ("processors = 3", "processors = 65", "no processor, or more than 64"),
         ("length = 0x2000", "length = 0x2001", "not in whole pages"),
         ("start = 0xf000_0000", "start = 0x1000", "ranges that overlap"),
-        ("start = 0xf000_0000", "start = -4096", "line 8, column 9"),
+        ("start = 0xf000_0000", "start = -4096", "line 9, column 9"),
         ("address = 0xff000", "address = 0xff010", "no page of a VM begins at 0xff010"),
         ("address = 0xff000", "address = 0x100000", "a page outside of private memory"),
         ("address", "place", "unknown field `place`"),

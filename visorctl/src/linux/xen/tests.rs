@@ -127,9 +127,9 @@ fn a_vm_for_xen_has_its_files_and_a_ticket_with_every_page_of_them() {
 }
 
 #[test]
-fn a_vm_for_xen_has_one_processor_and_no_virtio_devices() {
-    for (processors, virtio) in [(2, 0), (1, 1)] {
-        let order = Order { machine: Machine::Xen, processors, virtio, ..order() };
+fn a_vm_for_xen_has_one_processor_no_virtio_devices_and_no_restarts() {
+    for (processors, virtio, restarts) in [(2, 0, 0), (1, 1, 0), (1, 0, 1)] {
+        let order = Order { machine: Machine::Xen, processors, virtio, restarts, ..order() };
         assert_eq!(Image::new(&bzimage(20), &[], &order).err(), Some(Fault::OnlyQemu));
     }
 }
