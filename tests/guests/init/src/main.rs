@@ -5,6 +5,7 @@
 //! prints goes to the kernel's console in lines that begin with `init: `, or between markers
 //! `=== section` and `=== end`.
 
+mod beats;
 mod devmem;
 mod end;
 mod heart;
@@ -67,6 +68,8 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         }
         "stats" => port::print_stats(),
         "reboot" | "triple-fault" => end::reboot_once(),
+        "reboot-always" => end::reboot(),
+        "beats" => beats::go_on(),
         "kexec" => kexec::into_second_kernel(&line.0, line.value("init.next").unwrap_or("")),
         "cpu-hotplug" => hotplug::cycle(1),
         "devmem" => devmem::attack(line.value("init.reservation")),

@@ -37,9 +37,11 @@ const MADE_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=relia
 
 /// Such a VM: its folder, what its `init` does, and how it differs from others.
 type Made = (&'static str, &'static str, &'static [&'static str]);
-const MADE_VMS: [Made; 4] = [
+const MADE_VMS: [Made; 6] = [
     ("vm", "", &[]),
     ("vm-2", "cpu-hotplug", &["--processors", "2"]),
+    ("vm-beats", "beats", &["--processors", "2"]),
+    ("vm-reset", "secret,reboot-always reboot=t", &["--processors", "2", "--restarts", "3"]),
     ("vm-virtio", "disk,network,random ip=dhcp", &["--virtio", "3"]),
     ("vm-lies", "disk,stay,disk ip=dhcp", &["--virtio", "4"]),
 ];
@@ -153,10 +155,12 @@ fn with_made(
         let mut words = vec!["--cmdline", &line, "--memory", "64M"];
         words.extend(*more);
         build::linux_vm(&of.tool, [&of.kernel, &of.initrd], &words, &vm)?;
-        for file in ["ticket", "stub.rom", "image.bin", "qemu.args"] {
+        for file in ["ticket", "stub.rom", "qemu.args"] {
             programs.add(&format!("{name}/{file}"), &vm.join(file));
         }
     }
+    // It is the same for all.
+    programs.add("vm/image.bin", &parts.join("vm/image.bin"));
     Ok((programs, parts))
 }
 

@@ -3,6 +3,8 @@
 //! Each is there twice: on the bare machine, where it tests itself and the emulator, and on the
 //! visor. What the host does is in `image/vmms/`.
 
+use anyhow::{Context, Result, ensure};
+
 use super::protected::with_tickets;
 use super::{Boot, Host, Stack, Test};
 use crate::machine::{Bios, End, Machine};
@@ -130,6 +132,26 @@ fn made_tests() -> Vec<Test> {
         made(with_tickets, virtio, "modules,submit,devices,boot,running,written,slay")
             .test("protected/qemu-virtio", 60),
         lies().test("protected/qemu-virtio-lies", 60),
+        Test::new("protected/qemu-life-control", 40, |rig| {
+            marks(&rig.check("", &life(Stack::bare, "modules,life,slay"))?, |count| count > 1000)
+        }),
+        Test::new("protected/qemu-life", 60, |rig| {
+            let boot = life(with_tickets, "modules,submit,life,running,slay");
+            marks(&rig.check("", &boot)?, |count| count == 0)
+        }),
+        Test::new("protected/qemu-reset-control", 40, |rig| {
+            let boot = resets(Stack::bare, "modules,resets,slay");
+            let left = lives_left(&rig.check("", &boot)?)?;
+            ensure!(left > 0, "nothing is left of a VM without a ticket");
+            Ok(())
+        }),
+        Test::new("protected/qemu-reset", 60, |rig| {
+            let boot = resets(with_tickets, "modules,submit,resets,exhausted,slay");
+            let boot = boot.expect(&["*init: PASS exhausted*", "*init: PASS slay*", "*init: done"]);
+            let left = lives_left(&rig.check("", &boot)?)?;
+            ensure!(left == 0, "{left} secrets of earlier lives are left");
+            Ok(())
+        }),
     ]
 }
 
@@ -154,6 +176,48 @@ fn lies() -> Boot {
         .expect(&lines)
         .never("*init: FAIL *")
         .ends(End::PowerOff)
+}
+
+/// QEMU runs a VM that works on, in a host that saves it in several ways.
+fn life(stack: fn(Host) -> Stack, actions: &str) -> Boot {
+    Boot::of(stack(Host::Made(format!("init.vm=vm-beats init.do={actions}"))))
+        .on(roomy)
+        .expect(&["*guest: init: beat 1", "*init: PASS life*", "*init: PASS slay*", "*init: done"])
+        .never("*init: FAIL *")
+        .never("*guest: init: beats: *")
+        .ends(End::PowerOff)
+}
+
+/// Each of the three ways to save a VM must have so much of its memory in clear.
+fn marks(log: &str, is_good: fn(u32) -> bool) -> Result<()> {
+    for file in ["pmemsave", "dump", "saved"] {
+        let start = format!("/run/{file}: ");
+        let line = log.lines().find_map(|line| line.split_once(&start)).context(file)?;
+        let count = line.1.split(' ').next().and_then(|count| count.parse().ok());
+        let count = count.context("no count")?;
+        ensure!(is_good(count), "{file}: {count} lines in clear");
+    }
+    Ok(())
+}
+
+/// QEMU runs a VM that resets itself, and is reset, in a host that does `actions`.
+fn resets(stack: fn(Host) -> Stack, actions: &str) -> Boot {
+    Boot::of(stack(Host::Made(format!("init.vm=vm-reset init.do={actions}"))))
+        .on(roomy)
+        .expect(&["*guest: init: rebooting", "*init: PASS resets*"])
+        .never("*init: FAIL *")
+        .ends(End::PowerOff)
+}
+
+/// In how many places secrets of a VM's earlier lives, two at least, were found in the machine's memory.
+fn lives_left(log: &str) -> Result<usize> {
+    let lines = log.lines().filter(|line| line.starts_with("harness: "));
+    let counts: Vec<Option<usize>> = lines
+        .map(|line| line.strip_prefix("harness: found ")?.split(' ').next()?.parse().ok())
+        .collect();
+    ensure!(counts.len() >= 2, "nobody looked for two lives");
+    let sum = counts.into_iter().sum::<Option<usize>>();
+    sum.context("the machine's memory cannot be searched")
 }
 
 /// As [`roomy`], with firmware whose ACPI tables a PVH dom0 finds.

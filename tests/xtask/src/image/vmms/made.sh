@@ -28,6 +28,8 @@ written() {
 # start ARGUMENT...: the VM runs, by the arguments that came with it and these.
 start() {
     cd $vm
+    # It is the same for all.
+    [ -e image.bin ] || ln -s /vm/image.bin .
     mkfifo /run/line
     exec 3<>/run/line
     {
@@ -36,11 +38,14 @@ start() {
     } >&3 2>&1 &
 }
 
-# says TEXT: the VM gets to a line with TEXT.
+# says TEXT: the VM gets to a line with TEXT. Secrets that it tells of on the way are in /run/secrets.
 says() {
     while read -r line; do
         line=${line%$return}
         echo "guest: $line"
+        case "$line" in
+        *"init: secret "*) echo "${line##*secret }" >>/run/secrets ;;
+        esac
         case "$line" in
         *"$1"*) return 0 ;;
         *"Kernel panic"* | "KVM: "* | "KVM internal error"* | "qemu: ended"*) return 1 ;;
@@ -101,6 +106,78 @@ lies() {
     poke $slot "$(bytes $head)"'\0\0\xff\xff\xff\xff'
     poke $((fourth + 0x502)) "$(bytes $((index + 1)))"
     says "init: done"
+}
+
+# The VM resets itself, QEMU resets it while it boots, and it resets itself once more; each time it comes up
+# again. Nothing of its earlier lives may be left then.
+resets() {
+    mkfifo /run/monitor.in /run/monitor.out
+    start -monitor pipe:/run/monitor
+    says "init: rebooting" && says "userspace reached" || return 1
+    echo system_reset >/run/monitor.in
+    says "userspace reached" && says "init: rebooting" || return 1
+    while read -r words; do
+        echo "look for $words" >>/run/lives
+    done </run/secrets
+    says "userspace reached" || return 1
+    sed 's/^/vmm: /; s/$/ an earlier life/' /run/lives
+}
+
+# Its ticket permits no more: it stops.
+exhausted() {
+    says "init: rebooting" || return 1
+    tries=0
+    until /visorctl vms --json | grep -q '"cause":10,'; do
+        tries=$((tries + 1))
+        [ $tries -lt 30 ] || return 1
+        sleep 0.3
+    done
+    /visorctl vms
+}
+
+# beats COUNT: the VM goes on, with all of its memory as it was.
+beats() {
+    for beat in $(seq "$1"); do
+        says "init: beat " || return 1
+    done
+}
+
+# monitor COMMAND: QEMU does it, and is asked for its state until it answers.
+monitor() {
+    echo "monitor: $1"
+    echo "$1" >/run/monitor.in
+    echo "info status" >/run/monitor.in
+    while read -r line <&4; do
+        line=${line%$return}
+        case "$line" in
+        "VM status: "*)
+            echo "monitor: $line"
+            return 0
+            ;;
+        *Error*) echo "monitor: $line" ;;
+        esac
+    done
+}
+
+# marks FILE: in how many of its lines the VM's pattern is.
+marks() {
+    echo "$1: $(grep -acF "a visor's beats" "$1") lines with the VM's memory, $(wc -c <"$1") bytes"
+    rm "$1"
+}
+
+# What operators do with VMs: each time the VM goes on.
+life() {
+    mkfifo /run/monitor.in /run/monitor.out
+    exec 4<>/run/monitor.out
+    start -monitor pipe:/run/monitor
+    beats 2 || return 1
+    monitor "pmemsave 0x0 0x3ff0000 /run/pmemsave" && marks /run/pmemsave && beats 2 || return 1
+    monitor "dump-guest-memory /run/dump" && marks /run/dump && beats 2 || return 1
+    monitor "migrate \"exec:cat >/run/saved\"" && marks /run/saved || return 1
+    monitor cont && beats 2 || return 1
+    monitor stop && monitor cont && beats 2 || return 1
+    echo 1 >/proc/sys/vm/compact_memory
+    beats 4
 }
 
 # The visor still has the VM.
