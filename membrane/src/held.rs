@@ -196,6 +196,23 @@ impl Held {
         machine.show(frame, view).ok()
     }
 
+    /// Takes all views of a VM's pages back.
+    pub(crate) fn hide<H: Hardware>(
+        &self,
+        machine: &mut Machine<'_, '_, H>,
+        number: frames::Vm,
+    ) -> Stale {
+        let mut stale = machine.ept.stale();
+        for (turn, frame) in (0..=u8::MAX).zip(&self.views) {
+            let state = machine.frames.state(*frame);
+            if matches!(state, Some(State::Private { vm, view: Some(View(view)), .. }) if vm == number && view == turn)
+            {
+                stale.add(machine.hide(*frame));
+            }
+        }
+        stale
+    }
+
     /// Takes what was added out of VMs: the host gets private frames sealed, or zeroed.
     pub(crate) fn give_back<H: Hardware>(
         &mut self,

@@ -230,6 +230,18 @@ impl Vms {
         self.held.stop(&mut self.audit, cpu, number, cause);
     }
 
+    /// The same, and every processor leaves the VM, and views of its pages are gone: what the host stores
+    /// from now on is in its own memory.
+    pub fn close<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        number: frames::Vm,
+        cause: Cause,
+    ) {
+        self.stop(number, cause, machine.hardware.cpu());
+        let _ = self.held.hide(machine, number).flush(machine.hardware);
+    }
+
     fn record(&mut self, cpu: u32, kind: Kind, vm: frames::Vm) {
         self.audit.push(cpu, Entry { kind, vm: Some(vm), a: 0, b: 0 });
     }
@@ -465,9 +477,8 @@ impl Vms {
         (number, launch): (frames::Vm, u64),
         random: &[u8; 32],
     ) -> Restart {
-        let cpu = machine.hardware.cpu();
         if self.running(number, launch).is_some() {
-            self.stop(number, Cause::Restarted, cpu);
+            self.close(machine, number, Cause::Restarted);
             return Restart::Refused;
         }
         let stopped = self.vm(number).filter(|vm| vm.launch == launch && vm.is_stopped());
@@ -484,7 +495,7 @@ impl Vms {
         vm.renew(random);
         vm.launch = next;
         self.launches = next;
-        self.record(cpu, Kind::Launched, number);
+        self.record(machine.hardware.cpu(), Kind::Launched, number);
         Restart::Launched(next)
     }
 }

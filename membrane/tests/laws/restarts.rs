@@ -45,19 +45,30 @@ fn a_vm_that_is_started_anew_finds_its_manifest_and_nothing_of_what_it_was() {
 
 #[test]
 fn what_the_host_writes_once_a_vm_is_stopped_is_what_the_next_launch_finds() {
-    let known = KNOWN[0];
-    let mut world = World::with_restarts(1);
-    world.host_write(G, &image(known));
-    map(&mut world, 0, known, G | LEAF);
-    world.guest_write(0, known).unwrap();
-    let number = world.guests[0].as_ref().unwrap().number;
-    let launch = world.vms.vm(number).unwrap().launch();
-    world.honest = false;
-    let (mut machine, vms) = world.parts();
-    assert_eq!(vms.restart(&mut machine, (number, launch), &[1; 32]), Restart::Refused);
-    world.host_write(G, &image(known));
-    assert!(world.restart(0).is_some());
-    world.guest_read(0, known).unwrap();
+    for cause in [None, Some(Cause::SHUT_DOWN)] {
+        let known = KNOWN[0];
+        let mut world = World::with_restarts(1);
+        world.host_write(G, &image(known));
+        map(&mut world, 0, known, G | LEAF);
+        world.guest_write(0, known).unwrap();
+        // This is lost, in a view.
+        world.host_write(G, &image(known));
+        let number = world.guests[0].as_ref().unwrap().number;
+        let launch = world.vms.vm(number).unwrap().launch();
+        world.honest = false;
+        let (mut machine, vms) = world.parts();
+        match cause {
+            Some(cause) => vms.close(&mut machine, number, cause),
+            None => {
+                let restart = vms.restart(&mut machine, (number, launch), &[1; 32]);
+                assert_eq!(restart, Restart::Refused);
+            }
+        }
+        world.check();
+        world.host_write(G, &image(known));
+        assert!(world.restart(0).is_some());
+        world.guest_read(0, known).unwrap();
+    }
 }
 
 #[test]

@@ -125,9 +125,6 @@ impl HostTables {
         let random = random::bytes32();
         self.with_protected(|vms, trees| {
             let restart = random.map_or(Restart::Refused, |bytes| vms.restart(trees, vm, &bytes));
-            if restart == Restart::Refused {
-                leave(trees);
-            }
             (restart, vms.vm(vm.0).map(membrane::vm::Vm::state))
         })
     }
@@ -142,8 +139,7 @@ impl HostTables {
         log::warn!("protected VM {} is stopped, cause {}", number.number(), cause.number());
         self.with_protected(|vms, trees| {
             if vms.vm(number).is_some_and(|vm| vm.launch() == launch) {
-                vms.stop(number, cause, trees.hardware.cpu());
-                leave(trees);
+                vms.close(trees, number, cause);
             }
         });
     }
