@@ -69,6 +69,17 @@ pub fn kind(shown: &Vmcs12, registers: &impl Registers) -> Start {
     const ET: u64 = 0x10;
     const PAT: u64 = 0x0007_0406_0007_0406;
     const RDX: usize = 2;
+    let code = Segment::Cs.fields();
+    let entry = (shown.read(code.selector), shown.read(code.base), shown.read(f::GUEST_RIP));
+    let [_, vector] = entry.0.to_le_bytes();
+    // First what differs for nearly all that run.
+    let start = match entry {
+        (0xf000, 0xffff_0000, 0xfff0) => Start::Reset,
+        (selector, base, 0) if selector & 0xff == 0 && base == u64::from(selector) << 4 => {
+            Start::StartUp(vector)
+        }
+        _ => return Start::Other,
+    };
     let mut comparison = Comparison { fields: shown, differs: false };
     state::init(&mut comparison);
     let loaded = EntryControls::LOAD_DEBUG | EntryControls::LOAD_PAT | EntryControls::LOAD_EFER;
@@ -90,16 +101,7 @@ pub fn kind(shown: &Vmcs12, registers: &impl Registers) -> Start {
     {
         return Start::Other;
     }
-    let code = Segment::Cs.fields();
-    let entry = (shown.read(code.selector), shown.read(code.base), shown.read(f::GUEST_RIP));
-    let [_, vector] = entry.0.to_le_bytes();
-    match entry {
-        (0xf000, 0xffff_0000, 0xfff0) => Start::Reset,
-        (selector, base, 0) if selector & 0xff == 0 && base == u64::from(selector) << 4 => {
-            Start::StartUp(vector)
-        }
-        _ => Start::Other,
-    }
+    start
 }
 
 /// Fields of the state that are the visor's to set, so that they are the same in every VM.
