@@ -194,7 +194,7 @@ pub struct Vm {
     /// Hashes of pages that are still fresh.
     manifest: Sparse,
     /// What is known of pages that were outside.
-    pasts: Sparse,
+    pub(crate) pasts: Sparse,
     pub(crate) tables: Tables,
     sealer: Sealer,
     resident: u64,
@@ -412,11 +412,9 @@ impl Vm {
         if words(&hash.into()) != expected {
             return Err(Cause::Manifest(page));
         }
-        if self.restarts != 0 {
-            // It will be needed again.
-            return Ok(());
-        }
-        let spent = self.manifest.set(hardware, page.number(), NONE);
+        // Another launch will need it again.
+        let kept = if self.restarts == 0 { NONE } else { expected };
+        let spent = self.manifest.set(hardware, page.number(), kept);
         spent.map_err(|Exhausted| Cause::Memory)
     }
 

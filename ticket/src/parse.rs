@@ -209,15 +209,9 @@ impl Parser {
             return Err(Error::Processors);
         }
         self.pages = raw.pages;
-        Ok(Header {
-            vm: raw.vm,
-            secret: raw.secret,
-            state,
-            ranges: raw.ranges,
-            pages: raw.pages,
-            processors: raw.further + 1,
-            restarts: raw.restarts,
-        })
+        let processors = raw.further + 1;
+        let RawHeader { vm, secret, ranges, pages, restarts, .. } = raw;
+        Ok(Header { vm, secret, state, ranges, pages, processors, restarts })
     }
 
     fn range(&mut self, fields: &mut Fields<'_>) -> Result<Range, Error> {

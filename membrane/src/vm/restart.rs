@@ -1,10 +1,8 @@
 //! A VM that begins anew.
 
 use ept::addr::GuestFrame;
-use ept::ept01::TableMem;
 
 use super::{Cause, Life, Vm};
-use crate::Progress;
 
 impl Cause {
     /// It has shut down by itself (triple fault), as systems do that start anew: kind 2 of the causes that
@@ -14,14 +12,15 @@ impl Cause {
 
 impl Vm {
     /// Begins anew: only what its ticket says stays. It has no page, and what was known of pages that were
-    /// outside is gone. `launch` are random bytes that were never used before: what was sealed before is
+    /// outside is gone. `random` are bytes that were never used before: what was sealed before is
     /// worth nothing now.
-    pub(crate) fn renew(&mut self, launch: &[u8; 32]) {
-        self.sealer = self.sealer.anew(launch);
+    pub(crate) fn renew(&mut self, launch: u64, random: &[u8; 32]) {
+        self.sealer = self.sealer.anew(random);
         self.restarts -= 1;
         self.life = Life::Running;
         self.processors = self.processors.anew();
-        (self.vcpus, self.touches, self.sealed, self.root) = (0, 0, 0, None);
+        (self.launch, self.vcpus, self.touches) = (launch, 0, 0);
+        (self.sealed, self.root) = (0, None);
         self.swept = GuestFrame::containing(0);
     }
 
@@ -32,10 +31,5 @@ impl Vm {
             Life::Stopped(Cause::Restarted | Cause::SHUT_DOWN) => self.restarts != 0,
             Life::Stopped(_) => false,
         }
-    }
-
-    /// Forgets what pages were that are outside, at most `budget` frames of it.
-    pub(crate) fn forget(&mut self, mem: &mut impl TableMem, budget: &mut u32) -> Progress {
-        self.pasts.clear(mem, budget)
     }
 }

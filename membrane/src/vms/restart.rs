@@ -78,11 +78,10 @@ impl Vms {
         let Some(vm) = self.vacate(machine, number) else { return Restart::Again };
         let Some(vm) = vm else { return Restart::Refused };
         let mut budget = PIECE;
-        if vm.forget(machine.hardware, &mut budget) == Progress::Again {
+        if vm.pasts.clear(machine.hardware, &mut budget) == Progress::Again {
             return Restart::Again;
         }
-        vm.renew(random);
-        vm.launch = next;
+        vm.renew(next, random);
         self.launches = next;
         self.record(machine.hardware.cpu(), Kind::Launched, number);
         Restart::Launched(next)
