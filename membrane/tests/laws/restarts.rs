@@ -207,6 +207,10 @@ fn the_launch_of_before_is_over_in_every_way() {
     processors.signal(1 << 32 | 0x4500);
     processors.signal(1 << 32 | 0x4609);
     assert_eq!(world.vms.begin_processor(root, 9), Some((number, now)), "as many as before");
+    world.vms.stop(number, Cause::SHUT_DOWN, 0);
+    let (mut machine, vms) = world.parts();
+    assert_eq!(vms.restart(&mut machine, (number, before), &[9; 32]), Restart::Refused);
+    assert_eq!(vms.restart(&mut machine, (number, now), &[9; 32]), Restart::Launched(now + 1));
 }
 
 #[test]

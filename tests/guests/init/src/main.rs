@@ -68,7 +68,10 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         }
         "stats" => port::print_stats(),
         "reboot" | "triple-fault" => end::reboot_once(),
-        "reboot-always" => end::reboot(),
+        "reboot-always" => {
+            secret::spread();
+            end::reboot()
+        }
         "beats" => beats::go_on(),
         "kexec" => kexec::into_second_kernel(&line.0, line.value("init.next").unwrap_or("")),
         "cpu-hotplug" => hotplug::cycle(1),

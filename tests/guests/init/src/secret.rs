@@ -25,6 +25,12 @@ pub(crate) fn words() -> [u64; 2] {
     [0, 1].map(|index: usize| SECRET[index].load(Ordering::Relaxed))
 }
 
+/// Leaves the secret in so much memory that the next system does not overwrite all of it.
+pub(crate) fn spread() {
+    const TIMES: usize = 1 << 20;
+    std::mem::forget(std::hint::black_box(words().repeat(TIMES)));
+}
+
 /// As the test harness knows words that it searches for.
 fn disguised(word: u64) -> u64 {
     word.wrapping_mul(0xd134_2543_de82_ef95).rotate_left(29)
