@@ -3,7 +3,7 @@
 use crate::debugger::{Debugger, R12, RIP};
 use crate::kvm::{self, Thread};
 use crate::look::{is_in, is_in_stream, is_part_in, is_part_in_text};
-use crate::memory::{Machine, Memory, PAGE};
+use crate::memory::{Machine, Memory, PAGE, SIZE};
 use crate::vm::{Place, Vm};
 use std::fs::File;
 use std::time::Duration;
@@ -14,12 +14,12 @@ pub(crate) type Attack = fn(&mut Vm) -> Result<bool, String>;
 
 /// In the order in which they are done. The last ones end a VM that has a ticket.
 pub(crate) const ATTACKS: &[(&str, Attack)] = &[
-    ("read-process-memory", |vm| vm.memory()?.has(vm.needle)),
-    ("dump-by-monitor", dump_by_monitor),
-    ("dump-with-registers", dump_with_registers),
+    ("read-process-memory", |vm| paused(vm, |vm| vm.memory()?.has(vm.needle))),
+    ("dump-by-monitor", |vm| paused(vm, dump_by_monitor)),
+    ("dump-with-registers", |vm| paused(vm, dump_with_registers)),
     ("read-by-address", read_by_address),
     ("read-frame", read_frame),
-    ("search-all-memory", |vm| Machine::open()?.has(vm.needle)),
+    ("search-all-memory", |vm| paused(vm, |vm| Machine::open()?.has(vm.needle))),
     ("registers-by-monitor", registers_by_monitor),
     ("registers-by-debugger", registers_by_debugger),
     ("registers-by-kvm", registers_by_kvm),
@@ -49,7 +49,10 @@ pub(crate) const ATTACKS: &[(&str, Attack)] = &[
 ];
 
 /// Looks often enough to meet the VM at its work, not in its kernel.
-const LOOKS: usize = 16;
+const LOOKS: usize = 8;
+
+/// Longer than any instruction takes, and than a beat if it is taken four times.
+const SHORT: Duration = Duration::from_millis(500);
 
 /// Whether any of some looks at the stopped virtual processor shows the secret.
 fn several(vm: &mut Vm, look: impl Fn(&Thread) -> Result<Vec<u8>, String>) -> Result<bool, String> {
@@ -61,6 +64,14 @@ fn several(vm: &mut Vm, look: impl Fn(&Thread) -> Result<Vec<u8>, String>) -> Re
         vm.beat()?;
     }
     Ok(false)
+}
+
+/// Does `attack` while the VM stands still: it would take half of the processor.
+fn paused(vm: &mut Vm, attack: impl Fn(&mut Vm) -> Result<bool, String>) -> Result<bool, String> {
+    let _ = vm.monitor("stop")?;
+    let result = attack(vm);
+    let _ = vm.monitor("cont")?;
+    result
 }
 
 /// QEMU writes the VM's memory to a file.
@@ -132,29 +143,46 @@ fn registers_by_kvm(vm: &mut Vm) -> Result<bool, String> {
     several(vm, |cpu| Ok([&cpu.get(kvm::GET_REGS)?[..], &cpu.get(kvm::GET_FPU)?].concat()))
 }
 
-/// CR3 with its table: whether the VM's memory holds at CR3 what its kernel has there, a page table with the
-/// kernel's entry.
+/// CR3, and from there through the VM's page tables to where its kernel lies.
 fn tables_by_kvm(vm: &mut Vm) -> Result<bool, String> {
     let sregs = Thread::stop(vm.process(), vm.thread()?)?.get(kvm::GET_SREGS)?;
-    // struct kvm_sregs: CR0, CR2, CR3 behind eight segments of 24 bytes and two tables of 16.
-    let word = |at: usize| sregs[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
-    let (cr0, cr3) = (word(224), word(240) & 0x000f_ffff_ffff_f000);
-    if cr0 >> 31 == 0 || cr3 == 0 {
-        return Ok(false);
-    }
-    let table = vm.memory()?.page(cr3)?;
-    // The kernel's text is in the last entry.
-    Ok(table[4088] & 1 != 0)
+    // struct kvm_sregs: CR3 is behind eight segments of 24 bytes, two tables of 16, CR0 and CR2.
+    let root = sregs[240..248].try_into().map_or(0, u64::from_le_bytes);
+    let (Place { linear, physical }, memory) = (vm.place("kernel")?, vm.memory()?);
+    Ok(walk(&memory, root, linear)? == Some(physical))
 }
 
-/// The kernel's entry point, IA32_LSTAR.
+/// Where `linear` is by the page tables of four levels at `root` (SDM vol. 3, section 4.5.4).
+fn walk(memory: &Memory, root: u64, linear: u64) -> Result<Option<u64>, String> {
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    let mut table = root & ADDRESS;
+    for shift in [39, 30, 21, 12] {
+        let at = table + (linear >> shift) % 512 * 8;
+        if at >= SIZE {
+            return Ok(None);
+        }
+        let entry = memory.read(at, 8)?.try_into().map_or(0, u64::from_le_bytes);
+        if entry & 1 == 0 {
+            return Ok(None);
+        }
+        table = entry & ADDRESS;
+        if shift == 12 || shift < 39 && entry & 0x80 != 0 {
+            let below = (1 << shift) - 1;
+            return Ok(Some(table & !below | linear & below));
+        }
+    }
+    Ok(None)
+}
+
+/// The kernel's entry point, IA32_LSTAR: an address in its text.
 fn msrs_by_kvm(vm: &mut Vm) -> Result<bool, String> {
     const LSTAR: u32 = 0xc000_0082;
     let mut list = [0; 24];
     list[0] = 1;
     list[8..12].copy_from_slice(&LSTAR.to_le_bytes());
     Thread::stop(vm.process(), vm.thread()?)?.ask(kvm::GET_MSRS, &mut list)?;
-    Ok(list[16..].try_into().map_or(0, u64::from_le_bytes) != 0)
+    let value = list[16..].try_into().map_or(0, u64::from_le_bytes);
+    Ok(value >= 0xffff_ffff_8000_0000)
 }
 
 /// KVM walks the VM's page tables.
@@ -172,7 +200,7 @@ fn step_by_debugger(vm: &mut Vm) -> Result<bool, String> {
     let near = vm.place("loop")?.linear;
     for _ in 0..LOOKS {
         let mut debugger = vm.debugger()?;
-        let does_stop = debugger.resume("s", Duration::from_secs(2))?;
+        let does_stop = debugger.resume("s", SHORT)?;
         if does_stop && (near..near + 8).contains(&debugger.rip()?) {
             return Ok(true);
         }
@@ -187,7 +215,7 @@ fn breakpoint_by_debugger(vm: &mut Vm) -> Result<bool, String> {
     let at = vm.place("loop")?.linear;
     let mut debugger = vm.debugger()?;
     let _ = debugger.ask(&format!("Z1,{at:x},1"))?;
-    let does_stop = debugger.resume("c", Duration::from_secs(2))? && debugger.rip()? == at;
+    let does_stop = debugger.resume("c", 4 * SHORT)? && debugger.rip()? == at;
     let _ = debugger.ask(&format!("z1,{at:x},1"))?;
     Ok(does_stop)
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 pub(crate) const PAGE: u64 = 4096;
 /// What `visorctl ticket linux` was asked for.
-const SIZE: u64 = 64 << 20;
+pub(crate) const SIZE: u64 = 64 << 20;
 
 /// The VM's memory in QEMU's process.
 pub(crate) struct Memory {
@@ -158,6 +158,7 @@ mod tests {
     #[test]
     fn memory_is_found_in_the_kernels_map() {
         assert_eq!(super::range("00001000-0009fbff : System RAM"), Some((0x1000, 0x9f000)));
+        assert_eq!(super::range("00100000-001fffff : System RAM"), Some((0x10_0000, 0x20_0000)));
         assert_eq!(super::range("  01000000-01ffffff : Kernel code"), None);
     }
 }

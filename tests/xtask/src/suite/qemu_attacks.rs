@@ -72,7 +72,7 @@ pub(crate) fn words(kinds: &str) -> String {
 /// Room for an initial RAM file system of 60 MB, a VM, and a dump of its memory; patience with a kernel
 /// that unpacks itself for 235 s.
 pub(crate) fn roomy(machine: &mut Machine) {
-    machine.memory_mib = 1024;
+    machine.memory_mib = 512;
     machine.seconds = 1800;
 }
 
