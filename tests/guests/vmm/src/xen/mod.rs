@@ -5,6 +5,9 @@ mod call;
 mod domain;
 mod guest;
 
+use std::thread::sleep;
+use std::time::Duration;
+
 use crate::protected::ask_outside;
 use crate::protected::launch::Visor;
 use call::Xen;
@@ -65,7 +68,9 @@ fn left_of(xen: &mut Xen, mut visor: Option<Visor>) -> Result<(), String> {
         }
         let (words, id) = (domain.disguised(), domain.id());
         domain.destroy(xen)?;
-        // Else the visor keeps the registers of one that is gone until the next one starts.
+        // Else the visor keeps the registers of one that is gone until the next one starts. Xen lets go of a
+        // domain's VMCS a while after the domain.
+        sleep(Duration::from_millis(500));
         let _ = id.map(|id| visor.destroy(id)).transpose()?;
         ask_outside(&words, "protected");
     }
