@@ -39,7 +39,8 @@ pub(super) fn tests() -> Vec<Test> {
         .on_demand(),
         Test::new("protected/xen-control", 30, |rig| {
             judge(rig, (Stack::bare, "xen-control"), &["unprotected"])
-        }),
+        })
+        .on_demand(),
         Test::new("protected/xen-attacks", 50, |rig| {
             judge(rig, (with_tickets, "xen-attacks"), &["unprotected", "protected"])
         }),
