@@ -28,18 +28,38 @@ pub(crate) fn place(address: u64, offset: u64) -> Result<u64, Error> {
     address.checked_add(offset).ok_or(Error::Failed(Failure::Nowhere(address)))
 }
 
-/// Copies from one guest-physical address to another.
-fn copy(memory: &impl Memory, from: u64, to: u64, bytes: u64) -> Result<(), Error> {
-    let mut piece = [0; 512];
-    let mut done = 0;
-    while done < bytes {
-        let count = usize::try_from(bytes - done).unwrap_or(piece.len()).min(piece.len());
-        let piece = piece.get_mut(..count).unwrap_or_default();
-        memory.read(place(from, done)?, piece)?;
-        memory.write(place(to, done)?, piece)?;
-        done += u64::try_from(count).unwrap_or(bytes);
+/// How far the copy of a request has come. A page may be missing for each that it touches, and what was
+/// copied for the others is not copied again.
+#[derive(Clone, Copy)]
+struct Progress {
+    /// Whose request it is, and where its data is in the shared range.
+    of: (u64, u64),
+    bytes: u64,
+}
+
+impl Progress {
+    const NONE: Self = Self { of: (0, 0), bytes: 0 };
+
+    /// Copies `bytes` bytes, the first of which is number `first` of the request, from one guest-physical
+    /// address to another.
+    fn copy(
+        &mut self,
+        memory: &impl Memory,
+        (from, to): (u64, u64),
+        first: u64,
+        bytes: u64,
+    ) -> Result<(), Error> {
+        let mut piece = [0; 512];
+        while self.bytes < first + bytes {
+            let (done, left) = (self.bytes - first, first + bytes - self.bytes);
+            let count = usize::try_from(left).unwrap_or(piece.len()).min(piece.len());
+            let piece = piece.get_mut(..count).unwrap_or_default();
+            memory.read(place(from, done)?, piece)?;
+            memory.write(place(to, done)?, piece)?;
+            self.bytes += u64::try_from(count).unwrap_or(left);
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Memory of the VM's that a descriptor names.
@@ -62,6 +82,7 @@ pub(crate) struct Chain {
     pub(crate) writable: u64,
     /// The descriptor of the first buffer that it may write.
     pub(crate) second: u16,
+    progress: Progress,
 }
 
 /// Bits of a descriptor's flags.
@@ -77,6 +98,7 @@ impl Chain {
         readable: 0,
         writable: 0,
         second: 0,
+        progress: Progress::NONE,
     };
 
     /// Becomes the chain that begins at `head`, below `size`, in the VM's table at `table`. In place: it
@@ -132,29 +154,45 @@ impl Chain {
         Some(())
     }
 
-    /// Copies what the device reads to `to`.
-    pub(crate) fn gather(&self, memory: &impl Memory, mut to: u64) -> Result<(), Error> {
+    /// Nothing has been copied for the request `of`, unless it was the last one.
+    fn resume(&mut self, of: (u64, u64)) {
+        if self.progress.of != of {
+            self.progress = Progress { of, bytes: 0 };
+        }
+    }
+
+    /// Forgets how far a copy has come.
+    pub(crate) const fn settle(&mut self) {
+        self.progress = Progress::NONE;
+    }
+
+    /// Copies what the device reads to `to`, for the request `key`.
+    pub(crate) fn gather(&mut self, memory: &impl Memory, key: u64, to: u64) -> Result<(), Error> {
+        self.resume((key, to));
+        let mut first = 0;
         for buffer in self.buffers.iter().take(self.split) {
-            copy(memory, buffer.address, to, buffer.bytes)?;
-            to += buffer.bytes;
+            self.progress.copy(memory, (buffer.address, to + first), first, buffer.bytes)?;
+            first += buffer.bytes;
         }
         Ok(())
     }
 
-    /// Copies the `bytes` that the device has written from `from`, if there is room for them.
+    /// Copies the `bytes` that the device has written from `from`, if there is room for them, for the
+    /// request `key`.
     pub(crate) fn scatter(
-        &self,
+        &mut self,
         memory: &impl Memory,
-        mut from: u64,
-        mut bytes: u64,
+        key: u64,
+        (from, bytes): (u64, u64),
     ) -> Result<(), Error> {
+        self.resume((key, from));
+        let mut first = 0;
         for buffer in self.buffers.iter().skip(self.split) {
-            let count = buffer.bytes.min(bytes);
-            copy(memory, from, buffer.address, count)?;
-            from += count;
-            bytes -= count;
+            let count = buffer.bytes.min(bytes - first);
+            self.progress.copy(memory, (from + first, buffer.address), first, count)?;
+            first += count;
         }
         // The VM may have cut the chain since.
-        if bytes == 0 { Ok(()) } else { Err(Error::Failed(Failure::Chain(self.head))) }
+        if first == bytes { Ok(()) } else { Err(Error::Failed(Failure::Chain(self.head))) }
     }
 }

@@ -180,7 +180,7 @@ impl Device {
         let (ring, shift) = match offset {
             QUEUE_NUM => return Ok(queue.resize(value)),
             QUEUE_READY if value == 0 => {
-                queue.stop(&mut self.shared.room);
+                queue.stop(&mut self.shared);
                 return Ok(0);
             }
             QUEUE_READY if self.is_broken => return Ok(0),
@@ -311,7 +311,7 @@ impl Device {
 
     fn reset(&mut self) {
         for queue in &mut self.queues {
-            queue.stop(&mut self.shared.room);
+            queue.stop(&mut self.shared);
         }
         (self.is_accepted, self.is_broken) = (false, false);
     }

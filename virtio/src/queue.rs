@@ -118,9 +118,10 @@ impl Queue {
     }
 
     /// Forgets the VM's queue and everything in it.
-    pub(crate) fn stop(&mut self, room: &mut Room) {
+    pub(crate) fn stop(&mut self, shared: &mut Shared) {
+        shared.chain.settle();
         for held in self.held.iter().flatten() {
-            room.mark(held.run, Taken::No);
+            shared.room.mark(held.run, Taken::No);
         }
         // Field by field: a queue is too long to be moved around.
         self.held.fill(None);
@@ -183,7 +184,7 @@ impl Queue {
             return Ok(None);
         };
         let base = room.address(run);
-        chain.gather(memory, base)?;
+        chain.gather(memory, self.shadow + u64::from(head), base)?;
         let describe = |at: u16, (address, bytes): (u64, u64), flags: u16| {
             let next = u128::from(chain.second) << 112 | u128::from(flags) << 96;
             let raw = next | u128::from(bytes) << 64 | u128::from(address);
@@ -203,6 +204,7 @@ impl Queue {
         let (next, slot) = (self.available.wrapping_add(1), u64::from(self.available & (size - 1)));
         memory.write(self.shadow + AVAILABLE + 4 + 2 * slot, &head.to_le_bytes())?;
         write_index(memory, self.shadow + AVAILABLE, next)?;
+        chain.settle();
         room.mark(run, Taken::Yes);
         *owner = Some(held);
         self.available = next;
@@ -252,10 +254,12 @@ impl Queue {
         let Shared { room, chain } = shared;
         chain.read(memory, (table, self.size), head)?;
         let answer = room.address(held.run) + u64::from(held.answer);
-        chain.scatter(memory, answer, u64::from(length))?;
+        let key = self.shadow + u64::from(head);
+        chain.scatter(memory, key, (answer, u64::from(length)))?;
         memory.write(place(ring, at)?, &entry)?;
         let next = self.used.wrapping_add(1);
         write_index(memory, ring, next)?;
+        chain.settle();
         room.mark(held.run, Taken::No);
         *owner = None;
         self.used = next;

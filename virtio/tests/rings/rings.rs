@@ -72,6 +72,43 @@ fn a_page_that_is_missing_at_any_access_makes_no_difference() {
 }
 
 #[test]
+fn what_was_copied_before_a_page_was_missing_is_not_copied_again() {
+    let copies = |misses: &[u32]| {
+        let mut run = Run::new(&[64]);
+        run.step(&Step::Offer(0, vec![LONGEST; 8], vec![LONGEST; 8]));
+        run.world.log.borrow_mut().clear();
+        for miss in misses {
+            run.step(&Step::Miss(*miss));
+            assert!(run.device.store(0x50, 4, 0, &run.world).is_err());
+        }
+        run.step(&Step::Notify(0));
+        run.step(&Step::Answer(0, 0, 255));
+        for miss in misses {
+            run.step(&Step::Miss(*miss));
+            assert!(run.device.complete(&run.world).is_err());
+        }
+        run.enter();
+        run.check();
+        let log = run.world.log.borrow();
+        log.iter().filter(|done| done.is_write && done.bytes > 16).count()
+    };
+    // Descriptors are read anew each time, and come before the data.
+    assert_eq!(copies(&[]), copies(&[30, 50, 31, 60]));
+}
+
+#[test]
+fn a_reset_forgets_how_far_a_copy_has_come() {
+    let mut run = Run::new(&[8]);
+    run.step(&Step::Offer(0, vec![LONGEST], vec![600]));
+    run.step(&Step::Miss(8));
+    assert!(run.device.store(0x50, 4, 0, &run.world).is_err());
+    run.set_up(&[8]);
+    run.step(&Step::Offer(0, vec![LONGEST], vec![600]));
+    run.finish();
+    run.check();
+}
+
+#[test]
 fn a_request_without_room_waits_for_others_and_the_host_is_told_of_it_then() {
     let mut run = Run::new(&[64, 64]);
     for queue in [1, 0] {
