@@ -204,7 +204,6 @@ impl Queue {
         let (next, slot) = (self.available.wrapping_add(1), u64::from(self.available & (size - 1)));
         memory.write(self.shadow + AVAILABLE + 4 + 2 * slot, &head.to_le_bytes())?;
         write_index(memory, self.shadow + AVAILABLE, next)?;
-        chain.settle();
         room.mark(run, Taken::Yes);
         *owner = Some(held);
         self.available = next;

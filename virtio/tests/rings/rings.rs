@@ -109,6 +109,26 @@ fn a_reset_forgets_how_far_a_copy_has_come() {
 }
 
 #[test]
+fn how_far_a_copy_has_come_counts_for_that_request_only() {
+    // Another queue's request takes the same place.
+    let mut run = Run::new(&[8, 8]);
+    run.step(&Step::Offer(0, vec![LONGEST], vec![600]));
+    run.step(&Step::Miss(8));
+    assert!(run.device.store(0x50, 4, 0, &run.world).is_err());
+    run.step(&Step::Offer(1, vec![LONGEST], vec![600]));
+    run.step(&Step::Notify(1));
+    run.finish();
+    run.check();
+    // The next one's data is where the last one's answer was.
+    let mut run = asked(&[512], &[512]);
+    run.step(&Step::Answer(0, 0, 255));
+    run.enter();
+    run.step(&Step::Offer(0, vec![300], vec![]));
+    run.finish();
+    run.check();
+}
+
+#[test]
 fn a_request_without_room_waits_for_others_and_the_host_is_told_of_it_then() {
     let mut run = Run::new(&[64, 64]);
     for queue in [1, 0] {
