@@ -119,10 +119,11 @@ fn how_far_a_copy_has_come_counts_for_that_request_only() {
     run.step(&Step::Notify(1));
     run.finish();
     run.check();
-    // The next one's data is where the last one's answer was.
+    // The next one with this head has its data where the last one's answer was.
     let mut run = asked(&[512], &[512]);
     run.step(&Step::Answer(0, 0, 255));
     run.enter();
+    run.step(&Step::Offer(0, vec![], vec![1]));
     run.step(&Step::Offer(0, vec![300], vec![]));
     run.finish();
     run.check();
