@@ -171,7 +171,7 @@ life() {
     exec 4<>/run/monitor.out
     start -monitor pipe:/run/monitor
     beats 2 || return 1
-    monitor "pmemsave 0x0 0x3ff0000 /run/pmemsave" && marks /run/pmemsave && beats 2 || return 1
+    monitor 'pmemsave 0 0x3ff0000 "/run/pmemsave"' && marks /run/pmemsave && beats 2 || return 1
     monitor "dump-guest-memory /run/dump" && marks /run/dump && beats 2 || return 1
     monitor "migrate \"exec:cat >/run/saved\"" && marks /run/saved || return 1
     monitor cont && beats 2 || return 1
