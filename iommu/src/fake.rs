@@ -11,7 +11,7 @@ use std::vec::Vec;
 use crate::registers::Registers;
 
 pub(crate) use caches::{Caches, Flaw, Try};
-pub(crate) use memory::{Mem, Ram, Sight};
+pub(crate) use memory::{GARBAGE, Mem, Ram, Sight};
 
 /// Bits of the command and status registers.
 pub(crate) const TE: u32 = 1 << 31;
@@ -176,6 +176,10 @@ impl State {
         if once & SRTP != 0 {
             assert!(self.status & TE == 0 || self.root_register >> 10 & 3 == self.caches.mode());
             self.caches.root = self.root_register;
+            if self.caches.checks_root {
+                let first = self.ram.borrow().table_word(self.root_register & !0xfff, 0);
+                assert_ne!(first, GARBAGE, "a root table that is not there yet");
+            }
             self.status |= SRTP;
         }
         if once & SIRTP != 0 {

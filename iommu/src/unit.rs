@@ -28,11 +28,13 @@ pub struct Unit<R> {
     mode: Mode,
 }
 
-/// What devices could do before translation was on.
+/// What devices can do before the visor's translation is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// Nothing to the span: translation or protected regions were on, or are now.
+    /// Nothing to the span.
     Closed,
+    /// What firmware lets them: its translation or its protected regions are on, and stay on.
+    Firmware,
     /// Anything: the unit has no protected region for the span.
     Open,
 }
@@ -69,14 +71,14 @@ impl<R: Registers> Unit<R> {
 
     /// Keeps devices from `span`, the visor's memory, until [`Unit::start`] has switched translation
     /// on; by protected memory regions (VT-d 4.1, 11.4.8), unless firmware has left them on, or
-    /// translation.
+    /// translation: nobody has checked then for what.
     ///
     /// # Errors
     /// [`Error`] when the unit does not answer.
     pub fn guard(&mut self, span: Span) -> Result<Window, Error> {
         let translates = self.registers.read32(at::STATUS) & at::TRANSLATION != 0;
         if translates || self.registers.read32(at::PROTECTED_ENABLE) & at::PROTECTED != 0 {
-            return Ok(Window::Closed);
+            return Ok(Window::Firmware);
         }
         let low = span.end() <= 1 << 32;
         let covered = if low && self.capabilities.protects_low() {
@@ -112,6 +114,7 @@ impl<R: Registers> Unit<R> {
         self.start_queue(mem)?;
         let root = directory::build(mem, domain, mode, self.levels);
         let root = root.map_err(|Exhausted| self.error(Cause::Exhausted))?;
+        self.flush_writes()?;
         let old = self.registers.read64(at::ROOT);
         // The mode must not change under translation (VT-d 4.1, 11.4.5).
         if (old ^ root) & at::MODES != 0 {
@@ -148,9 +151,7 @@ impl<R: Registers> Unit<R> {
         mem: &mut impl Memory,
         requests: impl FnOnce(&mut dyn FnMut(Request)),
     ) -> Result<(), Error> {
-        if self.capabilities.buffers_writes() {
-            self.command(at::FLUSH_WRITES, 0, Step::Writes)?;
-        }
+        self.flush_writes()?;
         let unit = self.capabilities;
         let Some(queue) = self.queue.as_mut() else {
             return Err(self.error(Cause::Lacks(Feature::Queue)));
@@ -158,6 +159,14 @@ impl<R: Registers> Unit<R> {
         requests(&mut |request| queue.push(mem, request, unit));
         let tail = queue.end(mem);
         self.registers.write64(at::QUEUE_TAIL, tail);
+        Ok(())
+    }
+
+    /// Makes the unit see what was written before.
+    fn flush_writes(&mut self) -> Result<(), Error> {
+        if self.capabilities.buffers_writes() {
+            self.command(at::FLUSH_WRITES, 0, Step::Writes)?;
+        }
         Ok(())
     }
 

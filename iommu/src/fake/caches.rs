@@ -32,6 +32,8 @@ pub(crate) struct Caches {
     pub(crate) root: u64,
     pub(crate) interrupts: u64,
     pub(crate) flaw: Option<Flaw>,
+    /// Whether the root table is looked at when it is set.
+    pub(crate) checks_root: bool,
     contexts: HashMap<u16, Context>,
     /// PASID-table entries by their directory.
     pasids: HashMap<u64, Context>,

@@ -82,11 +82,30 @@ fn a_unit_without_regions_says_that_there_is_a_window() {
 }
 
 #[test]
+fn regions_that_firmware_left_on_stay_as_they_are_until_translation_is_on() {
+    let mut world = World::stopped(Sight::Coherent, &[(CAP, ECAP)]);
+    let regions = (1 << 31 | 1, [0, 0xfff0_0000], [0; 2]);
+    world.fakes[0].0.borrow_mut().protected = regions;
+    assert_eq!(world.units[0].guard(VISOR), Ok(Window::Firmware));
+    assert_eq!(world.fakes[0].0.borrow().protected, regions);
+    start(&mut world, Mode::Legacy).unwrap();
+    assert_eq!(world.fakes[0].0.borrow().protected.0, 0);
+}
+
+#[test]
+fn tables_are_out_of_the_write_buffer_before_a_unit_has_them() {
+    let mut world = World::stopped(Sight::Buffered, &[(CAP | 1 << 4, ECAP)]);
+    world.fakes[0].0.borrow_mut().caches.checks_root = true;
+    start(&mut world, Mode::Legacy).unwrap();
+    world.check(PLACE);
+}
+
+#[test]
 fn translation_that_firmware_left_on_stays_on() {
     for (mode, ecap) in [(Mode::Legacy, ECAP), (Mode::Scalable, ECAP | SCALABLE)] {
         let mut world = World::stopped(Sight::Coherent, &[(CAP, ecap)]);
         firmware(&world, mode);
-        assert_eq!(world.units[0].guard(VISOR), Ok(Window::Closed));
+        assert_eq!(world.units[0].guard(VISOR), Ok(Window::Firmware));
         start(&mut world, mode).unwrap();
         assert_eq!(world.fakes[0].0.borrow().gaps, 0);
         world.check(PLACE);
