@@ -19,16 +19,16 @@ const BUDGETS: [(&[&str], usize); 10] = [
     (&["emulate"], 1_150),
     (&["nested-vmx"], 5_200),
     (&["seal"], 350),
-    (&["membrane", "ticket"], 2_300),
+    (&["membrane", "ticket"], 2_350),
     (&["virtio"], 750),
-    (&["iommu"], 1_200),
+    (&["iommu"], 1_650),
     (&["disk"], 1_800),
     (&["attest"], 1_100),
-    (&["visor", "boot"], 7_600),
+    (&["visor", "boot"], 7_700),
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 19_500;
+const TOTAL: usize = 21_550;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";
