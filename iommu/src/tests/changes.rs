@@ -164,16 +164,13 @@ fn a_table_of_the_hosts_is_read_only_until_it_is_none() {
 
 #[test]
 fn what_a_unit_remembers_to_be_less_than_it_is_by_now_is_forgotten() {
-    let mut world = World::started(Sight::Coherent, &[(CACHING, ECAP), (CAP, ECAP)]);
-    // So that nothing is merged, which is flushed in any case.
-    world.hand(PLACE + PAGE, take(0));
-    for (less, more) in [
-        (Event::Link(Level::Pt, Guard::Counted, None), Event::Unlink(None)),
-        (Event::Forget, take(PAGE)),
-        (Event::Release, take(PAGE)),
-        (Event::Release, Event::Link(Level::Pt, Guard::Counted, None)),
-    ] {
-        for event in [less, more] {
+    let table = Event::Link(Level::Pt, Guard::Counted, None);
+    let changes = [table, Event::Unlink(None), Event::Forget, take(PAGE), Event::Release];
+    for cap in [CAP, CACHING] {
+        let mut world = World::started(Sight::Coherent, &[(cap, ECAP)]);
+        // So that nothing is merged, which is flushed in any case.
+        world.hand(PLACE + PAGE, take(0));
+        for event in changes {
             world.hand(PLACE, event);
             world.check(PLACE);
         }
