@@ -166,8 +166,12 @@ fn a_table_of_the_hosts_is_read_only_until_it_is_none() {
 fn what_a_unit_remembers_to_be_less_than_it_is_by_now_is_forgotten() {
     let table = Event::Link(Level::Pt, Guard::Counted, None);
     let changes = [table, Event::Unlink(None), Event::Forget, take(PAGE), Event::Release];
-    for cap in [CAP, CACHING] {
-        let mut world = World::started(Sight::Coherent, &[(cap, ECAP)]);
+    for (sight, cap, ecap) in [
+        (Sight::Coherent, CAP, ECAP),
+        (Sight::Coherent, CACHING, ECAP),
+        (Sight::WrittenBack, CAP, ECAP & !1),
+    ] {
+        let mut world = World::started(sight, &[(cap, ecap)]);
         // So that nothing is merged, which is flushed in any case.
         world.hand(PLACE + PAGE, take(0));
         for event in changes {
