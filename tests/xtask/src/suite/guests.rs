@@ -134,11 +134,13 @@ fn made_tests() -> Vec<Test> {
         lies().test("protected/qemu-virtio-lies", 60),
         Test::new("protected/qemu-life-control", 40, |rig| {
             marks(&rig.check("", &life(Stack::bare, "modules,life,slay"))?, |count| count > 1000)
-        }),
+        })
+        .on_demand(),
         Test::new("protected/qemu-life", 60, |rig| {
             let boot = life(with_tickets, "modules,submit,life,running,slay");
             marks(&rig.check("", &boot)?, |count| count == 0)
-        }),
+        })
+        .on_demand(),
         Test::new("protected/qemu-reset-control", 40, |rig| {
             let boot = resets(Stack::bare, "modules,resets,slay");
             let left = lives_left(&rig.check("", &boot)?)?;
