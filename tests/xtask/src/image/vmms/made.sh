@@ -123,16 +123,23 @@ resets() {
     sed 's/^/vmm: /; s/$/ an earlier life/' /run/lives
 }
 
-# Its ticket permits no more: it stops.
+# The VM has shut down (0x102).
+shut_down() {
+    /visorctl vms --json | grep -q '"cause":258,'
+}
+
+# Its ticket permits no more: QEMU resets it again and again, and it stays shut down.
 exhausted() {
     says "init: rebooting" || return 1
     tries=0
-    until /visorctl vms --json | grep -q '"cause":10,'; do
+    until shut_down; do
         tries=$((tries + 1))
         [ $tries -lt 30 ] || return 1
         sleep 0.3
     done
+    sleep 2
     /visorctl vms
+    shut_down
 }
 
 # beats COUNT: the VM goes on, with all of its memory as it was.
