@@ -35,12 +35,10 @@ pub(super) fn tests() -> Vec<Test> {
                 &rig.check("", &boot(with_tickets, "xen-left"))?,
                 &["unprotected", "protected"],
             )
-        })
-        .on_demand(),
+        }),
         Test::new("protected/xen-control", 30, |rig| {
             judge(rig, (Stack::bare, "xen-control"), &["unprotected"])
-        })
-        .on_demand(),
+        }),
         Test::new("protected/xen-attacks", 50, |rig| {
             judge(rig, (with_tickets, "xen-attacks"), &["unprotected", "protected"])
         }),
