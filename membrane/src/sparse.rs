@@ -111,11 +111,10 @@ impl Sparse {
     /// Makes all records [`NONE`], with at most `budget` frames given back; what is left of that
     /// stays in `budget`.
     pub fn clear(&mut self, mem: &mut impl TableMem, budget: &mut u32) -> Progress {
-        self.records = 0;
         if self.root.is_some_and(|root| !free(mem, root, &SHIFTS, budget)) {
             return Progress::Again;
         }
-        self.root = None;
+        (self.root, self.records) = (None, 0);
         Progress::Done
     }
 

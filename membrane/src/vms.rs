@@ -174,6 +174,12 @@ impl Vms {
         self.held.vm(number)
     }
 
+    /// Whether this launch of the VM will not run again, nor be followed by another one.
+    #[must_use]
+    pub fn is_over(&self, number: frames::Vm, launch: u64) -> bool {
+        self.vm(number).is_none_or(|vm| vm.launch != launch || !vm.may_run())
+    }
+
     /// The VM of this launch, if it runs.
     #[must_use]
     pub fn running(&self, number: frames::Vm, launch: u64) -> Option<&Vm> {
@@ -413,6 +419,9 @@ impl Vms {
     ) -> Progress {
         let cpu = machine.hardware.cpu();
         self.stop(number, Cause::Destroyed, cpu);
+        let Some(vm) = self.held.vm_mut(number) else { return Progress::Done };
+        // Between two pieces it has a part of its manifest.
+        vm.restarts = 0;
         let Some(vm) = self.vacate(machine, number) else { return Progress::Again };
         let mut budget = PIECE;
         if vm.is_some_and(|vm| vm.free(machine.hardware, &mut budget) == Progress::Again) {

@@ -1,6 +1,7 @@
 //! VMs that their hosts start anew.
 
 use ept::shadow::Access;
+use membrane::Progress;
 use membrane::vm::{Cause, Filled, Life};
 use membrane::vms::Restart;
 use ticket::audit::Kind;
@@ -179,6 +180,43 @@ fn many_pages_go_in_pieces_and_the_vm_runs_when_all_are_gone() {
     assert!(world.restart(0).unwrap() > 1);
     world.check();
     world.guest_read(0, LARGE.0).unwrap();
+    world.finish();
+}
+
+#[test]
+fn a_vm_that_is_being_destroyed_is_not_started_anew() {
+    for cause in [Cause::SHUT_DOWN, Cause::Restarted, Cause::Memory] {
+        let mut world = World::large();
+        world.restarts = 3;
+        let _ = world.destroy(0);
+        world.launch(0);
+        let _ = world.store(tables(0).pd, 1, (2 * MIB) | 0xb7);
+        for page in LARGE.0..LARGE.1 {
+            world.guest_write(0, page).unwrap();
+        }
+        let number = world.guests[0].as_ref().unwrap().number;
+        world.vms.stop(number, cause, 0);
+        let launch = world.vms.vm(number).unwrap().launch();
+        assert_eq!(world.vms.is_over(number, launch), cause == Cause::Memory);
+        let (mut machine, vms) = world.parts();
+        assert_eq!(vms.destroy(&mut machine, number), Progress::Again);
+        assert!(vms.is_over(number, launch));
+        let again = vms.restart(&mut machine, (number, launch), &[1; 32]);
+        assert_eq!(again, Restart::Refused, "{cause}");
+        let _ = world.destroy(0);
+        world.finish();
+    }
+}
+
+#[test]
+fn there_is_nothing_to_destroy_where_no_vm_is() {
+    let mut world = stored(0);
+    let number = world.guests[0].as_ref().unwrap().number;
+    let _ = world.destroy(0);
+    let before = (events(&world), world.board.flushes);
+    let (mut machine, vms) = world.parts();
+    assert_eq!(vms.destroy(&mut machine, number), Progress::Done);
+    assert_eq!((events(&world), world.board.flushes), before);
     world.finish();
 }
 

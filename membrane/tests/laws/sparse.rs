@@ -78,6 +78,8 @@ proptest! {
                 break;
             }
             prop_assert!(left == 0 && rounds < 400);
+            let rest = u64::try_from(all(&sparse, &board).len()).unwrap();
+            prop_assert!(rest <= sparse.len(), "more than it knows of");
         }
         prop_assert_eq!(board.used(), 0);
         prop_assert_eq!(all(&sparse, &board), BTreeMap::new());
