@@ -18,8 +18,8 @@ const SHADOWS: u64 = 4 * queue::BYTES;
 
 /// The least part of the shared range that a device can do with, in bytes.
 pub const SMALLEST: u64 = SHADOWS + LEAST;
-/// More than any device needs.
-const LARGEST: u64 = 1 << 30;
+/// More than any device needs: the visor carries up to so much at once.
+pub const LARGEST: u64 = 1 << 26;
 
 const MAGIC: u64 = 0x00;
 const VERSION: u64 = 0x04;
@@ -114,7 +114,7 @@ impl Device {
     };
 
     /// Makes it one that nobody has used yet. Its part of the shared range begins at guest-physical address
-    /// `address`, a multiple of 4096, and has `bytes`, at least [`SMALLEST`] and at most 1 GiB; `None` for
+    /// `address`, a multiple of 4096, and has `bytes`, at least [`SMALLEST`] and at most [`LARGEST`]; `None` for
     /// others.
     #[must_use]
     pub fn assign(&mut self, address: u64, bytes: u64) -> Option<()> {

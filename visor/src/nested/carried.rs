@@ -18,9 +18,14 @@ use super::guest_memory::Space;
 use crate::memory::{self, POOL};
 use crate::shootdown;
 
+/// Times that devices of a launch break and are said to: a VM can break its own at will.
+const SAID: u8 = 4;
+
 /// A device, and the launch of the VM whose it is.
 struct Carried {
     launch: u64,
+    /// How often it was said to be broken.
+    said: u8,
     device: &'static mut Device,
 }
 
@@ -39,31 +44,48 @@ fn bit(vm: Vm) -> u64 {
 fn with_set<T>(space: &Space<'_>, work: impl FnOnce(&mut Set) -> T) -> Option<T> {
     let (vm, launch) = space.vm;
     let mut set = shootdown::lock(SETS.get(usize::from(vm.number()))?);
-    let done = work(&mut set);
-    for carried in set.iter_mut().flatten().filter(|carried| carried.launch == launch) {
-        if let Some(failure) = carried.device.failure() {
-            log::warn!("protected VM {}, virtio: {failure}", vm.number());
-        }
+    if set.iter().flatten().any(|carried| carried.launch > launch) {
+        // The VM was started anew meanwhile.
+        return None;
     }
+    let done = work(&mut set);
+    let mut failures = set.iter_mut().flatten().filter_map(|carried| {
+        let failure = carried.device.failure().filter(|_| carried.said < SAID)?;
+        carried.said += 1;
+        Some(failure)
+    });
+    let failure = failures.next();
+    drop(failures);
     let mut own = set.iter().flatten().filter(|carried| carried.launch == launch);
     if own.any(|carried| carried.device.is_waiting()) {
         let _ = BUSY.fetch_or(bit(vm), Ordering::Relaxed);
     } else {
         let _ = BUSY.fetch_and(!bit(vm), Ordering::Relaxed);
     }
+    drop(set);
+    if let Some(failure) = failure {
+        log::warn!("protected VM {}, virtio: {failure}", vm.number());
+    }
     Some(done)
 }
 
-/// Does something with the device that has its registers at `address`, and an offset in them. `None` if there
-/// is none.
-fn with<T>(space: &Space<'_>, address: u64, work: impl FnOnce(&mut Device, u64) -> T) -> Option<T> {
-    let transport = space.machine.tables.transport(space.vm, address)?;
+/// The virtio device that has its registers at `address`.
+fn transport(space: &Space<'_>, address: u64) -> Option<Transport> {
+    space.machine.tables.transport(space.vm, address)
+}
+
+/// Does something with a device. `None` if the VM is over.
+fn with<T>(
+    space: &Space<'_>,
+    transport: &Transport,
+    work: impl FnOnce(&mut Device) -> T,
+) -> Option<T> {
     with_set(space, |set| {
-        let carried = device(set.get_mut(transport.number)?, space.vm.1, &transport);
+        let carried = device(set.get_mut(transport.number)?, space.vm.1, transport);
         if carried.is_none() {
             space.machine.tables.stop_vm(space.vm, Cause::Memory);
         }
-        carried.map(|carried| work(carried.device, transport.offset))
+        carried.map(|carried| work(carried.device))
     })?
 }
 
@@ -75,12 +97,12 @@ fn device<'s>(
 ) -> Option<&'s mut Carried> {
     if place.is_none() {
         let device = create()?;
-        *place = Some(Carried { launch: 0, device });
+        *place = Some(Carried { launch: 0, said: 0, device });
     }
     let carried = place.as_mut()?;
     if carried.launch != launch {
         carried.device.assign(transport.shared.start, transport.shared.length)?;
-        carried.launch = launch;
+        (carried.launch, carried.said) = (launch, 0);
     }
     Some(carried)
 }
@@ -106,14 +128,16 @@ pub(super) fn stored(
     (address, bytes): (u64, u8),
     value: u64,
 ) -> Result<u64, (u64, Access)> {
-    let store = |device: &mut Device, offset| device.store(offset, bytes, value, space);
-    with(space, address, store).unwrap_or(Ok(value)).map_err(needed)
+    let Some(transport) = transport(space, address) else { return Ok(value) };
+    let store = |device: &mut Device| device.store(transport.offset, bytes, value, space);
+    with(space, &transport, store).unwrap_or(Ok(0)).map_err(needed)
 }
 
 /// What the VM loads from `place` when the host has answered `value`.
 pub(super) fn loaded(space: &Space<'_>, (address, bytes): (u64, u8), value: u64) -> u64 {
-    let load = |device: &mut Device, offset| device.loaded(offset, bytes, value);
-    with(space, address, load).unwrap_or(value)
+    let Some(transport) = transport(space, address) else { return value };
+    let load = |device: &mut Device| device.loaded(transport.offset, bytes, value);
+    with(space, &transport, load).unwrap_or(0)
 }
 
 /// Brings the VM what the host has finished.
@@ -138,8 +162,7 @@ pub(super) fn kick(space: &Space<'_>, address: u64) -> Option<(u64, u64)> {
     if BUSY.load(Ordering::Relaxed) & bit(space.vm.0) == 0 {
         return None;
     }
-    let kick = |device: &mut Device, offset| {
-        device.kick().map(|queue| (address - offset + QUEUE_NOTIFY, queue))
-    };
-    with(space, address, kick)?
+    let transport = transport(space, address)?;
+    let queue = with(space, &transport, Device::kick)??;
+    Some((address - transport.offset + QUEUE_NOTIFY, queue))
 }

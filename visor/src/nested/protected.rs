@@ -193,7 +193,7 @@ fn keep_out(machine: &Machine, slot: &Slot) -> Result<(), NoRun> {
 
 /// Frees the vCPUs of VMs that will not run again.
 pub(crate) fn sweep(machine: &Machine) {
-    vcpus::sweep(|vm| machine.tables.ept_of(vm).is_none());
+    vcpus::sweep(|vm| machine.tables.is_over(vm));
 }
 
 /// Whether the first state of a vCPU is what the ticket says.

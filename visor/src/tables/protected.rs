@@ -70,6 +70,12 @@ impl HostTables {
         PROTECTED.lock().pointer_if_running(number, launch)
     }
 
+    /// Whether this launch of the VM will not run again, nor be followed by another one.
+    pub(crate) fn is_over(&self, (number, launch): (Vm, u64)) -> bool {
+        let _lock = shootdown::lock(&self.state);
+        PROTECTED.lock().is_over(number, launch)
+    }
+
     /// Does something with a VM, if it runs, and the tables that it has.
     fn with_running<T>(
         &self,
