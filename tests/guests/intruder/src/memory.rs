@@ -123,6 +123,8 @@ impl Machine {
 /// The pieces of memory in an ELF dump of the kernel's: its program headers of type 1 that have a physical
 /// address, but for the kernel's own image, which is in another piece as well.
 fn pieces(dump: &File) -> std::io::Result<Vec<[u64; 3]>> {
+    /// Linear addresses of that (Linux 6.1, `Documentation/x86/x86_64/mm.rst`).
+    const IMAGE: u64 = 0xffff_ffff_8000_0000;
     let mut head = [0; 64];
     dump.read_exact_at(&mut head, 0)?;
     let count = u16::from_le_bytes([head[56], head[57]]);
@@ -132,7 +134,7 @@ fn pieces(dump: &File) -> std::io::Result<Vec<[u64; 3]>> {
         dump.read_exact_at(&mut header, 64 + index * 56)?;
         let word = |at: usize| header[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
         let (offset, linear, physical, size) = (word(8), word(16), word(24), word(32));
-        let is_memory = header[0] == 1 && physical != u64::MAX && linear >> 47 != 0x1_ffff;
+        let is_memory = header[0] == 1 && physical != u64::MAX && linear < IMAGE;
         if is_memory {
             pieces.push([physical, physical + size, offset]);
         }
