@@ -181,7 +181,7 @@ const CLOSED: &[&str] = &[
 const LOADED: &[&str] = &["dma: PASS load", "dma: PASS storm", "dma: PASS interrupts"];
 const TAKEN: &[&str] = &[
     "dma: unit at 0xfed90000: Legacy, Open until on, *",
-    "dma: unit at 0xfed90000: Legacy, Closed until on, status 0xc7000000, *",
+    "dma: unit at 0xfed90000: Legacy, Firmware until on, status 0xc7000000, *",
     "dma: PASS take-over",
 ];
 const CACHING: &[&str] = &["dma: PASS works", "dma: PASS owners", "dma: PASS load"];
