@@ -19,7 +19,7 @@ use nested_vmx::vmcs12::{Launch, REVISION, Vmcs12};
 
 use super::protected::NoRun;
 use super::slots::{Slot, TablesInUse};
-use super::{Mode, Nested, context, instruction, leave, lists, protected};
+use super::{Mode, Nested, begin, context, instruction, leave, lists, protected};
 use crate::cpu::{self, vmx, vmx::Current};
 use crate::host::{HostRam, Next, Registers};
 use crate::host_memory;
@@ -64,7 +64,7 @@ pub(super) fn enter(
         .and_then(|()| {
             if slot.vcpu.is_unchecked() {
                 check(cpu, machine, slot)?;
-                protected::begin_anew(cpu, machine, slot, (&host, registers))?;
+                begin::begin_anew(cpu, machine, slot, (&host, registers))?;
             }
             Ok(())
         })

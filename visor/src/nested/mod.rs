@@ -3,6 +3,7 @@
 //! The decisions are those of `nested_vmx`; here is what they are done with: the VMCS regions of one
 //! processor, and which of them is current.
 
+mod begin;
 mod carried;
 mod enter;
 mod guest_memory;
@@ -27,10 +28,10 @@ use crate::machine::Machine;
 use crate::memory::POOL;
 use crate::percpu::PerCpu;
 
+pub(crate) use begin::sweep;
 pub(crate) use enter::{before_entry, entry_refused};
 pub(crate) use instruction::{VMXOFF, execute};
 pub(crate) use leave::{NmiFate, exit, reflect_nmi};
-pub(crate) use protected::sweep;
 use slots::Slots;
 pub(crate) use slots::{SLOTS, SlotPages};
 

@@ -1,35 +1,30 @@
 //! Entries and exits of protected VMs. What the host sees of them and may change is decided by
 //! `nested_vmx::guard`; whose memory is whose, by `membrane`.
 
-use ept::addr::Frame;
 use ept::frames::Vm;
 use ept::shadow::Access;
 use membrane::processors::Processors;
 use membrane::vm::{Cause, Fault, Filled};
-use membrane::vms::Restart;
 use nested_vmx::check::Wanted;
-use nested_vmx::control::{Primary, Secondary};
+use nested_vmx::control::Primary;
 use nested_vmx::exit::{self, Event};
 use nested_vmx::field::{EPT_POINTER, EXIT_INTERRUPTION, GUEST_EFER, GUEST_PAT, Vmcs};
-use nested_vmx::guard::start::Start;
 use nested_vmx::guard::{self, Entered, Verdict};
 use nested_vmx::leave::{Cause as By, Inherited};
 use nested_vmx::merge::{Environment, HostRegisters};
 use nested_vmx::vcpu::Vcpu;
 use nested_vmx::vmcs12::Launch;
-use sha2::{Digest, Sha256};
 
 use super::guest_memory::Space;
 use super::leave::{self, NmiFate};
 use super::slots::Slot;
-use super::vcpus::{self, Protected};
-use super::{Mode, Nested, enter};
+use super::vcpus::Protected;
+use super::{Mode, Nested, begin, enter};
 use crate::cpu::{self, low, vmx, vmx::Current};
 use crate::host::{self, Next, Registers};
 use crate::machine::Machine;
 use crate::percpu::PerCpu;
 use crate::tables;
-use crate::vectors;
 
 const EXCEPTION_OR_NMI: u32 = 0;
 const NMI_WINDOW: u32 = 8;
@@ -53,130 +48,6 @@ impl guard::Registers for Registers {
     }
 }
 
-/// Gives the VM that the slot is about to run for the first time the oldest ticket that waits, if it
-/// is a new one. VMCS01 is current.
-///
-/// # Errors
-/// [`NoRun::ShutDown`] if it does not begin as the ticket says.
-#[cold]
-#[inline(never)]
-fn launch(
-    machine: &Machine,
-    slot: &mut Slot,
-    (host, registers): (&HostRegisters, &mut Registers),
-) -> Result<(), NoRun> {
-    let Some((vm, state)) = root(slot).and_then(|root| machine.tables.launch(root)) else {
-        return Ok(());
-    };
-    sweep(machine);
-    begin(machine, slot, (vm, state), (host, registers))
-}
-
-/// Makes the slot, which is about to run for the first time, a further processor of a protected VM, if that
-/// has one start in just this state. VMCS01 is current.
-///
-/// # Errors
-/// [`NoRun::ShutDown`] if there is no memory for it, and the VM is stopped.
-#[cold]
-#[inline(never)]
-fn join(
-    machine: &Machine,
-    slot: &mut Slot,
-    (host, registers): (&HostRegisters, &mut Registers),
-) -> Result<(), NoRun> {
-    let Start::StartUp(vector) = guard::start::kind(slot.vcpu.fields(), registers) else {
-        return Ok(());
-    };
-    let root = root(slot).filter(|root| !slot.vcpu.has_stale() && machine.tables.is_guarded(*root));
-    match root.and_then(|root| machine.tables.begin_processor(root, vector)) {
-        Some(vm) => adopt(machine, slot, (vm, Some(vector)), (host, registers)),
-        None => Ok(()),
-    }
-}
-
-/// Has the slot's processor begin anew, if its host has put it into the state of one that has not run: the
-/// first one after reset, which is a new launch of its VM; or another that a new launch has started. VMCS01 is
-/// current before and after.
-///
-/// # Errors
-/// Why it does not run: the ticket does not permit it, or not all of what the VM was is gone.
-#[cold]
-#[inline(never)]
-pub(super) fn begin_anew(
-    cpu: &PerCpu,
-    machine: &Machine,
-    slot: &mut Slot,
-    (host, registers): (&HostRegisters, &mut Registers),
-) -> Result<(), NoRun> {
-    let Some(vcpu) = &slot.protected else { return Ok(()) };
-    let (vm, is_first) = (vcpu.vm, vcpu.guarded.is_first());
-    match guard::start::kind(slot.vcpu.fields(), registers) {
-        Start::Reset if is_first => {}
-        Start::StartUp(_) if !is_first && machine.tables.ept_of(vm).is_none() => {
-            slot.renew(cpu, machine);
-            sweep(machine);
-            return join(machine, slot, (host, registers));
-        }
-        Start::Reset | Start::StartUp(_) | Start::Other => return Ok(()),
-    }
-    match machine.tables.restart(vm) {
-        (Restart::Launched(launch), Some(state)) => {
-            log::info!("protected VM {} is started anew", vm.0.number());
-            slot.renew(cpu, machine);
-            sweep(machine);
-            begin(machine, slot, ((vm.0, launch), state), (host, registers))
-        }
-        (Restart::Again, _) => {
-            guard::ask_again(&mut slot.vcpu);
-            Err(NoRun::Shown)
-        }
-        (Restart::Launched(_) | Restart::Refused, _) => Err(ShutDown),
-    }
-}
-
-/// Makes the slot the first processor of the VM, which has to begin in this state.
-///
-/// # Errors
-/// [`NoRun::ShutDown`] if it does not.
-fn begin(
-    machine: &Machine,
-    slot: &mut Slot,
-    (vm, state): ((Vm, u64), ticket::State),
-    (host, registers): (&HostRegisters, &mut Registers),
-) -> Result<(), NoRun> {
-    let begins = begins_as(state, slot, host, registers);
-    adopt(machine, slot, (vm, None), (host, registers))?;
-    begins.map_err(|cause| stop_vcpu(machine, vm, cause))
-}
-
-/// Makes the slot a processor of the VM, in the state that the host has set up. One that is not the first
-/// begins with a vector.
-fn adopt(
-    machine: &Machine,
-    slot: &mut Slot,
-    (vm, vector): ((Vm, u64), Option<u8>),
-    (host, registers): (&HostRegisters, &Registers),
-) -> Result<(), NoRun> {
-    let Some(mut vcpu) = vcpus::create(vm) else {
-        return Err(stop(machine, vm, Cause::Memory));
-    };
-    if let Some(vector) = vector {
-        vcpu.guarded.begins_at(vector);
-    }
-    let begins = vcpu.guarded.first_entry(&mut slot.vcpu, host, registers);
-    slot.vcpu.fields_mut().set_token(vcpu.token());
-    slot.protected = Some(vcpu);
-    machine.tables.vcpu_added(vm.0);
-    begins.map_err(|cause| stop_vcpu(machine, vm, cause))
-}
-
-/// The root of the host's tables for the VM, if it has some.
-fn root(slot: &Slot) -> Option<Frame> {
-    let fields = slot.vcpu.fields();
-    let has_ept = Wanted::of(fields).secondary.contains(Secondary::EPT);
-    has_ept.then(|| Frame::containing(fields.read(EPT_POINTER)))
-}
-
 /// Refuses a vCPU without a ticket, if all of them are, or if it would run on the tables of a protected VM.
 ///
 /// # Errors
@@ -186,41 +57,17 @@ fn keep_out(machine: &Machine, slot: &Slot) -> Result<(), NoRun> {
         machine.tables.saw_unprotected();
         return Err(ShutDown);
     }
-    let foreign =
-        tables::any_protected() && root(slot).is_some_and(|root| machine.tables.is_guarded(root));
+    let foreign = tables::any_protected()
+        && begin::root(slot).is_some_and(|root| machine.tables.is_guarded(root));
     if foreign { Err(ShutDown) } else { Ok(()) }
 }
 
-/// Frees the vCPUs of VMs that will not run again.
-pub(crate) fn sweep(machine: &Machine) {
-    vcpus::sweep(|vm| machine.tables.is_over(vm));
-}
-
-/// Whether the first state of a vCPU is what the ticket says.
-fn begins_as(
-    state: ticket::State,
-    slot: &Slot,
-    host: &HostRegisters,
-    registers: &Registers,
-) -> Result<(), guard::Cause> {
-    let fields = slot.vcpu.fields();
-    let fits = match state {
-        ticket::State::Reset => guard::start::kind(fields, registers) == Start::Reset,
-        ticket::State::Hashed(hash) => vectors::with(|| {
-            let mut found = Sha256::new();
-            guard::start::state(fields, host, registers, |word| found.update(word.to_le_bytes()));
-            found.finalize().as_slice() == hash
-        }),
-    };
-    if fits { Ok(()) } else { Err(guard::Cause::FirstState) }
-}
-
-fn stop(machine: &Machine, vm: (Vm, u64), cause: Cause) -> NoRun {
+pub(super) fn stop(machine: &Machine, vm: (Vm, u64), cause: Cause) -> NoRun {
     machine.tables.stop_vm(vm, cause);
     ShutDown
 }
 
-fn stop_vcpu(machine: &Machine, vm: (Vm, u64), cause: guard::Cause) -> NoRun {
+pub(super) fn stop_vcpu(machine: &Machine, vm: (Vm, u64), cause: guard::Cause) -> NoRun {
     log::warn!("protected VM {}: {cause}", vm.0.number());
     // The kind in bits 3:0, a detail above.
     let number = cause.number();
@@ -248,11 +95,11 @@ pub(super) fn enter(
     if asks == Launch::Clear && slot.protected.is_none() {
         if tables::tickets_wait() {
             vmx::select(&cpu.vmcs_region());
-            launch(machine, slot, (host, registers))?;
+            begin::launch(machine, slot, (host, registers))?;
         }
         if slot.protected.is_none() && tables::any_protected() {
             vmx::select(&cpu.vmcs_region());
-            join(machine, slot, (host, registers))?;
+            begin::join(machine, slot, (host, registers))?;
         }
     }
     if slot.protected.is_none() {
