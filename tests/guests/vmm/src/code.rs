@@ -33,6 +33,59 @@ macro_rules! guest {
 
 pub(crate) use guest;
 
+/// Lines of a [`guest`] at `base` that go from real to 64-bit mode, with a GDT of 64-bit code, data and 32-bit
+/// code whose pointer is at `gdt`, and tables at `cr3`. Labels 21 and 22 are theirs.
+macro_rules! to_64_bit {
+    (base: $base:literal, gdt: $gdt:literal, cr3: $cr3:literal) => {
+        concat!(
+            "lgdt [",
+            $gdt,
+            "]
+            mov eax, cr0
+            and eax, 0x9fffffff
+            or al, 1
+            mov cr0, eax
+            .byte 0x66, 0xea
+            .long ",
+            $base,
+            " + 21f - 771b
+            .word 24
+            .code32
+            21:
+            mov eax, 16
+            mov ds, eax
+            mov es, eax
+            mov ss, eax
+            mov fs, eax
+            mov gs, eax
+            mov eax, cr4
+            or eax, 0x620
+            mov cr4, eax
+            mov eax, ",
+            $cr3,
+            "
+            mov cr3, eax
+            mov ecx, 0xc0000080
+            rdmsr
+            or eax, 0x101
+            wrmsr
+            mov eax, cr0
+            and eax, 0xfffffff3
+            or eax, 0x80000022
+            mov cr0, eax
+            .byte 0xea
+            .long ",
+            $base,
+            " + 22f - 771b
+            .word 8
+            .code64
+            22:"
+        )
+    };
+}
+
+pub(crate) use to_64_bit;
+
 // Does every kind of exit once; leaves what it got from 0x7000 on.
 macro_rules! every_exit {
     ($name:ident, $bits:literal) => {

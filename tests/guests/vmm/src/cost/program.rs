@@ -3,7 +3,7 @@
 //! It begins in the architectural reset state, as VMs with tickets do, and is told through ports what to
 //! do: nobody needs to see its registers or its memory.
 
-use crate::code::guest;
+use crate::code::{guest, to_64_bit};
 
 /// Where [`climb`] is put.
 pub(super) const CLIMB: usize = 0x2000;
@@ -20,37 +20,7 @@ guest!(
     climb,
     "16",
     "cli",
-    "lgdt [0x5f00]",
-    "mov eax, cr0",
-    "and eax, 0x9fffffff",
-    "or al, 1",
-    "mov cr0, eax",
-    ".byte 0x66, 0xea",
-    ".long 0x2000 + 2f - 771b",
-    ".word 24",
-    ".code32",
-    "2:",
-    "mov eax, 16",
-    "mov ds, eax",
-    "mov es, eax",
-    "mov ss, eax",
-    "mov eax, cr4",
-    "or eax, 0x20",
-    "mov cr4, eax",
-    "mov eax, 0x10000",
-    "mov cr3, eax",
-    "mov ecx, 0xc0000080",
-    "rdmsr",
-    "or eax, 0x100",
-    "wrmsr",
-    "mov eax, cr0",
-    "or eax, 0x80000000",
-    "mov cr0, eax",
-    ".byte 0xea",
-    ".long 0x2000 + 3f - 771b",
-    ".word 8",
-    ".code64",
-    "3:",
+    to_64_bit!(base: "0x2000", gdt: "0x5f00", cr3: "0x10000"),
     "mov esp, 0xa000",
     "lidt [0x5f10]",
     "mov ecx, 0x1b",
