@@ -76,13 +76,27 @@ impl<'m> Root<'m> {
         memory: &'m dyn Memory,
         signature: Signature,
     ) -> Result<Option<&'m [u8]>, AcpiError> {
+        let address = self.address(memory, signature)?;
+        address.map(|address| read(memory, signature, address)).transpose()
+    }
+
+    /// Physical address of the first table called `signature`, whatever is there otherwise; `None` if
+    /// there is none.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if the name of a table before it cannot be read.
+    pub fn address(
+        self,
+        memory: &dyn Memory,
+        signature: Signature,
+    ) -> Result<Option<u64>, AcpiError> {
         for entry in self.addresses.chunks_exact(self.width) {
             let low = raw::word(entry, 0).map(u64::from);
             let address = raw::quad(entry, 0).or(low).unwrap_or_default();
             let name = memory::bytes(memory, address, 4);
             let name = name.ok_or(AcpiError::Unreadable(signature, address))?;
             if name == signature.0 {
-                return read(memory, signature, address).map(Some);
+                return Ok(Some(address));
             }
         }
         Ok(None)
@@ -99,6 +113,18 @@ fn read(memory: &dyn Memory, signature: Signature, address: u64) -> Result<&[u8]
     let table = table.ok_or(unreadable)?;
     let intact = sum(table) == 0;
     intact.then_some(table).ok_or(AcpiError::BadChecksum(signature))
+}
+
+/// What takes the place of the first bytes of a table, so that nobody who looks for `signature` finds
+/// it and its checksum stays right: all up to the checksum. As Xen does it (`acpi_dmar_zap`,
+/// `xen/drivers/passthrough/vtd/dmar.c`).
+#[must_use]
+pub fn hidden(mut head: [u8; 10]) -> [u8; 10] {
+    const OTHER: u8 = b'X';
+    let [first, .., checksum] = &mut head;
+    *checksum = checksum.wrapping_add(*first).wrapping_sub(OTHER);
+    *first = OTHER;
+    head
 }
 
 /// Sum of all bytes, which is 0 over anything that carries an ACPI checksum.

@@ -68,6 +68,8 @@ pub struct Options {
     pub dev_tickets: bool,
     /// Whether VMs without a ticket may run.
     pub unprotected_vms: bool,
+    /// Whether tickets are taken where no IOMMU keeps devices from memory.
+    pub without_iommu: bool,
 }
 
 impl Default for Options {
@@ -81,6 +83,7 @@ impl Default for Options {
             vmcs_shadowing: true,
             dev_tickets: false,
             unprotected_vms: true,
+            without_iommu: false,
         }
     }
 }
@@ -136,6 +139,11 @@ pub const WORDS: &[Word] = &[
         values: "run|refuse",
         meaning: "Lets VMs run that have no ticket, or refuses them (default: run).",
     },
+    Word {
+        name: "insecure-no-iommu",
+        values: "on|off",
+        meaning: "Takes tickets where no IOMMU keeps devices from VMs' memory (default: off).",
+    },
 ];
 
 /// Does what the word `name=value` says; `None` if it says nothing.
@@ -156,6 +164,14 @@ fn apply(options: &mut Options, name: &str, value: &str) -> Option<()> {
         ("dev-tickets", "off") => options.dev_tickets = false,
         ("unprotected-vms", "run") => options.unprotected_vms = true,
         ("unprotected-vms", "refuse") => options.unprotected_vms = false,
+        // In two parts: whole, the compiler would compare it in a vector register.
+        _ if name.strip_prefix("insecure-") == Some("no-iommu") => {
+            options.without_iommu = match value {
+                "" | "on" => true,
+                "off" => false,
+                _ => return None,
+            };
+        }
         _ => return None,
     }
     Some(())

@@ -67,6 +67,22 @@ fn tables_are_found_through_either_root() {
 }
 
 #[test]
+fn a_hidden_table_is_another_whose_checksum_is_right() {
+    let (other, dmar) = (table(*b"SSDT", b"one"), table(*b"DMAR", b"two"));
+    let memory = machine(&[other.clone(), dmar.clone()]);
+    let at = root(&memory).and_then(|root| root.address(&memory, Signature::DMAR));
+    assert_eq!(at, Ok(Some(0x7f01_1000)));
+    let head = boot::acpi::hidden(*dmar.first_chunk().expect("a header"));
+    let hidden = [&head, &dmar[10..]].concat();
+    assert_eq!(hidden.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+    assert_eq!(&hidden[..4], b"XMAR");
+    let memory = machine(&[hidden, other.clone()]);
+    let root = root(&memory).expect("a root");
+    assert_eq!(root.table(&memory, Signature::DMAR), Ok(None));
+    assert_eq!(root.table(&memory, Signature(*b"SSDT")), Ok(Some(&other[..])));
+}
+
+#[test]
 fn without_a_copy_the_root_pointer_is_looked_for_in_the_bios() {
     for at in [0xe_0000, 0xf_5ad0, 0xf_ffe0] {
         let mut memory = machine(&[madt(&[&local_apic(0, 1)])]);
