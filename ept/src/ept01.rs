@@ -23,10 +23,23 @@ pub trait TableMem {
     fn write(&mut self, table: Frame, index: usize, raw: u64);
 }
 
-/// What processors remember of translations.
+/// What processors remember of translations, and devices, where an IOMMU stands before memory.
 pub trait Tlb {
-    /// Makes every processor forget what it remembers of `span` (INVEPT).
+    /// Makes every processor forget what it remembers of `span` (INVEPT), and the IOMMU what was
+    /// revised.
     fn flush(&mut self, span: Span);
+
+    /// Takes from devices what `frames` do not let them have of `page` any more. Until the flush they
+    /// may still have what this says. Without an IOMMU there is nothing to take.
+    fn revise_devices(&mut self, frames: &FrameTable<'_>, page: Span) -> Span {
+        let _ = (frames, page);
+        Span::EMPTY
+    }
+
+    /// Gives devices what `frames` let them have of `page`, with the leave to give it to the host.
+    fn complete_devices(&mut self, frames: &FrameTable<'_>, page: Span, leave: &Flushed) {
+        let _ = (frames, page, leave);
+    }
 }
 
 /// There was no memory for a table. What could not be translated as it should be is absent.
@@ -134,6 +147,11 @@ pub struct Stale {
 }
 
 impl Stale {
+    /// Adds that devices may still have what lies in `span`.
+    pub(crate) fn add_devices(&mut self, span: Span) {
+        self.changed = hull(self.changed, span);
+    }
+
     /// Adds another obligation.
     pub fn add(&mut self, other: Self) {
         self.revised = hull(self.revised, other.revised);

@@ -5,6 +5,7 @@
 extern crate std;
 
 mod capabilities;
+mod devices;
 mod directory;
 pub mod dmar;
 mod entry;
@@ -25,6 +26,7 @@ use ept::addr::Frame;
 use ept::ept01::TableMem;
 
 pub use capabilities::{Capabilities, Format, Walks};
+pub use devices::Devices;
 pub use directory::Mode;
 pub use error::{Cause, Error, Feature, Step};
 pub use fault::{Access, Fault, Faults, Reason, Source};

@@ -72,7 +72,7 @@ impl Request {
 
 /// The queue of a unit: one frame of descriptors, and a word that the unit sets when it is through.
 /// Units read it through the caches, whatever they do with tables.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Queue {
     ring: Frame,
     status: Frame,

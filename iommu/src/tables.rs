@@ -6,7 +6,7 @@
 
 use ept::addr::{Frame, PAGE, Span};
 use ept::entry::{ENTRIES, Level};
-use ept::ept01::Exhausted;
+use ept::ept01::{self, Exhausted};
 use ept::list::List;
 
 use crate::Memory;
@@ -33,7 +33,7 @@ pub struct Stale {
 }
 
 impl Stale {
-    fn new(revised: Span) -> Self {
+    pub(crate) fn new(revised: Span) -> Self {
         let filler = Frame::containing(0);
         let (spans, retired) = (List::new(Span::EMPTY), List::new(filler));
         Self { revised, spans, everything: false, retired }
@@ -54,6 +54,12 @@ impl Stale {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.everything && self.spans.is_empty()
+    }
+
+    /// Adds what [`Domain::revise`] has found, which never retires a table.
+    pub(crate) fn join(&mut self, other: &Self) {
+        self.everything |= other.everything;
+        other.spans.iter().for_each(|span| self.add(*span));
     }
 
     fn add(&mut self, block: Span) {
@@ -83,6 +89,11 @@ impl Stale {
 pub struct Flushed(Span);
 
 impl Flushed {
+    /// The same leave, given with that for EPT01, whose flush was the units' flush, too.
+    pub(crate) const fn with(_: &ept01::Flushed, span: Span) -> Self {
+        Self(span)
+    }
+
     /// Whether nothing is left to be filled in, or to be merged.
     #[must_use]
     pub const fn is_complete(&self) -> bool {

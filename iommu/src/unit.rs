@@ -17,11 +17,11 @@ use crate::tables::{Domain, Flushed, Stale};
 /// How often a unit is asked whether it is through, a microsecond apart.
 const PATIENCE: u32 = 1_000_000;
 
-/// A remapping unit.
-#[derive(Debug)]
+/// A remapping unit. A handle, as [`Domain`] is one: of several copies only one may go on.
+#[derive(Clone, Copy, Debug)]
 pub struct Unit<R> {
     registers: R,
-    base: u64,
+    pub(crate) base: u64,
     capabilities: Capabilities,
     levels: u8,
     queue: Option<Queue>,
@@ -37,6 +37,15 @@ pub enum Window {
     Firmware,
     /// Anything: the unit has no protected region for the span.
     Open,
+}
+
+impl<R> Unit<R> {
+    /// No unit, for the unused places of lists.
+    #[must_use]
+    pub const fn none(registers: R) -> Self {
+        let capabilities = Capabilities::new(0, 0);
+        Self { registers, base: 0, capabilities, levels: 0, queue: None, mode: Mode::Legacy }
+    }
 }
 
 impl<R: Registers> Unit<R> {
@@ -55,7 +64,7 @@ impl<R: Registers> Unit<R> {
         if !capabilities.queue() {
             return Err(lacks(Feature::Queue));
         }
-        Ok(Self { registers, base, capabilities, levels, queue: None, mode: Mode::Legacy })
+        Ok(Self { base, capabilities, levels, ..Self::none(registers) })
     }
 
     /// What it can do.

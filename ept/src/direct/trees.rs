@@ -281,18 +281,21 @@ impl<H: Hardware> Machine<'_, '_, H> {
         }
     }
 
-    /// Takes from the host what it may not do with `frame` any more.
+    /// Takes from the host and its devices what they may not do with `frame` any more.
     pub(super) fn revise(&mut self, frame: Frame, stale: &mut Stale) {
         let Self { frames, mtrrs, denied, ept, hardware, .. } = self;
         let rules = Rules { frames, mtrrs, denied };
         stale.add(ept.revise(*hardware, &rules, page(frame)));
+        stale.add_devices(hardware.revise_devices(frames, page(frame)));
     }
 
-    /// Gives the host what it may do with `frame`, and what lay in one large page with it.
+    /// Gives the host and its devices what they may do with `frame`, and the host what lay in one large
+    /// page with it.
     pub(super) fn complete(&mut self, frame: Frame, flushed: &Flushed) -> Result<(), Refused> {
         let Self { frames, mtrrs, denied, ept, hardware, .. } = self;
         let rules = Rules { frames, mtrrs, denied };
         let completed = ept.complete_part(*hardware, &rules, flushed, page(frame));
+        hardware.complete_devices(frames, page(frame), flushed);
         completed.map_err(Refused::Exhausted)
     }
 }
