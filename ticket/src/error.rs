@@ -62,6 +62,7 @@ errors! {
     Memory = 66, "the visor has no memory left for it";
     Slots = 67, "all 64 VMs exist already";
     Duplicate = 68, "a VM with this id exists already";
+    NoIommu = 69, "no IOMMU keeps devices from memory: see insecure-no-iommu";
 }
 
 impl Error {

@@ -21,7 +21,7 @@ pub const DATA: u16 = 0xce4;
 /// What [`INDEX_MAGIC`] reads when a visor answers: "VISR".
 pub const MAGIC: u32 = u32::from_le_bytes(*b"VISR");
 /// Major version (high half) and minor version (low half) of what is described here.
-pub const VERSION: u32 = 0x0001_0002;
+pub const VERSION: u32 = 0x0001_0003;
 /// The first version with tickets.
 pub const WITH_TICKETS: u32 = 0x0001_0001;
 /// What an empty port reads, and an index that does not exist.
@@ -70,6 +70,13 @@ pub const INDEX_REFUSES: u32 = 0x405;
 pub const INDEX_CHECK: u32 = 0x406;
 /// Reads how many GiB there are to be checked. Since 1.2.
 pub const INDEX_CHECK_END: u32 = 0x407;
+
+/// Reads whether an IOMMU keeps devices from memory, an [`Iommu`]. Since 1.3.
+pub const INDEX_IOMMU: u32 = 0x408;
+/// Reads 1 if tickets are taken without one. Since 1.3.
+pub const INDEX_WITHOUT_IOMMU: u32 = 0x409;
+/// Reads how many accesses of devices the IOMMU has refused, as far as it has told. Since 1.3.
+pub const INDEX_DMA_REFUSED: u32 = 0x40a;
 
 /// Write: selects a VM, 0..[`VMS`].
 pub const INDEX_VM: u32 = 0x410;
@@ -144,6 +151,40 @@ impl Submission {
     }
 }
 
+/// Whether an IOMMU keeps devices from the visor's memory and from VMs'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Iommu {
+    /// The machine has none.
+    Absent,
+    /// It does.
+    On,
+    /// There is one that the visor cannot use; the serial line said why.
+    Broken,
+}
+
+impl Iommu {
+    /// The value at [`INDEX_IOMMU`].
+    #[must_use]
+    pub const fn word(self) -> u32 {
+        match self {
+            Self::Absent => 0,
+            Self::On => 1,
+            Self::Broken => 2,
+        }
+    }
+
+    /// What `word` says; `None` for a word that this version does not know.
+    #[must_use]
+    pub const fn of_word(word: u32) -> Option<Self> {
+        match word {
+            0 => Some(Self::Absent),
+            1 => Some(Self::On),
+            2 => Some(Self::Broken),
+            _ => None,
+        }
+    }
+}
+
 /// How a VM with a ticket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmState {
@@ -185,7 +226,7 @@ impl VmState {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{Submission, VmState};
+    use super::{Iommu, Submission, VmState};
     use crate::error::Error;
     use std::vec::Vec;
 
@@ -200,6 +241,9 @@ mod tests {
         for state in [VmState::None, VmState::Waiting, VmState::Running, VmState::Stopped] {
             assert_eq!(VmState::of_word(state.word()), Some(state));
         }
+        for state in [Iommu::Absent, Iommu::On, Iommu::Broken] {
+            assert_eq!(Iommu::of_word(state.word()), Some(state));
+        }
     }
 
     #[test]
@@ -208,5 +252,6 @@ mod tests {
             assert_eq!(Submission::of_word(word), None, "{word:#x}");
         }
         assert_eq!(VmState::of_word(4), None);
+        assert_eq!(Iommu::of_word(3), None);
     }
 }
