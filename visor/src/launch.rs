@@ -26,7 +26,7 @@ use crate::nested::Nested;
 use crate::paging::{self, Image};
 use crate::percpu::{self, PerCpu};
 use crate::tables::HostTables;
-use crate::{guest_state, segments, serial, shootdown, smp, vectors, vmcs};
+use crate::{guest_state, iommu, segments, serial, shootdown, smp, vectors, vmcs};
 
 /// The blob that loads the host's kernel, deprivileged.
 static LOADER: &[u8] = include_bytes!(env!("VISOR_LOADER"));
@@ -86,6 +86,7 @@ pub(crate) extern "C" fn start(magic: u32, address: u32) -> ! {
         refuse(Refusal::NoHugePages);
     }
     let plan = Plan::make(found, image, controls);
+    iommu::find(found.info.rsdp(), plan.reservation);
     let mut pool = Pool::of(plan.pool);
     let root = paging::build(&mut pool, image, plan.home, &found.ram)
         .unwrap_or_else(|| refuse(Refusal::PoolEmpty));
@@ -202,7 +203,9 @@ impl Plan {
 #[expect(clippy::large_stack_frames, reason = "runs once, on the boot stack of 64 KiB")]
 fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options: Options) -> ! {
     let blob_entry = prepare_loader(found, plan);
-    let tables = HostTables::build(&mut pool, &found.ram, [plan.reservation, plan.low], plan.width);
+    let units = iommu::hide(found.info.rsdp());
+    let claimed = [plan.reservation, plan.low];
+    let tables = HostTables::build(&mut pool, &found.ram, claimed, (plan.width, units));
     let tables = tables.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     let bitmaps = Bitmaps::make(&mut pool, &options).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     let blocks = pool.take(u64::from(plan.processors) * percpu::SIZE);
@@ -227,6 +230,7 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
         nowhere: ept::entry::pointer(bitmaps.nowhere),
         dev_tickets: options.dev_tickets,
         unprotected_vms: options.unprotected_vms,
+        without_iommu: options.without_iommu,
         quirk: options.quirk,
         on_panic: options.panic,
     }

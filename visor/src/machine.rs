@@ -49,6 +49,8 @@ pub(crate) struct Machine {
     pub(crate) dev_tickets: bool,
     /// Whether VMs without a ticket may run.
     pub(crate) unprotected_vms: bool,
+    /// Whether tickets are taken where no IOMMU keeps devices from memory.
+    pub(crate) without_iommu: bool,
     /// Processors on which the host is in VMX operation.
     pub(crate) in_vmx: AtomicU32,
     /// Frame table and EPT01.

@@ -9,6 +9,7 @@ mod guest_state;
 mod host;
 mod host_memory;
 mod io;
+mod iommu;
 mod launch;
 mod machine;
 mod memory;

@@ -99,22 +99,23 @@ fn width(address: u64, left: usize) -> u32 {
     address.trailing_zeros().min(left.checked_ilog2().unwrap_or(0)).min(3)
 }
 
-/// Reads what is at `address`: the caller has checked that it is RAM, and aligned.
-fn read<T>(address: u64) -> T {
+/// Reads what is at `address`: the caller has checked that it is RAM, or the visor's register, and aligned.
+pub(crate) fn read<T>(address: u64) -> T {
     let cell = with_exposed_provenance::<T>(size(linear(address)));
-    // SAFETY: all RAM is mapped and the address is aligned for an integer; other processors may write at the
-    // same time, hence volatile: one access, one value.
+    // SAFETY: all RAM and what is below 4 GiB is mapped, the address is aligned for an integer; other
+    // processors may write at the same time, hence volatile: one access, one value.
     unsafe { cell.read_volatile() }
 }
 
-/// Writes `value` to `address`: the caller has checked that it is RAM, not the visor's, and aligned.
-fn write<T>(address: u64, value: T) {
+/// Writes `value` to `address`: the caller has checked that it is RAM, not the visor's, or the visor's
+/// register, and aligned.
+pub(crate) fn write<T>(address: u64, value: T) {
     let cell = with_exposed_provenance_mut::<T>(size(linear(address)));
     // SAFETY: as above.
     unsafe { cell.write_volatile(value) }
 }
 
-/// Reads what lies from `address` on, in one page: the caller has checked that it is RAM.
+/// Reads what lies from `address` on: the caller has checked that it is all RAM, or below 4 GiB.
 pub(crate) fn read_bytes(mut address: u64, mut into: &mut [u8]) {
     while !into.is_empty() {
         let width = width(address, into.len());
@@ -130,7 +131,7 @@ pub(crate) fn read_bytes(mut address: u64, mut into: &mut [u8]) {
     }
 }
 
-/// Writes what lies from `address` on, in one page: the caller has checked that it is RAM, and a VM's.
+/// Writes what lies from `address` on: the caller has checked that it is all RAM, and nobody else's.
 pub(crate) fn write_bytes(mut address: u64, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         let width = width(address, bytes.len());

@@ -9,8 +9,9 @@ use membrane::{Pages, Progress};
 use spin::Mutex;
 use ticket::error::Error;
 use ticket::parse::{Parser, Progress as Parsed};
-use ticket::port::{self, Submission, VmState};
+use ticket::port::{self, Iommu, Submission, VmState};
 
+use crate::iommu;
 use crate::machine::Machine;
 use crate::nested;
 use crate::random;
@@ -44,6 +45,8 @@ pub(crate) fn read(machine: &Machine, index: u32) -> Option<u32> {
         port::INDEX_WAITING => Some(tables.with_protected(|vms, _| count(vms.waiting()))),
         port::INDEX_CLEAR => Some(machine.dev_tickets.into()),
         port::INDEX_REFUSES => Some((!machine.unprotected_vms).into()),
+        port::INDEX_IOMMU => Some(iommu::state().word()),
+        port::INDEX_WITHOUT_IOMMU => Some(machine.without_iommu.into()),
         port::INDEX_CHECK => Some(desk.disagreement),
         port::INDEX_CHECK_END => Some(tables.gibs()),
         port::INDEX_VM..=port::INDEX_VM_SEALED => about_vm(machine, vm, index),
@@ -141,8 +144,9 @@ pub(crate) fn write(machine: &Machine, index: u32, value: u32) -> Progress {
 impl Desk {
     fn begin(&mut self, machine: &Machine, length: u32) {
         let launch = random::bytes32().filter(|_| machine.dev_tickets);
+        let is_open = iommu::state() != Iommu::On && !machine.without_iommu;
         let parser = launch.ok_or(Error::ClearTickets).and_then(|launch| {
-            let parser = Parser::new(length)?;
+            let parser = if is_open { Err(Error::NoIommu) } else { Parser::new(length) }?;
             machine.tables.with_protected(|vms, trees| vms.begin(trees.hardware, launch));
             Ok(parser)
         });

@@ -169,6 +169,16 @@ pub(crate) fn write_back_caches() {
     unsafe { asm!("wbinvd", options(nostack, preserves_flags)) }
 }
 
+/// Writes the cache line with word `index` of the page that appears at `linear` back to memory, before
+/// whatever follows.
+pub(crate) fn write_back_line(linear: u64, index: usize) {
+    let word = core::ptr::without_provenance::<u8>(size(linear) + index * 8);
+    // SAFETY: changes no memory contents; callers pass pages that are mapped.
+    unsafe {
+        asm!("clflush [{}]", "mfence", in(reg) word, options(nostack, preserves_flags));
+    }
+}
+
 /// Stops this processor for good: only reset ends it.
 pub(crate) fn stop() -> ! {
     x86_64::instructions::interrupts::disable();

@@ -10,7 +10,7 @@ use ept::addr::{Frame, HUGE, LARGE, PAGE, Span};
 use ept::direct::{self, Direct, Generation};
 use ept::entry::Level;
 use ept::entry::Rights;
-use ept::ept01::{self, Ept01, Rules, TableMem, Tlb};
+use ept::ept01::{self, Ept01, Flushed, Rules, TableMem, Tlb};
 use ept::frames::{Event, FrameTable, Guard, Owner, State as FrameState};
 use ept::mtrr::{self, Mtrrs};
 use ept::shadow::Permission;
@@ -19,6 +19,7 @@ use spin::Mutex;
 
 use crate::cpu::{read_msr, size, vmx};
 use crate::events;
+use crate::iommu::{self, Units};
 use crate::machine::Machine;
 use crate::memory::{self, POOL, Pool};
 use crate::percpu::PerCpu;
@@ -38,6 +39,8 @@ pub(crate) struct HostTables {
     width: u8,
     entry_width: u8,
     ram: &'static [Span],
+    /// Device memory that is the visor's.
+    denied: &'static [Span],
 }
 
 struct State {
@@ -62,8 +65,8 @@ const PER_VIEW: u64 = 2048;
 static GENERATION: Generation = Generation::new();
 
 impl State {
-    fn rules(&self) -> Rules<'_> {
-        Rules { frames: &self.frames, mtrrs: &self.mtrrs, denied: &[] }
+    const fn rules<'s>(&'s self, denied: &'s [Span]) -> Rules<'s> {
+        Rules { frames: &self.frames, mtrrs: &self.mtrrs, denied }
     }
 }
 
@@ -134,18 +137,28 @@ impl membrane::Pages for AllProcessors<'_> {
 
 impl Tlb for AllProcessors<'_> {
     fn flush(&mut self, _: Span) {
+        iommu::flush(self.0);
         shootdown::everywhere();
+    }
+
+    fn revise_devices(&mut self, frames: &FrameTable<'_>, page: Span) -> Span {
+        iommu::revise(self.0, frames, page)
+    }
+
+    fn complete_devices(&mut self, frames: &FrameTable<'_>, page: Span, leave: &Flushed) {
+        iommu::complete(self.0, frames, page, leave);
     }
 }
 
 impl HostTables {
-    /// The frame table over `ram`, with what is `claimed` the visor's, and EPT01; all in `pool`.
+    /// The frame table over `ram`, with what is `claimed` the visor's; EPT01; and what devices reach, by
+    /// the `units` that are started for it; all in `pool`.
     #[expect(clippy::large_stack_frames, reason = "runs once, on the boot stack of 64 KiB")]
     pub(crate) fn build(
         pool: &mut Pool,
         ram: &'static [Span],
         claimed: [Span; 2],
-        width: u8,
+        (width, units): (u8, Option<Units>),
     ) -> Option<Self> {
         let entries = FrameTable::entries(ram);
         let storage = pool.take(entries * 8)?;
@@ -161,14 +174,21 @@ impl HostTables {
         frames.set_views(pool.take((all / PER_VIEW).min(VIEWS * PAGE))?);
         let registers = mtrr::Registers::read(read_msr);
         let mtrrs = Mtrrs::read(width, |index| registers.value(index).unwrap_or(0));
-        let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied: &[] };
+        let denied = units.as_ref().map_or(&[][..], |units| units.registers);
+        let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied };
         let ept = Ept01::build(pool, &rules, ept01::end(width)).ok()?;
+        let mut kept = ept01::tables_needed(ept01::end(width), ram) * PAGE;
+        if let Some(units) = units {
+            // Devices' tables are split as EPT01 is.
+            kept *= 2;
+            units.start(pool, &frames, (width, ram.last().map_or(0, |ram| ram.end())));
+        }
+        pool.keep(kept);
         let pointer = ept.pointer();
         let direct = Direct::new(&GENERATION);
         let state = State { frames, registers, mtrrs, ept, direct };
         let entry_width = crate::vmcs::entry_width();
-        pool.keep(ept01::tables_needed(ept01::end(width), ram) * PAGE);
-        Some(Self { state: Mutex::new(state), pointer, width, entry_width, ram })
+        Some(Self { state: Mutex::new(state), pointer, width, entry_width, ram, denied })
     }
 
     /// The EPT pointer for the VMCS.
@@ -198,7 +218,7 @@ impl HostTables {
             state.mtrrs = mtrrs;
             let mut pool = POOL.lock();
             let mut all = AllProcessors(&mut pool);
-            let (rules, ept) = (state.rules(), state.ept);
+            let (rules, ept) = (state.rules(self.denied), state.ept);
             let stale = ept.revise(&mut all, &rules, ept.all());
             let flushed = stale.flush(&mut all);
             if let Err(error) = ept.complete(&mut all, &rules, flushed) {
@@ -234,7 +254,7 @@ impl HostTables {
         let mut vms = direct::Machine {
             frames: &mut state.frames,
             mtrrs: &state.mtrrs,
-            denied: &[],
+            denied: self.denied,
             ept: state.ept,
             // Bits that name a memory-encryption key are no reserved ones to the processor.
             width: self.entry_width,
@@ -373,6 +393,9 @@ impl HostTables {
             LARGE => Level::Pd,
             _ => Level::Pdpt,
         };
+        if self.denied.iter().any(|denied| denied.overlaps(span)) {
+            return if level == Level::Pt { Permission::None } else { Permission::Mixed };
+        }
         match (state.frames.open(span, level), level) {
             (true, _) => Permission::All,
             (false, Level::Pt) => match state.frames.state(Frame::containing(span.start())) {

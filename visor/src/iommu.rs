@@ -1,0 +1,259 @@
+//! VT-d: keeps devices from the visor's memory and from VMs', by the rules of the crate `iommu`. Units
+//! are started before the host is, and have nothing to do with VMX; from then on devices follow the
+//! frame table as EPT01 does, under the lock of `crate::tables`.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use boot::acpi::{AcpiError, Root, Signature, hidden};
+use ept::addr::{Frame, HUGE, Span};
+use ept::ept01::Flushed;
+use ept::frames::FrameTable;
+use ept::list::List;
+use iommu::dmar::{Dmar, DmarError, UNITS};
+use iommu::{Cause, Devices, Error, Policy, Registers, Unit, Window};
+use spin::{Mutex, MutexGuard};
+use ticket::port::Iommu as State;
+
+use crate::memory::{self, BootMemory, Pool};
+use crate::{apic, cpu, stop};
+
+/// The registers of a unit, at this physical address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mmio(u64);
+
+impl Registers for Mmio {
+    fn read32(&self, offset: u64) -> u32 {
+        memory::read(self.0 + offset)
+    }
+
+    fn read64(&self, offset: u64) -> u64 {
+        memory::read(self.0 + offset)
+    }
+
+    fn write32(&mut self, offset: u64, value: u32) {
+        memory::write(self.0 + offset, value);
+    }
+
+    fn write64(&mut self, offset: u64, value: u64) {
+        memory::write(self.0 + offset, value);
+    }
+
+    fn pause(&self) {
+        stop::check();
+        apic::wait(1);
+    }
+}
+
+impl iommu::Memory for Pool {
+    fn write_back(&mut self, table: Frame, index: usize) {
+        cpu::write_back_line(memory::linear(table.base()), index);
+    }
+}
+
+/// Why no IOMMU keeps devices from memory.
+#[derive(Clone, Copy, Debug)]
+enum Lack {
+    Table,
+    Acpi(AcpiError),
+    Dmar(DmarError),
+    Unit(Error),
+    /// The visor cannot reach registers there.
+    High(Span),
+    /// Firmware's own DMA needs this memory.
+    Reserved(Frame),
+    TooManyReserved,
+    /// The table cannot be written.
+    Visible,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table => f.write_str("the machine has no VT-d, or it is off"),
+            Self::Acpi(error) => error.fmt(f),
+            Self::Dmar(error) => error.fmt(f),
+            Self::Unit(error) => error.fmt(f),
+            Self::High(span) => write!(f, "VT-d unit {:#x}: above 4 GiB", span.start()),
+            Self::Reserved(frame) => {
+                write!(f, "firmware's devices need {:#x}, which is the visor's", frame.base())
+            }
+            Self::TooManyReserved => f.write_str("DMAR: more than 64 pieces of reserved memory"),
+            Self::Visible => f.write_str("the table DMAR cannot be hidden from the host"),
+        }
+    }
+}
+
+/// What the table says, and the units that it names.
+struct Found {
+    units: List<Unit<Mmio>, UNITS>,
+    registers: List<Span, UNITS>,
+    reserved: List<Span, 64>,
+    width: u8,
+}
+
+/// The units of the machine, ready to be started.
+pub(crate) struct Units {
+    units: &'static mut [Unit<Mmio>],
+    /// Their registers, which are for nobody else.
+    pub(crate) registers: &'static [Span],
+    /// Memory that firmware's own DMA needs.
+    reserved: &'static [Span],
+    /// Bits of addresses.
+    width: u8,
+}
+
+static FOUND: Mutex<Found> = Mutex::new(Found {
+    units: List::new(Unit::none(Mmio(0))),
+    registers: List::new(Span::EMPTY),
+    reserved: List::new(Span::EMPTY),
+    width: 0,
+});
+/// What devices reach. Only touched while the lock of `crate::tables` is held.
+static DEVICES: Mutex<Option<Devices<'static, Mmio>>> = Mutex::new(None);
+static STATE: AtomicU32 = AtomicU32::new(State::Absent.word());
+
+/// Notes and says that devices reach all memory.
+fn give_up(state: State, why: Lack) {
+    STATE.store(state.word(), Ordering::Relaxed);
+    log::warn!("no IOMMU keeps devices from memory: {why}");
+}
+
+/// Whether an IOMMU keeps devices from memory.
+pub(crate) fn state() -> State {
+    State::of_word(STATE.load(Ordering::Relaxed)).unwrap_or(State::Broken)
+}
+
+/// Looks for the units, from the boot loader's copy of ACPI's root pointer on; and has them keep devices
+/// from `visor` already, as far as they can, before anything of the visor's is there.
+pub(crate) fn find(rsdp: Option<&[u8]>, visor: Span) {
+    let mut found = FOUND.lock();
+    match found.search(rsdp).and_then(|()| found.guard(visor)) {
+        Ok(()) => return,
+        Err(why @ Lack::Table) => give_up(State::Absent, why),
+        Err(why) => give_up(State::Broken, why),
+    }
+    found.units.clear();
+}
+
+impl Found {
+    /// Reads the table and looks at the units; changes nothing about them.
+    fn search(&mut self, rsdp: Option<&[u8]>) -> Result<(), Lack> {
+        let root = Root::find(&BootMemory, rsdp).map_err(Lack::Acpi)?;
+        let table = root.table(&BootMemory, Signature::DMAR).map_err(Lack::Acpi)?;
+        let dmar = Dmar::parse(table.ok_or(Lack::Table)?).map_err(Lack::Dmar)?;
+        self.width = u8::try_from(dmar.width()).unwrap_or(u8::MAX);
+        for reserved in dmar.reserved() {
+            self.reserved.push(reserved.memory).map_err(|_| Lack::TooManyReserved)?;
+        }
+        for place in dmar.units().map(|unit| unit.registers) {
+            if place.end() > 4 * HUGE {
+                return Err(Lack::High(place));
+            }
+            let unit = Unit::probe(Mmio(place.start()), place.start()).map_err(Lack::Unit)?;
+            // There is room for as many as the table can have.
+            let _ = self.registers.push(place);
+            let _ = self.units.push(unit);
+        }
+        Ok(())
+    }
+
+    /// Has the units keep devices from the visor's memory, as far as they can before they have tables.
+    fn guard(&mut self, visor: Span) -> Result<(), Lack> {
+        for (unit, place) in self.units.iter_mut().zip(self.registers.iter()) {
+            let until_then = match unit.guard(visor).map_err(Lack::Unit)? {
+                Window::Closed => "keeps devices from the visor from now on",
+                Window::Firmware => "is on by firmware, and stays on",
+                Window::Open => "stops no device before its tables are on",
+            };
+            log::info!("VT-d unit {:#x}: {until_then}", place.start());
+        }
+        Ok(())
+    }
+}
+
+/// Has the host find no units, if the visor has found some. They are its alone from here on.
+pub(crate) fn hide(rsdp: Option<&[u8]>) -> Option<Units> {
+    let Found { units, registers, reserved, width } = MutexGuard::leak(FOUND.lock());
+    if units.is_empty() {
+        return None;
+    }
+    hide_table(rsdp).inspect_err(|why| give_up(State::Broken, *why)).ok()?;
+    Some(Units { units, registers, reserved, width: *width })
+}
+
+fn hide_table(rsdp: Option<&[u8]>) -> Result<(), Lack> {
+    let root = Root::find(&BootMemory, rsdp).map_err(Lack::Acpi)?;
+    let find = || root.address(&BootMemory, Signature::DMAR).map_err(Lack::Acpi);
+    // Firmware may have more than one.
+    while let Some(address) = find()? {
+        let mut head = [0; 10];
+        memory::read_bytes(address, &mut head);
+        memory::write_bytes(address, &hidden(head));
+        if find()? == Some(address) {
+            return Err(Lack::Visible);
+        }
+    }
+    Ok(())
+}
+
+impl Units {
+    /// Starts them all, for what `frames` say, with tables in `pool`. Processors have addresses of
+    /// `width` bits, and RAM ends at `ram_end`.
+    pub(crate) fn start(
+        self,
+        pool: &mut Pool,
+        frames: &FrameTable<'_>,
+        (width, ram_end): (u8, u64),
+    ) {
+        let width = width.min(self.width);
+        let registers = self.registers;
+        let policy = Policy { frames, denied: registers };
+        let conflict = self.reserved.iter().find_map(|memory| policy.conflict(*memory));
+        let started = conflict.map_or(Ok(()), |frame| Err(Lack::Reserved(frame))).and_then(|()| {
+            let place = (frames, registers);
+            Devices::start(self.units, pool, place, (width, ram_end)).map_err(Lack::Unit)
+        });
+        match started {
+            Ok(devices) => {
+                *DEVICES.lock() = Some(devices);
+                STATE.store(State::On.word(), Ordering::Relaxed);
+                for place in registers {
+                    let at = place.start();
+                    log::info!("VT-d unit {at:#x}: devices reach only what the host reaches");
+                }
+            }
+            Err(why) => give_up(State::Broken, why),
+        }
+    }
+}
+
+/// Stops the machine if a unit has failed: nobody knows what devices reach then.
+fn must(result: Result<(), Error>) {
+    match result {
+        Ok(()) => {}
+        Err(Error { cause: Cause::Exhausted, .. }) => {
+            log::error!("no room for tables: devices do not reach all of the host's memory");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// As [`Devices::revise`].
+pub(crate) fn revise(pool: &mut Pool, frames: &FrameTable<'_>, page: Span) -> Span {
+    DEVICES.lock().as_mut().map_or(Span::EMPTY, |devices| devices.revise(pool, frames, page))
+}
+
+/// As [`Devices::flush`].
+pub(crate) fn flush(pool: &mut Pool) {
+    if let Some(devices) = &mut *DEVICES.lock() {
+        must(devices.flush(pool));
+    }
+}
+
+/// As [`Devices::complete`].
+pub(crate) fn complete(pool: &mut Pool, frames: &FrameTable<'_>, page: Span, leave: &Flushed) {
+    if let Some(devices) = &mut *DEVICES.lock() {
+        must(devices.complete(pool, frames, page, leave));
+    }
+}
