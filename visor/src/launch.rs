@@ -13,20 +13,18 @@ use ept::addr::{Frame, PAGE, Span};
 use ept::list::List;
 use nested_vmx::advertise::Advertised;
 use nested_vmx::capability::Controls;
-use nested_vmx::{guard, io, msr, state, vmcs12};
+use nested_vmx::{guard, io, msr, vmcs12};
 use spin::{Mutex, MutexGuard};
 
-use crate::cpu::vmx::Current;
 use crate::cpu::{self, size};
 use crate::events::{self, Event};
 use crate::host::Registers;
 use crate::machine::Machine;
 use crate::memory::{self, BootMemory, POOL, Pool, bytes_mut};
-use crate::nested::Nested;
 use crate::paging::{self, Image};
 use crate::percpu::{self, PerCpu};
 use crate::tables::HostTables;
-use crate::{guest_state, iommu, segments, serial, shootdown, smp, vectors, vmcs};
+use crate::{iommu, processor, segments, serial, smp, vectors, vmcs};
 
 /// The blob that loads the host's kernel, deprivileged.
 static LOADER: &[u8] = include_bytes!(env!("VISOR_LOADER"));
@@ -79,8 +77,8 @@ pub(crate) extern "C" fn start(magic: u32, address: u32) -> ! {
     let found = MutexGuard::leak(FOUND.lock());
     let image = Image::this();
     let options = read_boot_information(found, mbi::Entry { magic, address }, image);
-    or_refuse(vmcs::enable());
-    let controls = or_refuse(vmcs::capabilities().host_controls());
+    or_refuse(processor::enable());
+    let controls = or_refuse(processor::capabilities().host_controls());
     or_refuse(vectors::check());
     if !paging::map_more() {
         refuse(Refusal::NoHugePages);
@@ -214,11 +212,11 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
         reservation: plan.reservation,
         blocks: Frame::containing(blocks.start()),
         processors: plan.processors,
-        advertised: Advertised::of(&vmcs::capabilities()),
+        advertised: Advertised::of(&processor::capabilities()),
         decoys: bitmaps.decoys,
         bad_list: bitmaps.bad_list,
         width: plan.width,
-        capabilities: vmcs::capabilities(),
+        capabilities: processor::capabilities(),
         controls: plan.controls,
         io_bitmap_a: bitmaps.io.0,
         io_bitmap_b: bitmaps.io.1,
@@ -243,13 +241,12 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
     or_refuse(smp::start(plan.processors, root, plan.low));
     log::info!("entering the host: processor {} of {}", cpu.index.get(), plan.processors);
     events::record(0, Event::HostStarted);
-    state::flat_32_bit(&mut Current, blob_entry);
     let registers = Registers {
         rsi: plan.loader_area.start(),
         rbx: plan.loader_area.start() + HANDOFF,
         ..Registers::default()
     };
-    enter(registers)
+    processor::start_host(blob_entry, registers)
 }
 
 /// Puts the loader and its handoff into its area; returns its entry point.
@@ -311,7 +308,7 @@ impl Bitmaps {
         let (io, msr) = ((pool.frame()?, pool.frame()?), pool.frame()?);
         io::fill_bitmap(page(io.0)?);
         msr::fill_bitmap(page(msr)?);
-        let has_decoys = options.vmcs_shadowing && vmcs::capabilities().has_vmcs_shadowing();
+        let has_decoys = options.vmcs_shadowing && processor::capabilities().has_vmcs_shadowing();
         let decoys = if has_decoys {
             let (read, write) = (pool.frame()?, pool.frame()?);
             vmcs12::fill_bitmaps(page(read)?, page(write)?);
@@ -328,27 +325,19 @@ impl Bitmaps {
 }
 
 /// Makes this processor number `index` of the machine: in VMX root mode, with a VMCS for the host.
-#[expect(clippy::large_stack_frames, reason = "runs once, on a stack that is empty")]
 fn join(machine: &'static Machine, index: u32) -> &'static PerCpu {
     // SAFETY: block `index` is this processor's; its frames were zeroed when they were taken.
     let cpu = unsafe { PerCpu::adopt(machine.block(index), index, cpu::apic_id()) };
     let cpu = cpu.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     segments::load(cpu);
     if index > 0 {
-        or_refuse(vmcs::enable());
+        or_refuse(processor::enable());
         or_refuse(vectors::check());
         // The policy was decided for the bootstrap processor's capabilities.
-        assert!(vmcs::capabilities() == machine.capabilities, "processors differ in VMX");
+        assert!(processor::capabilities() == machine.capabilities, "processors differ in VMX");
     }
-    let host_pat = vmcs::pat();
-    or_refuse(vmcs::enter_root(cpu, machine));
-    guest_state::join();
-    cpu.running.set(true);
-    vmcs::prepare(cpu, machine, host_pat);
-    let nested = Nested::new(cpu, machine).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
-    nested_vmx::bitmap::close(|place, value| cpu.msr_bitmap.write(place, value));
-    // SAFETY: this is the running processor's block, and nothing has asked for the value yet.
-    unsafe { cpu.start_nested(nested) };
+    let joined = or_refuse(processor::join(cpu, machine));
+    joined.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     cpu
 }
 
@@ -356,28 +345,5 @@ fn join(machine: &'static Machine, index: u32) -> &'static PerCpu {
 pub(crate) extern "C" fn application(index: u32) -> ! {
     let Some(machine) = Machine::get() else { cpu::stop() };
     let cpu = join(machine, index);
-    state::init(&mut Current);
-    match cpu.start_page.get() {
-        None => {
-            state::wait_for_sipi(&mut Current);
-            shootdown::fall_asleep(cpu);
-        }
-        Some(page) => {
-            state::start_up(&mut Current, page);
-            shootdown::wake_up(cpu);
-        }
-    }
-    smp::ready();
-    // As reset leaves them.
-    cpu::set_cache_control(nested_vmx::cr::CR0_CACHE);
-    enter(Registers::after_init())
-}
-
-fn enter(registers: Registers) -> ! {
-    unsafe extern "C" {
-        fn vm_launch(registers: *const Registers) -> !;
-    }
-    // SAFETY: the VMCS is complete; exits use the exit stack from its top, of which nothing is
-    // needed any more once the registers have been loaded from it.
-    unsafe { vm_launch(&raw const registers) }
+    processor::wait_for_host(cpu)
 }

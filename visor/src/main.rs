@@ -1,6 +1,10 @@
 #![no_std]
 #![no_main]
 #![doc = include_str!("../README.md")]
+#![cfg_attr(
+    feature = "without-vmx",
+    expect(dead_code, reason = "what needs VMX is built, but for how it begins")
+)]
 
 mod apic;
 mod cpu;
@@ -16,6 +20,8 @@ mod memory;
 mod nested;
 mod paging;
 mod percpu;
+#[cfg_attr(feature = "without-vmx", path = "../without-vmx/processor.rs")]
+mod processor;
 mod random;
 mod reset;
 mod segments;

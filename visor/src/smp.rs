@@ -99,8 +99,13 @@ pub(crate) fn start(count: u32, root: Frame, low: Span) -> Result<(), StartError
 }
 
 fn start_page() -> u8 {
-    let [page, ..] = (LOW.load(Ordering::Acquire) / PAGE).to_le_bytes();
+    let [page, ..] = (low() / PAGE).to_le_bytes();
     page
+}
+
+/// Physical address of the low pages.
+pub(crate) fn low() -> u64 {
+    LOW.load(Ordering::Acquire)
 }
 
 fn await_ready(count: u32) {

@@ -15,8 +15,36 @@ use crate::{paths, tool};
 /// Where a freestanding workspace leaves its programs, below its own folder.
 const RELEASE: &str = "target/x86_64-unknown-linux-gnu/release";
 
+/// What only the visor of [`visor_without_vmx`] says.
+const WITHOUT_VMX: &[u8] = b"TEST BUILD WITHOUT VMX";
+
 /// Builds `visor.elf`; the path of it.
 pub(crate) fn visor() -> Result<PathBuf> {
+    let workspace = paths::root().join("visor");
+    let linked = linked_visor(&workspace.join(RELEASE), &[])?;
+    ensure!(!says_without_vmx(&linked), "this is a visor for tests");
+    vectors::check(&linked)?;
+    image("visor.elf", &linked)
+}
+
+/// Builds `visor-without-vmx.elf`, which sets up all but VMX and then lets the host run natively; the path
+/// of it. It has a folder of its own, so that it is never taken for the other one.
+pub(crate) fn visor_without_vmx() -> Result<PathBuf> {
+    let folder = paths::target("without-vmx")?;
+    let target = folder.to_str().context("the target folder has no plain path")?;
+    let words = ["--features", "without-vmx", "--target-dir", target];
+    let built = folder.join("x86_64-unknown-linux-gnu/release");
+    let linked = linked_visor(&built, &words)?;
+    ensure!(says_without_vmx(&linked), "this is no visor for tests");
+    image("visor-without-vmx.elf", &linked)
+}
+
+fn says_without_vmx(linked: &[u8]) -> bool {
+    linked.windows(WITHOUT_VMX.len()).any(|bytes| bytes == WITHOUT_VMX)
+}
+
+/// Builds the visor, with `words` for cargo, and its loader; what that leaves in the folder `built`.
+fn linked_visor(built: &Path, words: &[&str]) -> Result<Vec<u8>> {
     packages::install(&[Need::Build])?;
     let workspace = paths::root().join("visor");
     let out = paths::target("visor")?;
@@ -25,13 +53,15 @@ pub(crate) fn visor() -> Result<PathBuf> {
     objcopy(&["-O", "binary"], &workspace.join(RELEASE).join("loader"), &fresh)?;
     let blob = out.join("loader.bin");
     keep_if_same(&fresh, &blob)?;
-    tool::show(cargo(&workspace, &["-p", "visor"]).env("VISOR_LOADER", &blob))
+    tool::show(cargo(&workspace, &["-p", "visor"]).args(words).env("VISOR_LOADER", &blob))
         .context("cannot build the visor")?;
-    let image = out.join("visor.elf");
-    let linked = workspace.join(RELEASE).join("visor");
-    let linked = fs::read(linked).context("the build left no visor")?;
-    vectors::check(&linked)?;
-    fs::write(&image, elf32::convert(&linked)?).context("cannot write visor.elf")?;
+    fs::read(built.join("visor")).context("the build left no visor")
+}
+
+/// Writes what was `linked` as a multiboot image called `name`.
+fn image(name: &str, linked: &[u8]) -> Result<PathBuf> {
+    let image = paths::target("visor")?.join(name);
+    fs::write(&image, elf32::convert(linked)?).with_context(|| format!("cannot write {name}"))?;
     Ok(image)
 }
 

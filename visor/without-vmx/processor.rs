@@ -1,0 +1,101 @@
+//! How a processor comes to run the host on machines without VMX: natively. For tests only.
+//!
+//! In the place of `src/processor.rs`. The visor does all of its start-up, then gives the processors away. So
+//! nothing keeps the host from the visor's memory any more; what devices may reach is as the visor set it up.
+#![expect(unsafe_code, reason = "leaving long mode")]
+
+use core::arch::{asm, global_asm};
+
+use ept::addr::{PAGE, Span};
+use nested_vmx::capability::RawCapabilities;
+
+use crate::apic::{self, Delivery, Destination};
+use crate::cpu;
+use crate::host::Registers;
+use crate::machine::Machine;
+use crate::memory;
+use crate::percpu::PerCpu;
+use crate::smp;
+use crate::vmcs::NoVmx;
+
+global_asm!(include_str!("leave.s"));
+
+unsafe extern "C" {
+    static leave: u8;
+    static leave_end: u8;
+}
+
+/// Where the way out lies in the first of the low pages, behind the way in.
+const OFFSET: u64 = 0x800;
+
+/// Says loudly, and once, what this build is.
+#[expect(clippy::unnecessary_wraps, reason = "as the real one")]
+pub(crate) fn enable() -> Result<(), NoVmx> {
+    if Machine::get().is_none() {
+        log::warn!(
+            "TEST BUILD WITHOUT VMX: the host runs natively, and NOTHING IS PROTECTED from it"
+        );
+    }
+    Ok(())
+}
+
+/// What no processor has: everything.
+pub(crate) const fn capabilities() -> RawCapabilities {
+    const WRITE_BACK: u64 = 6 << 50;
+    const ALL: u64 = !0 << 32;
+    RawCapabilities {
+        basic: WRITE_BACK,
+        pin: ALL,
+        primary: ALL,
+        secondary: ALL,
+        exit: ALL,
+        entry: ALL,
+        misc: u64::MAX,
+        ept_vpid: u64::MAX,
+        cr0_fixed: (0, u64::MAX),
+        cr4_fixed: (0, u64::MAX),
+    }
+}
+
+/// Nothing: there is no mode to enter.
+#[expect(clippy::unnecessary_wraps, reason = "as the real one")]
+pub(crate) const fn join(_: &PerCpu, _: &Machine) -> Result<Option<()>, NoVmx> {
+    Ok(Some(()))
+}
+
+/// Sends the other processors back to where they wait for a start-up IPI, and goes to `entry` in 32-bit flat
+/// protected mode.
+pub(crate) fn start_host(entry: u32, registers: Registers) -> ! {
+    apic::send(Delivery::Init, Destination::Others);
+    apic::wait(10_000);
+    let low = smp::low();
+    let place = Span::sized(low + OFFSET, PAGE - OFFSET).unwrap_or_default();
+    // SAFETY: the low pages are the visor's, and no other processor runs.
+    let place = unsafe { memory::bytes_mut(place) };
+    let (start, end) = (&raw const leave, &raw const leave_end);
+    let len = end.addr() - start.addr();
+    // SAFETY: the two symbols enclose the way out, which is read-only data of the image.
+    let code = unsafe { core::slice::from_raw_parts(start, len) };
+    place.iter_mut().zip(code).for_each(|(to, from)| *to = *from);
+    // SAFETY: the tables in the second low page map this image as before, and the first GiB, where the way out
+    // now is, in its place. Nothing of the visor's runs after it.
+    unsafe {
+        asm!(
+            "mov cr3, {tables}",
+            "mov rbx, {handoff}",
+            "jmp rdi",
+            tables = in(reg) low + PAGE,
+            handoff = in(reg) registers.rbx,
+            in("rdi") low + OFFSET,
+            in("rsi") registers.rsi,
+            in("r8") u64::from(entry),
+            options(noreturn)
+        );
+    }
+}
+
+/// Waits for the INIT that gives this processor back.
+pub(crate) fn wait_for_host(_: &PerCpu) -> ! {
+    smp::ready();
+    cpu::stop()
+}
