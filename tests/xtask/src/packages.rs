@@ -255,6 +255,62 @@ pub(crate) fn stock_kvm() -> Result<Vec<PathBuf>> {
     Ok(KVM_MODULES.iter().map(|module| release.join("kernel").join(module)).collect())
 }
 
+/// What the distribution's kernel needs for disks and a network card on a machine of today.
+const DRIVERS: [&str; 6] = ["ahci", "sd_mod", "nvme", "virtio_pci", "virtio_blk", "e1000e"];
+
+/// Modules of the distribution's own kernel for [`DRIVERS`], in the order in which they are loaded.
+pub(crate) fn stock_drivers() -> Result<Vec<PathBuf>> {
+    let package = depends("linux-image-amd64")?;
+    let release = only_file(&unpacked(&package)?.join("lib/modules"), "")?;
+    let mut files = Vec::new();
+    list_modules(&release.join("kernel"), &mut files)?;
+    let mut order = Vec::new();
+    for name in DRIVERS {
+        add_module(name, &files, &mut order)?;
+    }
+    Ok(order)
+}
+
+/// All modules below `dir`.
+fn list_modules(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    for entry in entries {
+        let path = entry.context("cannot list a folder")?.path();
+        if path.is_dir() {
+            list_modules(&path, files)?;
+        } else if path.extension().is_some_and(|kind| kind == "ko") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Adds the module `name` of `files` to `order`, behind those that it needs.
+fn add_module(name: &str, files: &[PathBuf], order: &mut Vec<PathBuf>) -> Result<()> {
+    // Some files are called with a hyphen where the module has an underscore.
+    let is_it = |file: &&PathBuf| {
+        let stem = file.file_stem().and_then(|stem| stem.to_str());
+        stem.is_some_and(|stem| stem.replace('-', "_") == name.replace('-', "_"))
+    };
+    let file = files.iter().find(is_it).with_context(|| format!("no module {name}"))?;
+    if order.contains(file) {
+        return Ok(());
+    }
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    for needed in needed_modules(&bytes) {
+        add_module(&needed, files, order)?;
+    }
+    order.push(file.clone());
+    Ok(())
+}
+
+/// The modules that a module's information, words `name=value` that end with zeros, says it needs.
+fn needed_modules(module: &[u8]) -> Vec<String> {
+    let word = module.split(|byte| *byte == 0).find_map(|word| word.strip_prefix(b"depends="));
+    let names = String::from_utf8_lossy(word.unwrap_or_default()).into_owned();
+    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
 fn file_name(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
@@ -316,6 +372,14 @@ mod tests {
     fn a_removal_is_found_in_a_simulated_installation() {
         let text = "Inst ovmf (1 Debian)\nRemv qemu-utils [1:9.0]\nConf ovmf\n";
         assert_eq!(removals(text), ["qemu-utils"]);
+    }
+
+    #[test]
+    fn a_module_names_those_that_it_needs() {
+        let module = b"\x7fELF\0license=GPL\0depends=libahci,scsi-mod\0name=ahci\0";
+        assert_eq!(needed_modules(module), ["libahci", "scsi-mod"]);
+        assert!(needed_modules(b"\0depends=\0name=x\0").is_empty());
+        assert!(needed_modules(b"").is_empty());
     }
 
     #[test]

@@ -50,6 +50,43 @@ fn memory() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/mem")
 }
 
+/// Reads `count` bytes of the machine's memory.
+pub(crate) fn read_bytes(at: u64, count: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![0; count];
+    let read = memory().and_then(|memory| memory.read_exact_at(&mut bytes, at));
+    read.map(|()| bytes).map_err(|why| format!("/dev/mem at {at:#x}: {why}"))
+}
+
+/// Reads a device's register of 8 bytes.
+pub(crate) fn read_u64(at: u64) -> Result<u64, String> {
+    let page = map_page(at)?;
+    // SAFETY: mapped readable, and aligned.
+    Ok(unsafe { page.byte_add(offset(at)).read_volatile() })
+}
+
+/// Reads a device's register of 4 bytes.
+pub(crate) fn read_u32(at: u64) -> Result<u32, String> {
+    let page = map_page(at)?;
+    // SAFETY: as above.
+    Ok(unsafe { page.byte_add(offset(at)).cast::<u32>().read_volatile() })
+}
+
+/// Writes a device's register of 4 bytes.
+pub(crate) fn write_u32(at: u64, value: u32) -> Result<(), String> {
+    let page = map_page(at)?;
+    // SAFETY: as above, and writable. What the device does then is what is wanted of it.
+    unsafe { page.byte_add(offset(at)).cast::<u32>().write_volatile(value) };
+    Ok(())
+}
+
+fn offset(at: u64) -> usize {
+    usize::try_from(at % PAGE as u64).unwrap_or(0)
+}
+
+fn map_page(at: u64) -> Result<*mut u64, String> {
+    map(at - at % PAGE as u64).map_err(|why| format!("/dev/mem at {at:#x}: {why}"))
+}
+
 fn mapped_read(at: u64) -> io::Result<()> {
     let page = map(at)?;
     // SAFETY: mapped readable; a fault ends this process, which is the experiment.

@@ -3,9 +3,8 @@
 //! It gives away where everything is, as one who attacks it might know its programs; not the secret.
 
 use crate::secret;
-use crate::system::{open, text};
+use crate::system::{physical, text};
 use std::arch::asm;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 const PAGE: usize = 4096;
@@ -188,14 +187,4 @@ fn tell_places(program: *const u8) -> Result<(), String> {
     // Where the kernel's text is mapped (Linux, x86_64/mm.rst).
     println!("init: place kernel {at:x} {:x}", at.wrapping_sub(0xffff_ffff_8000_0000));
     Ok(())
-}
-
-/// Where a byte of this program's is in the machine's memory.
-fn physical(at: u64) -> Result<u64, String> {
-    let page = PAGE as u64;
-    let mut entry = [0; 8];
-    let map = open("/proc/self/pagemap")?;
-    map.read_exact_at(&mut entry, at / page * 8).map_err(|why| format!("pagemap: {why}"))?;
-    let frame = u64::from_le_bytes(entry) & ((1 << 55) - 1);
-    Ok(frame * page + at % page)
 }

@@ -1,8 +1,7 @@
 //! KVM's modules: loaded from the initramfs and unloaded again.
 
-use crate::system::{checked, open, text};
+use crate::system::{checked, load_module, text};
 use std::ffi::CString;
-use std::os::fd::AsRawFd;
 
 /// In the order in which each needs the ones before.
 const MODULES: [(&str, &str); 3] =
@@ -24,11 +23,7 @@ const PARAMETERS: [&str; 9] = [
 /// Loads them and says what KVM found.
 pub(crate) fn load() -> Result<(), String> {
     for (_, file) in MODULES {
-        let module = open(file)?;
-        // SAFETY: an open file, no parameters, no flags.
-        let result =
-            unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
-        let _ = checked(result).map_err(|why| format!("{file}: {why}"))?;
+        load_module(file)?;
     }
     let value = |name: &str| text(&format!("/sys/module/kvm_intel/parameters/{name}"));
     let values = PARAMETERS.map(|name| format!(" {name}={}", value(name).trim()));

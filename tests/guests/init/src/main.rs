@@ -7,15 +7,18 @@
 
 mod beats;
 mod devmem;
+mod edu;
 mod end;
 mod heart;
 mod hotplug;
+mod interface;
 mod kexec;
 mod kvm;
 mod port;
 mod report;
 mod secret;
 mod system;
+mod unit;
 mod virtio;
 
 use std::arch::x86_64::_rdtsc;
@@ -81,8 +84,13 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
             std::thread::sleep(std::time::Duration::from_secs(10));
             Ok(())
         }
-        "disk" => virtio::disk(),
+        "drivers" => system::load_drivers(),
+        "disk" => virtio::disk("/dev/vda"),
+        "disks" => virtio::disks(),
         "network" => virtio::network(),
+        "card" => virtio::card(),
+        "no-iommu" => unit::is_hidden(),
+        "dma" => edu::attack(),
         "random" => virtio::random(),
         "heart" => heart::beat(),
         "shell" => system::shell(),

@@ -3,7 +3,9 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Mounts the kernel's file systems; one that is there already, or unknown, is no matter here: what
 /// needs it will say so.
@@ -53,6 +55,18 @@ pub(crate) fn text(path: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// Waits, for 30 s at most, until `is_there` says that `what` has come.
+pub(crate) fn wait_for(what: &str, is_there: impl Fn() -> bool) -> Result<(), String> {
+    let start = Instant::now();
+    while !is_there() {
+        if start.elapsed() > Duration::from_secs(30) {
+            return Err(format!("no {what}"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 /// Opens a file, with its name in the error.
 pub(crate) fn open(path: &str) -> Result<File, String> {
     File::open(path).map_err(|why| format!("{path}: {why}"))
@@ -78,4 +92,34 @@ pub(crate) fn run(words: &[&str]) -> Result<(), String> {
     let status = Command::new(program).args(arguments).status();
     let status = status.map_err(|why| format!("{program}: {why}"))?;
     if status.success() { Ok(()) } else { Err(format!("{program}: {status}")) }
+}
+
+/// Where a byte of this program's is in the machine's memory.
+pub(crate) fn physical(at: u64) -> Result<u64, String> {
+    const PAGE: u64 = 4096;
+    let mut entry = [0; 8];
+    let map = open("/proc/self/pagemap")?;
+    map.read_exact_at(&mut entry, at / PAGE * 8).map_err(|why| format!("pagemap: {why}"))?;
+    let frame = u64::from_le_bytes(entry) & ((1 << 55) - 1);
+    Ok(frame * PAGE + at % PAGE)
+}
+
+/// Makes the module in `file` a part of the kernel.
+pub(crate) fn load_module(file: &str) -> Result<(), String> {
+    let module = open(file)?;
+    // SAFETY: an open file, no parameters, no flags.
+    let result =
+        unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
+    checked(result).map(|_| ()).map_err(|why| format!("{file}: {why}"))
+}
+
+/// Loads the modules `/module-…` in the order of their names.
+pub(crate) fn load_drivers() -> Result<(), String> {
+    let entries = fs::read_dir("/").map_err(|why| why.to_string())?.filter_map(Result::ok);
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with("module-")).collect();
+    names.sort_unstable();
+    names.iter().try_for_each(|name| load_module(&format!("/{name}")))?;
+    println!("init: {} modules loaded", names.len());
+    Ok(())
 }

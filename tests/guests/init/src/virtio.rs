@@ -1,13 +1,12 @@
-//! Uses virtio devices: a disk, a network, and a source of random numbers.
+//! Uses devices: disks, a network, and a source of random numbers.
 
 use std::fs::{self, File, OpenOptions};
 use std::net::UdpSocket;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Duration;
 
-use crate::system;
+use crate::{interface, system};
 
-const DISK: &str = "/dev/vda";
 /// Bytes of each half of the disk. The host has filled the first one; the second one is for this VM.
 const HALF: usize = 1 << 20;
 /// Bytes of a request.
@@ -17,11 +16,11 @@ const SERVER: &str = "10.0.2.2:69";
 const NAME: &str = "part";
 const PART: usize = 64 << 10;
 
-/// Reads what the host has put on the disk, and writes it back elsewhere with all bits changed.
-pub(crate) fn disk() -> Result<(), String> {
-    let fail = |why: std::io::Error| format!("{DISK}: {why}");
+/// Reads what the host has put on the disk `name`, and writes it back elsewhere with all bits changed.
+pub(crate) fn disk(name: &str) -> Result<(), String> {
+    let fail = |why: std::io::Error| format!("{name}: {why}");
     // Nothing is kept in memory in between.
-    let disk = OpenOptions::new().read(true).write(true).custom_flags(libc::O_SYNC).open(DISK);
+    let disk = OpenOptions::new().read(true).write(true).custom_flags(libc::O_SYNC).open(name);
     let disk = disk.map_err(fail)?;
     let mut content = vec![0; HALF];
     for (at, piece) in (0_u64..).step_by(PIECE).zip(content.chunks_mut(PIECE)) {
@@ -35,10 +34,20 @@ pub(crate) fn disk() -> Result<(), String> {
     }
     drop(disk);
     fs::write("/proc/sys/vm/drop_caches", "1").map_err(|why| why.to_string())?;
-    let disk = File::open(DISK).map_err(fail)?;
+    let disk = File::open(name).map_err(fail)?;
     disk.read_exact_at(&mut content, second).map_err(fail)?;
     check(&content, |byte| !byte)?;
     println!("init: disk is right");
+    Ok(())
+}
+
+/// [`disk`] for a SATA disk, an NVMe disk and a virtio disk, once they have been found.
+pub(crate) fn disks() -> Result<(), String> {
+    for name in ["/dev/sda", "/dev/nvme0n1", "/dev/vda"] {
+        system::wait_for(name, || fs::exists(name).unwrap_or(false))?;
+        println!("init: {name}");
+        disk(name)?;
+    }
     Ok(())
 }
 
@@ -59,6 +68,19 @@ pub(crate) fn network() -> Result<(), String> {
     if !system::text("/proc/net/pnp").contains("#PROTO: DHCP") {
         return Err("no address by DHCP".to_owned());
     }
+    transfer()
+}
+
+/// [`network`] by the card `eth0`, with an address of QEMU's network.
+pub(crate) fn card() -> Result<(), String> {
+    let up = "/sys/class/net/eth0/carrier";
+    system::wait_for("eth0", || fs::exists(up).unwrap_or(false))?;
+    interface::configure("eth0", [10, 0, 2, 15], [255, 255, 255, 0])?;
+    system::wait_for("a link", || system::text(up).trim() == "1")?;
+    transfer()
+}
+
+fn transfer() -> Result<(), String> {
     let content = fetch().map_err(|why| format!("tftp: {why}"))?;
     if content.len() != PART {
         return Err(format!("{} bytes came", content.len()));

@@ -163,7 +163,7 @@ fn direct(command: &mut Command, payload: &Payload) {
 }
 
 /// A module as `-initrd` takes it: commas separate modules, so those inside one are doubled.
-fn module(image: &Image) -> String {
+pub(crate) fn module(image: &Image) -> String {
     let text = format!("{} {}", image.file.display(), image.words);
     text.trim_end().replace(',', ",,")
 }

@@ -83,7 +83,7 @@ impl<'a> Script<'a> {
         let places = self.emulator.context("nothing runs");
         let line = match places.and_then(|pid| outside::places(pid, needle)) {
             Ok(places) => {
-                let some: String = places.iter().take(4).map(|at| format!(" {at:#x}")).collect();
+                let some: String = places.iter().take(16).map(|at| format!(" {at:#x}")).collect();
                 format!("harness: found {} at [{some} ] of {name}", places.len())
             }
             Err(error) => format!("harness: cannot look for {name}: {error:#}"),

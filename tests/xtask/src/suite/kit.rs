@@ -15,7 +15,7 @@ use crate::{packages, paths};
 /// differs between runs. `idle=halt`, because Bochs loses wake-ups from MWAIT;
 /// `acpiphp.disable`, because SeaBIOS describes a PCI hotplug controller that Bochs does not have: its
 /// registers read as all ones, which at any ACPI event makes Linux remove every device.
-const LINUX: &str = "console=ttyS0,115200 quiet panic=-1 mitigations=off tsc=reliable \
+pub(super) const LINUX: &str = "console=ttyS0,115200 quiet panic=-1 mitigations=off tsc=reliable \
                      random.trust_cpu=on no_timer_check nokaslr idle=halt libata.force=disable \
                      acpiphp.disable=1";
 
@@ -116,6 +116,7 @@ impl<T: Clone> Once<T> {
 /// Everything that can be booted.
 pub(crate) struct Kit {
     visor: Once<PathBuf>,
+    without_vmx: Once<PathBuf>,
     guests: Once<Guests>,
     small: Once<PathBuf>,
     stock: Once<PathBuf>,
@@ -125,6 +126,7 @@ pub(crate) struct Kit {
     kvm_linux: Once<PathBuf>,
     kvm_works: Once<PathBuf>,
     stock_kvm: Once<PathBuf>,
+    stock_drivers: Once<PathBuf>,
     qemu: Once<PathBuf>,
     stock_qemu: Once<PathBuf>,
     made: Once<PathBuf>,
@@ -144,6 +146,7 @@ impl Kit {
     pub(crate) const fn new() -> Self {
         Self {
             visor: Once::new(),
+            without_vmx: Once::new(),
             guests: Once::new(),
             small: Once::new(),
             stock: Once::new(),
@@ -153,6 +156,7 @@ impl Kit {
             kvm_linux: Once::new(),
             kvm_works: Once::new(),
             stock_kvm: Once::new(),
+            stock_drivers: Once::new(),
             qemu: Once::new(),
             stock_qemu: Once::new(),
             made: Once::new(),
@@ -165,6 +169,27 @@ impl Kit {
     /// The visor's image.
     pub(crate) fn visor(&self) -> Result<PathBuf> {
         self.visor.get(build::visor)
+    }
+
+    /// The image of the visor that does without VMX.
+    pub(crate) fn without_vmx(&self) -> Result<PathBuf> {
+        self.without_vmx.get(build::visor_without_vmx)
+    }
+
+    /// An initial RAM file system for the distribution's kernel with `init` and drivers.
+    pub(crate) fn stock_drivers(&self) -> Result<PathBuf> {
+        self.stock_drivers.get(|| {
+            let modules = packages::stock_drivers()?;
+            let names: Vec<String> =
+                (0..modules.len()).map(|number| format!("module-{number:02}")).collect();
+            let files: Vec<(&str, &Path)> = names
+                .iter()
+                .map(String::as_str)
+                .zip(modules.iter().map(PathBuf::as_path))
+                .collect();
+            let out = paths::target("guests")?.join("drivers-stock.cpio");
+            build::extended(&self.guests()?.initrd, &files, &out)
+        })
     }
 
     /// The guest programs.

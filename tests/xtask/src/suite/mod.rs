@@ -5,6 +5,7 @@ mod conformance;
 mod expect;
 mod guests;
 pub(crate) mod iommu;
+mod iommu_linux;
 mod kit;
 mod kvm;
 mod probes;
@@ -89,6 +90,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(qemu_attacks::tests());
     tests.extend(tickets::tests());
     tests.extend(iommu::tests());
+    tests.extend(iommu_linux::tests());
     tests.extend(conformance::tests());
     tests
 }

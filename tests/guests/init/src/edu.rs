@@ -1,0 +1,209 @@
+//! An attack by root's own device: QEMU's teaching device (`docs/specs/edu`) has a DMA engine, which is told
+//! here to read and write the visor's memory.
+
+use crate::system::{physical, text};
+use crate::{devmem, secret, unit};
+use std::fs::{self, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+const PAGE: usize = 4096;
+/// What a transfer moves; the device's own memory has two of it.
+const BYTES: usize = 2048;
+
+/// Registers, by words of 8 bytes.
+const SOURCE: usize = 0x80 / 8;
+const TARGET: usize = 0x88 / 8;
+const COUNT: usize = 0x90 / 8;
+const COMMAND: usize = 0x98 / 8;
+const RUN: u64 = 1;
+const TO_MEMORY: u64 = 1 << 1;
+/// Where its own memory is.
+const OWN: u64 = 0x4_0000;
+
+/// Memory of this program's that stays where it is.
+#[repr(C, align(4096))]
+struct Buffer([u8; PAGE]);
+
+/// Attacks the first, middle and last page of the visor's by every such device.
+pub(crate) fn attack() -> Result<(), String> {
+    secret::make()?;
+    let (start, end) = reservation().ok_or("no reservation in /proc/iomem")?;
+    println!("init: the visor's memory: {start:#x}-{end:#x}");
+    let is_on = unit::tell()?;
+    let middle = (start + (end - start) / 2) & !(PAGE as u64 - 1);
+    for device in devices() {
+        let mut edu = Edu::open(&device)?;
+        edu.check()?;
+        for at in [start, middle, end - PAGE as u64] {
+            edu.read(at)?;
+            tell_fault(is_on)?;
+            edu.write(at)?;
+            tell_fault(is_on)?;
+        }
+        edu.check()?;
+    }
+    secret::look();
+    Ok(())
+}
+
+fn tell_fault(is_on: bool) -> Result<(), String> {
+    if is_on { unit::fault() } else { Ok(()) }
+}
+
+/// The visor's memory: what begins at a multiple of 2 MiB where RAM ends, and is reserved.
+fn reservation() -> Option<(u64, u64)> {
+    let map = text("/proc/iomem");
+    let parse = |line: &str| -> Option<(u64, u64, bool)> {
+        let (range, name) = line.split_once(" : ")?;
+        let (start, last) = range.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some((number(start)?, number(last)? + 1, name == "Reserved"))
+    };
+    let lines = map.lines().filter(|line| !line.starts_with(' '));
+    let ranges: Vec<_> = lines.filter_map(parse).collect();
+    let pairs = ranges.windows(2);
+    let mut found = pairs.filter(|pair| {
+        let ((_, end, before), (start, _, is_reserved)) = (pair[0], pair[1]);
+        !before && end == start && is_reserved && start % (2 << 20) == 0
+    });
+    found.next().map(|pair| (pair[1].0, pair[1].1))
+}
+
+/// Folders of the devices, in the order of their addresses.
+fn devices() -> Vec<String> {
+    let entries = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().filter_map(Result::ok);
+    let mut found: Vec<String> = entries
+        .map(|entry| entry.path().display().to_string())
+        .filter(|path| text(&format!("{path}/vendor")).trim() == "0x1234")
+        .filter(|path| text(&format!("{path}/device")).trim() == "0x11e8")
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+struct Edu {
+    registers: *mut u64,
+    name: String,
+    buffer: Box<Buffer>,
+    physical: u64,
+}
+
+impl Edu {
+    fn open(path: &str) -> Result<Self, String> {
+        let fail = |why: std::io::Error| format!("{path}: {why}");
+        fs::write(format!("{path}/enable"), "1").map_err(fail)?;
+        let both = |name: &str| {
+            OpenOptions::new().read(true).write(true).open(format!("{path}/{name}")).map_err(fail)
+        };
+        // Command register: memory space, and to be a master of the bus.
+        both("config")?.write_all_at(&[6, 0], 4).map_err(fail)?;
+        let resource = both("resource0")?;
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        let (none, shared) = (std::ptr::null_mut(), libc::MAP_SHARED);
+        // SAFETY: a new mapping, which stays.
+        let registers = unsafe { libc::mmap(none, PAGE, rights, shared, resource.as_raw_fd(), 0) };
+        if registers == libc::MAP_FAILED {
+            return Err(fail(std::io::Error::last_os_error()));
+        }
+        let buffer = Box::new(Buffer([1; PAGE]));
+        let at = (&raw const *buffer) as u64;
+        // SAFETY: the page is this program's; it stays where it is from now on.
+        let _ = unsafe { libc::mlock((&raw const *buffer).cast(), PAGE) };
+        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        Ok(Self { registers: registers.cast(), name, buffer, physical: physical(at)? })
+    }
+
+    /// Moves [`BYTES`].
+    fn transfer(&mut self, [from, to, command]: [u64; 3]) -> Result<(), String> {
+        let bytes = BYTES as u64;
+        let set = [(SOURCE, from), (TARGET, to), (COUNT, bytes), (COMMAND, RUN | command)];
+        for (register, value) in set {
+            // SAFETY: registers of the mapped page. What the device then writes is the experiment.
+            unsafe { self.registers.add(register).write_volatile(value) };
+        }
+        let start = Instant::now();
+        // SAFETY: as above.
+        while unsafe { self.registers.add(COMMAND).read_volatile() } & RUN != 0 {
+            if start.elapsed() > Duration::from_secs(20) {
+                return Err(format!("edu {} does not end", self.name));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, from: u64) -> Result<(), String> {
+        self.transfer([from, OWN, 0])
+    }
+
+    fn store(&mut self, to: u64) -> Result<(), String> {
+        self.transfer([OWN, to, TO_MEMORY])
+    }
+
+    fn fill(&mut self, value: impl Fn(usize) -> u64) {
+        for (index, word) in self.buffer.0.chunks_exact_mut(8).enumerate() {
+            word.copy_from_slice(&value(index).to_le_bytes());
+        }
+        // The compiler must not know better than memory what is there.
+        let _ = std::hint::black_box(&mut self.buffer);
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &std::hint::black_box(&self.buffer).0[..BYTES]
+    }
+
+    fn holds(&self, value: impl Fn(usize) -> u64) -> bool {
+        let words = self.bytes().chunks_exact(8);
+        words.enumerate().all(|(index, word)| word == value(index).to_le_bytes())
+    }
+
+    /// It must work where nobody has anything against it: in this program's own page.
+    fn check(&mut self) -> Result<(), String> {
+        let pattern = |index: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(index as u64 + 1);
+        self.fill(pattern);
+        self.take(self.physical)?;
+        self.fill(|_| 0);
+        self.store(self.physical)?;
+        if !self.holds(pattern) {
+            return Err(format!("edu {} does not move memory", self.name));
+        }
+        println!("init: edu {} moves memory", self.name);
+        Ok(())
+    }
+
+    /// Has it read the visor's page at `at`, and compares with what the processor finds there.
+    fn read(&mut self, at: u64) -> Result<(), String> {
+        let pattern = |index: usize| 0x5555_0000 + index as u64;
+        self.fill(pattern);
+        self.take(self.physical)?;
+        self.take(at)?;
+        self.store(self.physical)?;
+        let truth = devmem::read_bytes(at, BYTES)?;
+        let got = self.bytes().iter().zip(&truth).filter(|(a, b)| a == b).count();
+        let outcome = if got == BYTES && !self.holds(pattern) { "succeeds" } else { "fails" };
+        println!("init: edu {} reads the visor's {at:#x}: {outcome}", self.name);
+        Ok(())
+    }
+
+    /// Has it write a secret to the visor's page at `at`, and looks there with the processor. Nothing
+    /// else has the secret then, but for the one place where it is kept.
+    fn write(&mut self, at: u64) -> Result<(), String> {
+        let before = devmem::read_bytes(at, BYTES)?;
+        self.fill(|index| secret::words().get(index).copied().unwrap_or(0));
+        self.take(self.physical)?;
+        self.store(at)?;
+        let wanted = self.bytes().to_vec();
+        self.fill(|_| 0);
+        self.take(self.physical)?;
+        let after = devmem::read_bytes(at, BYTES)?;
+        let outcome = match (after == wanted, after == before) {
+            (true, _) => "succeeds",
+            (false, true) => "fails",
+            (false, false) => "does something else",
+        };
+        println!("init: edu {} writes the visor's {at:#x}: {outcome}", self.name);
+        Ok(())
+    }
+}

@@ -1,0 +1,209 @@
+//! `iommu/linux…`: the distribution's kernel as a host whose devices are behind an IOMMU that it does not know.
+//!
+//! QEMU's software has the IOMMU and no VMX. So the visor is built without it: it starts as always, sets up the
+//! IOMMU, and gives the processors to the host, which runs natively.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::kit::LINUX;
+use super::{FORBIDDEN, Rig, Script, Test, Then};
+use crate::machine::{self, End, Image};
+use crate::paths;
+
+/// Processor time of QEMU for one boot, ten times what the longest takes.
+const LIMIT: Duration = Duration::from_secs(300);
+/// Bytes of a disk's first half, which has a pattern; `init` writes the complement to the second half.
+const HALF: usize = 1 << 20;
+/// Bytes of the file that the network serves: what the disks begin with.
+const SERVED: usize = 64 << 10;
+/// The disks, a file each.
+const DISKS: [&str; 3] = ["ahci.img", "nvme.img", "virtio.img"];
+
+/// Disks of three kinds, two of them behind root ports; a network card, too; and two of QEMU's teaching
+/// devices, one behind a bridge to conventional PCI.
+const DEVICES: &str = "\
+    -device pcie-root-port,id=first,chassis=1 -device pcie-root-port,id=second,chassis=2 \
+    -device pcie-pci-bridge,id=bridge \
+    -drive if=none,id=ahci,format=raw,file=ahci.img -device ide-hd,drive=ahci,bus=ide.0 \
+    -drive if=none,id=nvme,format=raw,file=nvme.img -device nvme,drive=nvme,serial=1,bus=first \
+    -drive if=none,id=virtio,format=raw,file=virtio.img \
+    -device virtio-blk-pci,drive=virtio,disable-legacy=on,iommu_platform=on \
+    -netdev user,id=net,tftp=served -device e1000e,netdev=net,romfile=,bus=second \
+    -device edu,dma_mask=0xffffffffffffffff \
+    -device edu,bus=bridge,addr=3,dma_mask=0xffffffffffffffff";
+
+const IOMMU: &str = "-device intel-iommu,intremap=on";
+
+/// What all devices do if they work.
+const WORKS: &[&str] = &[
+    "*init: * modules loaded",
+    "*init: /dev/sda",
+    "*init: disk is right",
+    "*init: /dev/nvme0n1",
+    "*init: disk is right",
+    "*init: /dev/vda",
+    "*init: disk is right",
+    "*init: network is right",
+    "*init: done",
+];
+
+/// One boot.
+#[derive(Clone, Copy)]
+struct Case {
+    /// The visor's words, unless the host runs on the bare machine.
+    visor: Option<&'static str>,
+    /// What the machine has beyond the devices.
+    machine: &'static str,
+    /// What the host does.
+    actions: &'static str,
+    lines: &'static [&'static str],
+    never: &'static [&'static str],
+}
+
+impl Case {
+    fn test(self, name: &'static str, cost: u32) -> Test {
+        Test::new(name, cost, move |rig| self.run(rig).map(drop))
+    }
+
+    /// Boots, and checks what the machine prints, which is returned, and what it leaves on its disks.
+    fn run(&self, rig: &Rig<'_>) -> Result<String> {
+        let dir = rig.dir.join("");
+        paths::emptied(&dir)?;
+        let disks = disks(&dir)?;
+        let machine = format!(
+            "-machine q35,kernel-irqchip=off -accel tcg -cpu max -smp 2 -m 1024 -nodefaults \
+             -display none -serial file:serial.log -no-reboot -qmp stdio \
+             -device isa-debug-exit,iobase=0xf4,iosize=4 {} {DEVICES}",
+            self.machine
+        );
+        let mut arguments: Vec<String> = machine.split_whitespace().map(str::to_owned).collect();
+        arguments.extend(self.payload(rig)?);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let owned = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
+        let expected: Vec<String> = owned(self.lines);
+        let mut forbidden: Vec<String> = owned(self.never);
+        forbidden.extend(FORBIDDEN.map(str::to_owned));
+        let mut script = Script::new(&expected, &forbidden, Then::GoOn);
+        let outcome = machine::described(&arguments, &dir, LIMIT, &mut script)?;
+        rig.count(&outcome);
+        if let Err(wrong) = script.verdict() {
+            bail!("{wrong} (the run ended: {})", outcome.end);
+        }
+        ensure!(outcome.end == End::PowerOff, "the run ended: {}", outcome.end);
+        if self.actions.contains("disks") {
+            written(&dir, &disks)?;
+        }
+        let bytes = fs::read(&outcome.serial).context("cannot read the serial log")?;
+        let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+        Ok(script.found().iter().fold(text, |text, line| text + "\n" + line))
+    }
+
+    /// The arguments for what is booted.
+    fn payload(&self, rig: &Rig<'_>) -> Result<Vec<String>> {
+        let words = format!("{LINUX} init.do=drivers,{}", self.actions);
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let kernel = Image::new(rig.kit.stock()?, words.join(" "));
+        let initrd = Image::new(rig.kit.stock_drivers()?, "");
+        let plain = |path: &Path| path.to_str().map(str::to_owned).context("no plain path");
+        let (first, line, rest) = match self.visor {
+            Some(words) => {
+                let modules = [kernel, initrd].map(|image| machine::module(&image)).join(",");
+                (rig.kit.without_vmx()?, words.to_owned(), modules)
+            }
+            None => (kernel.file, kernel.words, plain(&initrd.file)?),
+        };
+        let first = plain(&first)?;
+        Ok(["-kernel", &first, "-append", &line, "-initrd", &rest].map(str::to_owned).to_vec())
+    }
+}
+
+/// Makes the disks in `dir`, and what its network serves; what is on each disk.
+fn disks(dir: &Path) -> Result<Vec<u8>> {
+    let words = (0..).take(HALF / 8).map(machine::outside::disguised);
+    let mut disk: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    fs::create_dir(dir.join("served")).context("cannot make a folder")?;
+    let served = disk.get(..SERVED).unwrap_or_default();
+    fs::write(dir.join("served/part"), served).context("cannot make a file")?;
+    disk.resize(2 * HALF, 0);
+    for name in DISKS {
+        fs::write(dir.join(name), &disk).context("cannot make a disk")?;
+    }
+    Ok(disk)
+}
+
+/// Whether the host has written to each disk in `dir` what it should, and nothing else.
+fn written(dir: &Path, disk: &[u8]) -> Result<()> {
+    let (first, _) = disk.split_at(HALF);
+    let expected: Vec<u8> = first.iter().copied().chain(first.iter().map(|byte| !byte)).collect();
+    for name in DISKS {
+        let found = fs::read(dir.join(name)).context("cannot read a disk")?;
+        ensure!(found == expected, "{name} is not what the host should have made of it");
+    }
+    Ok(())
+}
+
+/// The tests of this file.
+pub(super) fn tests() -> Vec<Test> {
+    let bare = Case {
+        visor: None,
+        machine: IOMMU,
+        actions: "no-iommu,disks,card",
+        lines: WORKS,
+        never: &["*init: Linux knows of no IOMMU"],
+    };
+    let open = Case { visor: Some(""), machine: "", actions: "dma", lines: OPEN, never: &[] };
+    vec![
+        bare.test("iommu/linux-bare", 10),
+        Case { visor: Some(""), machine: "", never: &[], ..bare }.test("iommu/linux", 10),
+        Test::new("iommu/linux-open", 10, move |rig| {
+            let (_, secrets) = attacked(&open, rig)?;
+            ensure!(secrets == 3, "the secret is in {secrets} pages of the visor's, not in 3");
+            Ok(())
+        }),
+    ]
+}
+
+/// What root's devices do to the visor where nothing stops them.
+const OPEN: &[&str] = &[
+    "visor: [warn] TEST BUILD WITHOUT VMX: *",
+    "*init: the visor's memory: *",
+    "*init: a unit translates: false",
+    "*init: edu 0000:00:* moves memory",
+    "*init: edu * reads the visor's *: succeeds",
+    "*init: edu * writes the visor's *: succeeds",
+    "*init: edu * reads the visor's *: succeeds",
+    "*init: edu * writes the visor's *: succeeds",
+    "*init: edu * reads the visor's *: succeeds",
+    "*init: edu * writes the visor's *: succeeds",
+    "*init: edu 0000:03:* moves memory",
+    "*init: edu * reads the visor's *: succeeds",
+    "*init: edu * writes the visor's *: succeeds",
+    "*init: done",
+];
+
+/// Does `case`, an attack; where the visor's memory begins, and in how many pages of it there is the secret
+/// that devices should write there, as seen from outside.
+fn attacked(case: &Case, rig: &Rig<'_>) -> Result<(u64, usize)> {
+    let log = case.run(rig)?;
+    let said = |start: &str| {
+        let line = log.lines().find_map(|line| Some(line.split_once(start)?.1));
+        line.with_context(|| format!("no line {start}"))
+    };
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16);
+    let reserved = said(" MiB reserved at ")?;
+    let range = said("init: the visor's memory: ")?;
+    let (start, end) = range.split_once('-').context("no range")?;
+    ensure!(start == reserved, "the host takes {range} for the visor's, which is at {reserved}");
+    let (start, end) = (number(start)?, number(end)?);
+    let places = said("harness: found ")?.split_once('[').context("nobody looked")?.1;
+    let places = places.split_once(']').context("nobody looked")?.0;
+    let mut inside = 0;
+    for place in places.split_whitespace() {
+        inside += usize::from((start..end).contains(&number(place)?));
+    }
+    Ok((start, inside))
+}
