@@ -249,7 +249,7 @@ impl<'w> World<'w> {
     fn fill(&mut self, vm: Vm, at: u64) {
         let (mut machine, vms) = self.parts();
         let access = Access::READ.or(Access::WRITE);
-        let filled = vms.fill(&mut machine, vm, EPTP, Fault { at, access });
+        let filled = vms.fill(&mut machine, vm, EPTP, Fault { at, access, word: 1 });
         assert_eq!(filled, Filled::Mapped, "page {at:#x}");
     }
 

@@ -27,7 +27,7 @@ pub trait Pages {
     /// Whether there is memory for what can be done without.
     fn may_spend(&self) -> bool;
     /// The 8 bytes at `index` of the page, at guest-physical address `window`, in which the host is shown
-    /// accesses to devices.
+    /// accesses to devices. The first are an entry of a page table for `window`.
     fn window_word(index: usize, window: u64) -> u64;
 }
 

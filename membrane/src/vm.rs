@@ -143,6 +143,8 @@ pub struct Fault {
     pub at: u64,
     /// What the VM tried.
     pub access: Access,
+    /// Which word of the window page the processor has for itself.
+    pub word: u8,
 }
 
 /// How such an access was answered.

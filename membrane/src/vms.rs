@@ -265,7 +265,7 @@ impl Vms {
         vm.root = Some(Frame::containing(eptp));
         let page = GuestFrame::containing(fault.at);
         let class = vm.map.class(page).filter(|_| fault.at < GUEST_END);
-        let Some(class) = class else { return device(vm, machine, eptp, fault.at) };
+        let Some(class) = class else { return device(vm, machine, eptp, fault) };
         let found = match walk::walk(machine, Frame::containing(eptp), page) {
             Ok(Some(found)) if found.rights.allows(Access::READ) => found,
             Ok(_) => return Ok(Filled::Absent(page)),
@@ -435,13 +435,13 @@ impl Vms {
     }
 }
 
-/// Answers an access to `at`, which is a device's by the ticket: makes the window page fit, in which the
-/// host is shown it. The page is the host's, and what it makes of it then is its own loss.
+/// Answers an access to what is a device's by the ticket: makes the window page fit, in which the host is
+/// shown it. The page is the host's, and what it makes of it then is its own loss.
 fn device<H: Hardware>(
     vm: &Vm,
     machine: &mut Machine<'_, '_, H>,
     eptp: u64,
-    at: u64,
+    Fault { at, word: own, .. }: Fault,
 ) -> Result<Filled, Cause> {
     let root = Frame::containing(eptp);
     let Some(page) = GuestFrame::at(at & !0xfff) else { return Err(Cause::Device(at)) };
@@ -462,15 +462,21 @@ fn device<H: Hardware>(
         return Err(Cause::Frame(window));
     }
     let (hardware, word) = (&mut *machine.hardware, |index| H::window_word(index, window.base()));
-    if hardware.entry(found.frame, 0) != word(0) {
+    let (own, entry) = (own.into(), H::window_word(0, page.base()));
+    let is_made = hardware.entry(found.frame, 0) == word(0);
+    if !is_made || hardware.entry(found.frame, own) != entry {
         if !found.rights.allows(Access::WRITE) {
             return Ok(Filled::Denied { at: window, rights: found.rights });
         }
-        // The first word last: where it is, so is the rest.
-        for index in (0..512).rev() {
+        let mut set = |index, word| {
             let old = hardware.entry(found.frame, index);
-            let _ = hardware.exchange(found.frame, index, old, word(index));
+            let _ = hardware.exchange(found.frame, index, old, word);
+        };
+        if !is_made {
+            // The first word last: where it is, so is the rest.
+            (0..512).rev().for_each(|index| set(index, word(index)));
         }
+        set(own, entry);
     }
     Ok(Filled::Device { at, window })
 }

@@ -27,8 +27,8 @@ CR4.PKE are always as they are.
 
 An instruction that accesses device memory the visor does itself, but for its accesses to the device. Each
 of those, in parts of 1, 2, 4 or 8 bytes that cross no page, is an EPT violation at a `mov` in the VM's
-window page: RIP and CR3 are that page's, and RBX has the address or, with paging, what of it is
-below the page. So the host learns neither which instruction it was, nor its operands in registers and
+window page: RIP and CR3 are that page's, and RBX has the address or, with paging, a linear address that
+the window page leads to it. So the host learns neither which instruction it was, nor its operands in registers and
 memory, nor any linear address. INS and OUTS are an IN or OUT for each element.
 
 | exit | the host is told | it sees | it may change | answer |

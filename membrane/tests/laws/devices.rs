@@ -15,9 +15,13 @@ const F: u64 = 40 * PAGE;
 const G: u64 = 41 * PAGE;
 
 fn access(world: &mut World, at: u64) -> Filled {
+    access_by(world, 3, at)
+}
+
+fn access_by(world: &mut World, word: u8, at: u64) -> Filled {
     let number = world.guests[0].as_ref().unwrap().number;
     let (mut machine, vms) = world.parts();
-    let fault = Fault { at, access: Access::READ };
+    let fault = Fault { at, access: Access::READ, word };
     vms.fill(&mut machine, number, tables(0).roots[0] | EPTP, fault)
 }
 
@@ -29,8 +33,11 @@ fn words(world: &World, base: u64) -> Vec<u64> {
     (0..512).map(|index| world.board.entry(frame(base), index)).collect()
 }
 
-fn wanted() -> Vec<u64> {
-    (0..512).map(|index| window_word(index, WINDOW * PAGE)).collect()
+/// Where the words of processors lead to the pages of these devices.
+fn wanted(by: &[(usize, u64)]) -> Vec<u64> {
+    let mut words: Vec<u64> = (0..512).map(|index| window_word(index, WINDOW * PAGE)).collect();
+    by.iter().for_each(|(word, at)| words[*word] = window_word(0, at & !0xfff));
+    words
 }
 
 #[test]
@@ -39,8 +46,8 @@ fn what_is_outside_of_the_map_is_a_devices_and_the_window_page_is_made_for_it() 
     map(&mut world, 0, WINDOW, F | LEAF);
     for at in [0, 0x1f8, DEVICE * PAGE, 0x40_0000, (1 << 48) - 1] {
         assert_eq!(access(&mut world, at), shown(at));
+        assert_eq!(words(&world, F), wanted(&[(3, at)]));
     }
-    assert_eq!(words(&world, F), wanted());
     world.check();
     world.finish();
 }
@@ -61,7 +68,13 @@ fn a_host_without_a_window_page_is_told_that_it_is_absent() {
     map(&mut world, 0, WINDOW, F | LEAF);
     assert_eq!(access(&mut world, at), shown(at));
     map(&mut world, 0, WINDOW, F | 0x35);
-    assert_eq!(access(&mut world, at), shown(at));
+    assert_eq!(access(&mut world, at + 4), shown(at + 4));
+    // Another device, another processor.
+    for (word, at) in [(3, at + PAGE), (4, at)] {
+        let denied = Filled::Denied { at: page(WINDOW), rights };
+        assert_eq!(access_by(&mut world, word, at), denied);
+    }
+    assert_eq!(words(&world, F), wanted(&[(3, at)]));
     world.finish();
 }
 
@@ -72,8 +85,31 @@ fn the_window_page_may_move_and_is_made_again() {
         world.host_write(base, &[0; 4096]);
         map(&mut world, 0, WINDOW, base | LEAF);
         assert_eq!(access(&mut world, 8), shown(8));
-        assert_eq!(words(&world, base), wanted());
+        assert_eq!(words(&world, base), wanted(&[(3, 0)]));
     }
+    world.finish();
+}
+
+#[test]
+fn each_processor_has_a_word_that_leads_to_the_page_of_its_device() {
+    let mut world = World::running();
+    map(&mut world, 0, WINDOW, F | LEAF);
+    let [a, b] = [DEVICE, DEVICE + 1].map(|page| page * PAGE);
+    for (word, at, by) in [
+        (1, a + 0xffc, &[(1, a)][..]),
+        (255, b, &[(1, a), (255, b)]),
+        (1, b + 8, &[(1, b), (255, b)]),
+        (255, a, &[(1, b), (255, a)]),
+    ] {
+        assert_eq!(access_by(&mut world, word, at), shown(at));
+        assert_eq!(words(&world, F), wanted(by));
+    }
+    // What the host has made of it is put right.
+    let mut changed = world.board.page(F);
+    changed[8..16].fill(0);
+    world.host_write(F, &changed);
+    assert_eq!(access_by(&mut world, 1, b), shown(b));
+    assert_eq!(words(&world, F), wanted(&[(1, b), (255, a)]));
     world.finish();
 }
 

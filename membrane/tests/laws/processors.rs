@@ -114,7 +114,7 @@ fn a_processor_joins_the_vm_that_used_its_root_last_while_that_runs() {
     let roots = tables(0).roots;
     let touch = |world: &mut World, root: u64| {
         let (mut machine, vms) = world.parts();
-        let fault = Fault { at: 0x10 * PAGE, access: Access::READ };
+        let fault = Fault { at: 0x10 * PAGE, access: Access::READ, word: 1 };
         assert!(!matches!(
             vms.fill(&mut machine, numbers[0], root | EPTP, fault),
             Filled::Stopped(_)

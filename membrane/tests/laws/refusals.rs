@@ -251,7 +251,7 @@ fn with_second_root() -> World {
 fn read_by_the_second_root(world: &mut World, number: u64) -> Filled {
     let vm = world.guests[0].as_ref().unwrap().number;
     let (mut machine, vms) = world.parts();
-    let fault = Fault { at: number * PAGE, access: Access::READ };
+    let fault = Fault { at: number * PAGE, access: Access::READ, word: 1 };
     let filled = vms.fill(&mut machine, vm, tables(0).roots[1] | EPTP, fault);
     world.board.remember();
     filled
@@ -325,7 +325,7 @@ fn a_root_that_is_not_watched_is_not_walked() {
     world.load_unprotected();
     for root in [tables(0).roots[1], tables(2).roots[0], tables(0).pt, 3 * MIB / 2] {
         let (mut machine, vms) = world.parts();
-        let fault = Fault { at: P * PAGE, access: Access::READ };
+        let fault = Fault { at: P * PAGE, access: Access::READ, word: 1 };
         assert_eq!(vms.fill(&mut machine, number, root | EPTP, fault), Filled::Unloaded);
     }
 }
@@ -337,7 +337,7 @@ fn flags_are_set_as_a_processor_would_if_they_are_in_use() {
         map(&mut world, 0, SHARED[0], F | low);
         let number = world.guests[0].as_ref().unwrap().number;
         let (mut machine, vms) = world.parts();
-        let fault = Fault { at: SHARED[0] * PAGE, access: Access::READ };
+        let fault = Fault { at: SHARED[0] * PAGE, access: Access::READ, word: 1 };
         let filled = vms.fill(&mut machine, number, tables(0).roots[0] | eptp, fault);
         assert_eq!(filled, Filled::Mapped);
         assert_eq!(world.entry(tables(0).pt, SHARED[0]), F | low | flags);
@@ -433,7 +433,7 @@ fn a_stopped_vm_stays_so_and_its_pages_are_zeroed() {
     assert_eq!(world.vms.pointer_if_running(number, launch), None);
     assert!(events(&world).ends_with(&[(Kind::Stopped.number(), 0x105, 0)]));
     let (mut machine, vms) = world.parts();
-    let fault = Fault { at: P * PAGE, access: Access::READ };
+    let fault = Fault { at: P * PAGE, access: Access::READ, word: 1 };
     let filled = vms.fill(&mut machine, number, tables(0).roots[0] | EPTP, fault);
     assert_eq!(filled, Filled::Stopped(Cause::Processor(5)));
     assert_eq!(world.host_read(F), ZERO);

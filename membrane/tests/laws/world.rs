@@ -383,7 +383,7 @@ impl World {
             if !there.is_empty() {
                 return Ok(there);
             }
-            let fault = Fault { at: page * PAGE + 8, access };
+            let fault = Fault { at: page * PAGE + 8, access, word: 1 };
             let (mut machine, vms) = self.parts();
             let filled = vms.fill(&mut machine, number, root | EPTP, fault);
             if filled != Filled::Mapped {

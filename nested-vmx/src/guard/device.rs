@@ -50,8 +50,11 @@ pub(super) struct Job {
     is_extra: bool,
     /// It became due by the answer to the one before, and the host has not been told of it.
     is_new: bool,
-    /// The window page; `None` for INS and OUTS.
-    window: Option<u64>,
+    /// The window page, and the page of a device that the processor's word there leads to; `None` for INS
+    /// and OUTS.
+    window: Option<(u64, u64)>,
+    /// That word, also once the processor has another.
+    word: u8,
 }
 
 impl Job {
@@ -63,6 +66,12 @@ impl Job {
             *value = space.stored((*address, *bytes), *value)?;
         }
         self.is_ready = true;
+        if let (Some((_, page)), Some((_, address, ..))) = (&mut self.window, self.told)
+            && *page != address & !0xfff
+        {
+            space.open(address, self.word)?;
+            *page = address & !0xfff;
+        }
         Ok(())
     }
 }
@@ -77,6 +86,7 @@ const fn told(step: Step) -> Option<Told> {
     })
 }
 
+const LMA: u64 = 1 << 10;
 /// Access rights: 32-bit code, or offsets.
 const BIG: u32 = 1 << 14;
 
@@ -205,7 +215,7 @@ impl Processor<'_, '_> {
 impl Guarded<'_> {
     /// After [`Verdict::Fault`], for an `address` that is a device's: finds out what the VM does there,
     /// and tells the host of its first access. The page at guest-physical address `window` holds what
-    /// [`window::word`] says.
+    /// [`window::word`] says, and at [`Guarded::window_word`] an entry for the page at `address`.
     pub fn device(
         &mut self,
         shown: &mut Vcpu<'_>,
@@ -226,7 +236,7 @@ impl Guarded<'_> {
         {
             return Verdict::Stop(Cause::Device(address));
         }
-        self.begin(shown, registers, v02, (space, Some(window)))
+        self.begin(shown, registers, v02, (space, Some((window, address & !0xfff))))
     }
 
     /// After [`Verdict::StringPort`]: tells the host of the first element that the VM transfers.
@@ -245,7 +255,7 @@ impl Guarded<'_> {
         shown: &mut Vcpu<'_>,
         registers: &mut impl Registers,
         v02: &impl Vmcs,
-        (space, window): (&impl Space, Option<u64>),
+        (space, window): (&impl Space, Option<(u64, u64)>),
     ) -> Verdict {
         self.take_over((Exit::DeviceRead, registers), v02);
         self.effective.fetch(v02);
@@ -270,7 +280,9 @@ impl Guarded<'_> {
             // The code has changed meanwhile.
             return Verdict::Stay;
         }
-        let mut job = Job { plan, told, is_ready: false, is_extra: false, is_new: false, window };
+        let word = self.window_word();
+        let mut job =
+            Job { plan, told, is_ready: false, is_extra: false, is_new: false, window, word };
         if let Err((address, access)) = job.prepare(space) {
             // The VM begins anew when it has the page.
             return match space.is_device(address) {
@@ -288,6 +300,12 @@ impl Guarded<'_> {
         self.tell_timer(shown);
         self.show_access(shown, registers);
         self.sends().map_or(Verdict::Host, Verdict::Signal)
+    }
+
+    /// Which word of the window page this processor has for itself.
+    #[must_use]
+    pub fn window_word(&self) -> u8 {
+        window::own(self.secrets.name)
     }
 
     /// The access to a device that is due.
@@ -314,14 +332,16 @@ impl Guarded<'_> {
                 let length = effective.read(f::EXIT_INSTRUCTION_LENGTH);
                 (PORT, self.qualification(row), (DECOY_RIP, length))
             }
-            Some(window) => {
+            Some((window, _)) => {
                 let stores = exit == Exit::DeviceWrite;
                 let access = if stores { Access::WRITE } else { Access::READ };
                 let page = Page { address, access, rights: Access::NONE };
                 let (slot, length) = window::instruction(mode(effective), access, bytes);
+                let is_long = effective.read(f::GUEST_EFER) & LMA != 0;
+                let own = u64::from(job.word) << if is_long { 12 } else { 13 };
                 let is_paging = effective.read(f::GUEST_CR0) & CR0_PG != 0;
                 let (base, linear) =
-                    if is_paging { (0, address & 0xfff) } else { (window, address) };
+                    if is_paging { (0, own | address & 0xfff) } else { (window, address) };
                 decoy::flatten(shown);
                 put(shown, f::GUEST_CR3.encoding(), window);
                 shown.tell(f::GUEST_LINEAR_ADDRESS.encoding(), linear);
@@ -447,7 +467,6 @@ impl Guarded<'_> {
 
 /// How the VM's code is taken.
 fn mode(fields: &Vmcs12) -> Mode {
-    const LMA: u64 = 1 << 10;
     const LONG: u32 = 1 << 13;
     let code = fields.read(Segment::Cs.fields().rights);
     if fields.read(f::GUEST_EFER) & LMA != 0 && code & LONG != 0 {

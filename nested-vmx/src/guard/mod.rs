@@ -73,6 +73,11 @@ pub trait Space: Memory {
     /// What the VM has to store before it accesses a device at `address`: an address of the same device, and 4
     /// bytes. Said once.
     fn kick(&self, address: u64) -> Option<(u64, u64)>;
+    /// Makes `word` of the window page an entry for the page of a device at `address`.
+    ///
+    /// # Errors
+    /// The host has to provide this page first, with these rights.
+    fn open(&self, address: u64, word: u8) -> Result<(), (u64, Access)>;
     /// Brings the VM what its devices have for it, before it runs and learns of that by an interrupt.
     ///
     /// # Errors

@@ -3,11 +3,16 @@
 //! A host learns what its VM does to a device by fetching, decoding and executing the VM's code itself,
 //! by the registers that it believes in. So one page of the VM's that is the host's own has a `mov`
 //! for each kind of access, and is its own page table: with CR3 at the page, linear page 0 is the page,
-//! in every paging mode but PAE. Its content never changes. A host that writes to it decides what a device
+//! in every paging mode but PAE. That never changes. Each processor has a word more, the entry for the page
+//! of the device that it accesses: Xen does what is at the linear address of the `mov`, where KVM goes by the
+//! guest-physical address that it is told (`linear_read` in xen/arch/x86/hvm/emulate.c,
+//! `emulator_read_write_onepage` in arch/x86/kvm/x86.c). A host that writes to the page decides what a device
 //! answers, as it may anyway, or its VM hangs.
 
 use emulate::decode::Mode;
 use ept::shadow::Access;
+
+use super::processor::Name;
 
 /// Words of 8 bytes in the page.
 pub const WORDS: usize = 512;
@@ -26,7 +31,7 @@ const fn place(number: u64) -> u64 {
 }
 
 /// What the word with this number, below [`WORDS`], holds if the page is at guest-physical address
-/// `window`, below 4 GiB.
+/// `window`, below 4 GiB, and no processor has accessed a device. The first is an entry for `window`.
 #[must_use]
 pub fn word(number: usize, window: u64) -> u64 {
     /// Supervisor, present, writable, accessed, dirty.
@@ -36,6 +41,15 @@ pub fn word(number: usize, window: u64) -> u64 {
     }
     let here = |(slot, _): &(u64, u32)| u64::try_from(8 * number) == Ok(place(*slot));
     (0..).zip(CODE).find(here).map_or(0, |(_, code)| code.into())
+}
+
+/// The number of the word that this processor has for itself, below that of the first instruction. Those that
+/// do not know their names share one: they access the local APIC, to learn them.
+pub(super) fn own(name: Name) -> u8 {
+    match name {
+        Name::Is(id) => id.saturating_add(1),
+        Name::Begun(_) => u8::MAX,
+    }
 }
 
 /// Where in the page the instruction for an access of 1, 2, 4 or 8 bytes is, and its length.

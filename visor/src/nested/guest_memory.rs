@@ -5,6 +5,7 @@ use ept::addr::PAGE;
 use ept::frames::Vm;
 use ept::shadow::Access;
 use membrane::processors::Processors;
+use membrane::vm::{Fault, Filled};
 use nested_vmx::guard;
 use virtio::memory::{Missing, Unreached};
 
@@ -19,6 +20,8 @@ pub(super) struct Space<'a> {
     pub(super) machine: &'a Machine,
     /// The VM, by number and launch.
     pub(super) vm: (Vm, u64),
+    /// The host's EPT pointer for it.
+    pub(super) pointer: u64,
 }
 
 impl Space<'_> {
@@ -114,6 +117,18 @@ impl guard::Space for Space<'_> {
 
     fn kick(&self, address: u64) -> Option<(u64, u64)> {
         carried::kick(self, address)
+    }
+
+    fn open(&self, address: u64, word: u8) -> Result<(), (u64, Access)> {
+        let fault = Fault { at: address, access: Access::READ, word };
+        match self.machine.tables.fill(self.vm, self.pointer, fault) {
+            Filled::Device { .. } => Ok(()),
+            Filled::Absent(page) | Filled::Denied { at: page, .. } => {
+                Err((page.base(), Access::READ.or(Access::WRITE)))
+            }
+            // The VM stops, or has stopped.
+            Filled::Mapped | Filled::Unloaded | Filled::Stopped(_) => Err((address, Access::READ)),
+        }
     }
 
     fn deliver(&self) -> Result<(), (u64, Access)> {

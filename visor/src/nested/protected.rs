@@ -150,7 +150,8 @@ fn answer(
     (vcpu, shown): (&mut Protected, &mut Vcpu<'_>),
     registers: &mut Registers,
 ) -> Result<(), NoRun> {
-    let (vm, space) = (vcpu.vm, Space { machine, vm: vcpu.vm });
+    let pointer = shown.fields().read(EPT_POINTER);
+    let (vm, space) = (vcpu.vm, Space { machine, vm: vcpu.vm, pointer });
     /// How often a page is looked for before the host gets its turn: others may take it away each time,
     /// or store where this one has to.
     const ROUNDS: u32 = 8;
@@ -164,9 +165,11 @@ fn answer(
                 signal(machine, vm, command);
                 return Err(NoRun::Shown);
             }
-            Entered::Page { address, access } => Fault { at: address, access },
+            Entered::Page { address, access } => {
+                Fault { at: address, access, word: vcpu.guarded.window_word() }
+            }
         };
-        let told = match machine.tables.fill(vm, shown.fields().read(EPT_POINTER), at) {
+        let told = match machine.tables.fill(vm, pointer, at) {
             Filled::Mapped if rounds < ROUNDS => {
                 rounds += 1;
                 entered = vcpu.guarded.resume(shown, registers, &space);
@@ -299,7 +302,8 @@ fn string_port(nested: &mut Nested, machine: &Machine, registers: &mut Registers
     let Some(vcpu) = &mut slot.protected else {
         return Next::Shutdown;
     };
-    let space = Space { machine, vm: vcpu.vm };
+    let pointer = slot.vcpu.fields().read(EPT_POINTER);
+    let space = Space { machine, vm: vcpu.vm, pointer };
     let verdict = vcpu.guarded.string_port(&mut slot.vcpu, registers, &Current, &space);
     follow(nested, machine, (verdict, By::Other), registers)
 }
@@ -316,7 +320,8 @@ fn fault(
         return Next::Shutdown;
     };
     let pointer = slot.vcpu.fields().read(EPT_POINTER);
-    let filled = machine.tables.fill(vcpu.vm, pointer, Fault { at: address, access });
+    let fault = Fault { at: address, access, word: vcpu.guarded.window_word() };
+    let filled = machine.tables.fill(vcpu.vm, pointer, fault);
     let (shown, v02) = (&mut slot.vcpu, &mut Current);
     let verdict = match filled {
         Filled::Mapped => {
@@ -330,7 +335,7 @@ fn fault(
             vcpu.guarded.tell_page(shown, registers, v02, (at.base(), rights))
         }
         Filled::Device { at, window } => {
-            let space = Space { machine, vm: vcpu.vm };
+            let space = Space { machine, vm: vcpu.vm, pointer };
             vcpu.guarded.device(shown, registers, v02, (&space, at, window.base()))
         }
         Filled::Unloaded | Filled::Stopped(_) => {

@@ -80,7 +80,7 @@ fn a_host_without_paging_is_shown_physical_addresses() {
     let mut world = World::new(Code::Paged32, &[0x8b, 0x0a]).with(&[(RDX, AT + 0x1004)]);
     world.exit();
     assert_eq!(world.vm.reads(f::GUEST_RIP.encoding()) & !0xfff, 0);
-    assert_eq!(world.vm.gprs.0[RBX], 4);
+    assert_eq!(world.vm.gprs.0[RBX], 0x2004);
     assert_eq!(world.vm.reads(f::GUEST_PHYSICAL_ADDRESS.encoding()), AT + 0x1004);
 }
 
@@ -109,7 +109,7 @@ fn only_the_access_is_shown() {
     });
     assert!(views[0] == views[1]);
     let mut gprs = Gprs([0; 16]);
-    (gprs.0[RAX], gprs.0[RBX]) = (0x5a, 5);
+    (gprs.0[RAX], gprs.0[RBX]) = (0x5a, 0x1005);
     assert_eq!(views[0].1, gprs);
 }
 

@@ -87,6 +87,10 @@ impl Space for Empty {
         None
     }
 
+    fn open(&self, _: u64, _: u8) -> Result<(), (u64, Access)> {
+        panic!("no instruction accesses two pages")
+    }
+
     fn deliver(&self) -> Result<(), (u64, Access)> {
         Ok(())
     }

@@ -5,7 +5,8 @@ use nested_vmx::field::{self as f, Segment, Vmcs};
 use nested_vmx::guard::{DECOY_RIP, Entered, Verdict};
 
 use super::world::{
-    ALIAS, AT, CODE, Code, INTERRUPT, MOVS, NMI, RAM, RDI, RSI, TABLES, World, assert_done, loaded,
+    ALIAS, AT, CODE, Code, INTERRUPT, MOVS, NMI, RAM, RDI, RSI, TABLES, WINDOW, World, assert_done,
+    loaded,
 };
 use super::{Gprs, IF, RAX, RBX, RCX, RDX, VALID};
 
@@ -96,6 +97,37 @@ fn operands_in_memory_are_the_visors_business() {
     let mut world = World::new(Code::Long, MOVS).with(&[(RSI, AT), (RDI, AT + 0x100)]);
     world.run();
     assert_eq!(world.log, [(AT, 4, None), (AT + 0x100, 4, Some(loaded(AT, 4)))]);
+}
+
+#[test]
+fn the_host_is_told_of_a_further_page_of_the_device_when_the_window_shows_it() {
+    for kind in [Code::Long, Code::Paged32] {
+        // movsd from one page to the other
+        let mut world = World::new(kind, MOVS).with(&[(RSI, AT + 0xffc), (RDI, AT + 0x1000)]);
+        world.exit();
+        world.answer();
+        world.ram.closed = true;
+        for _ in 0..2 {
+            let needed = Entered::Page { address: WINDOW, access: Access::WRITE };
+            assert_eq!(world.enter(), Ok(needed));
+            world.show_page(WINDOW, Access::NONE);
+        }
+        world.ram.closed = false;
+        assert_eq!(world.enter(), Ok(Entered::Show));
+        world.serve();
+        let (from, to) = (AT + 0xffc, AT + 0x1000);
+        assert_eq!(world.log, [(from, 4, None), (to, 4, Some(loaded(from, 4)))]);
+        assert_done(&world, 1);
+    }
+    // The processor may name either page first.
+    let mut world = World::new(Code::Long, MOVS).with(&[(RSI, AT + 0xffc), (RDI, AT + 0x1000)]);
+    world.ram.closed = true;
+    let missing = Verdict::Fault { address: WINDOW, access: Access::WRITE };
+    assert_eq!(world.touch(AT + 0x1000, 0x182), missing);
+    world.ram.closed = false;
+    assert_eq!(world.touch(AT + 0x1000, 0x182), Verdict::Host);
+    world.serve();
+    assert_done(&world, 1);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use nested_vmx::merge::Environment;
 use nested_vmx::state;
 
 use super::start::reset;
-use super::world::{APIC, Code, World, loaded};
+use super::world::{APIC, AT, Code, MOVS, RDI, RSI, World, assert_done, loaded};
 use super::{Gprs, HOST, IF, RAX, RBX, RCX, RDX, Vm};
 use crate::good;
 
@@ -79,6 +79,10 @@ impl Space for Starts {
 
     fn kick(&self, _: u64) -> Option<(u64, u64)> {
         None
+    }
+
+    fn open(&self, _: u64, _: u8) -> Result<(), (u64, Access)> {
+        panic!("no instruction accesses two pages")
     }
 
     fn deliver(&self) -> Result<(), (u64, Access)> {
@@ -237,6 +241,22 @@ fn the_id_register_in_memory_has_the_same_id() {
             world.serve();
             assert_eq!(world.vm.gprs.0[RCX], expected);
         }
+        assert_eq!(u64::from(world.vm.guarded.window_word()), 1 + id);
+    }
+}
+
+#[test]
+fn a_processor_that_learns_its_name_within_an_instruction_keeps_its_word_for_that() {
+    // movsd from the id to another register, or another device
+    for to in [APIC + 0x80, AT] {
+        let mut world = World::new(Code::Long, MOVS).with(&[(RSI, APIC + 0x20), (RDI, to)]);
+        world.vm.guarded.begins_at(VECTOR);
+        assert_eq!(world.vm.guarded.window_word(), 255);
+        assert_eq!(world.touch(APIC + 0x20, 0x181), Verdict::Host);
+        world.serve();
+        assert_eq!(world.log[1], (to, 4, Some(loaded(APIC + 0x20, 4) & 0xff_ffff | 5 << 24)));
+        assert_done(&world, 1);
+        assert_eq!(world.vm.guarded.window_word(), 6);
     }
 }
 

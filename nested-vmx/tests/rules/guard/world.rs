@@ -51,6 +51,9 @@ pub(crate) struct Ram {
     pub(crate) elsewhere: bool,
     /// What it has to store besides.
     pub(crate) kick: Cell<Option<(u64, u64)>>,
+    /// Words of the window page that are entries for the pages of devices; and the page that takes.
+    window: RefCell<BTreeMap<u8, u64>>,
+    pub(crate) closed: bool,
 }
 
 impl Ram {
@@ -73,6 +76,16 @@ impl Ram {
             word[usize::try_from(at & 7).unwrap()] = *byte;
             self.set_word(at & !7, u64::from_le_bytes(word));
         }
+    }
+
+    /// The word in the one page that the host can read.
+    fn window_word(&self, at: u64) -> u64 {
+        assert_eq!(at & !0xfff, WINDOW, "the host looks elsewhere: {at:#x}");
+        let number = usize::try_from((at & 0xfff) / 8).unwrap();
+        let word = window::word(number, WINDOW);
+        let own = u8::try_from(number).ok().and_then(|n| self.window.borrow().get(&n).copied());
+        assert!(own.is_none() || word == 0, "word {number} is taken");
+        own.unwrap_or(word)
     }
 
     fn has(&self, at: u64) -> bool {
@@ -139,6 +152,15 @@ impl Space for Ram {
         let kick = self.kick.get().filter(|_| CARRIED.contains(&address) || address == 0);
         self.kick.set(self.kick.get().filter(|_| kick.is_none()));
         kick
+    }
+
+    fn open(&self, address: u64, word: u8) -> Result<(), (u64, Kinds)> {
+        assert!(self.is_device(address));
+        if self.closed {
+            return Err((WINDOW, Kinds::WRITE));
+        }
+        let _ = self.window.borrow_mut().insert(word, window::word(0, address & !0xfff));
+        Ok(())
     }
 
     fn deliver(&self) -> Result<(), (u64, Kinds)> {
@@ -228,6 +250,8 @@ impl World {
         let fault = self.vm.exit(48, qualification);
         assert!(matches!(fault, Verdict::Fault { address: at, .. } if at == address));
         let Vm { guarded, shown, gprs, v02 } = &mut self.vm;
+        let entry = window::word(0, address & !0xfff);
+        let _ = self.ram.window.borrow_mut().insert(guarded.window_word(), entry);
         guarded.device(shown, gprs, v02, (&self.ram, address, WINDOW))
     }
 
@@ -293,10 +317,11 @@ impl World {
         assert_eq!(read(f::EXIT_QUALIFICATION.encoding()), qualification);
         assert_eq!(read(f::EXIT_INSTRUCTION_LENGTH.encoding()), length);
         // KVM takes the address that it is told of if this offset is the same; Xen, if it is the linear
-        // address.
+        // address and leads to no memory.
         let linear = self.vm.gprs.0[RBX];
         assert_eq!(linear & 0xfff, gpa & 0xfff);
         assert_eq!(linear, read(f::GUEST_LINEAR_ADDRESS.encoding()));
+        assert_eq!(self.translated(linear), gpa);
         let mask = u64::MAX >> (64 - 8 * bytes);
         let rip = read(f::GUEST_RIP.encoding());
         let stored = stores.then_some(self.vm.gprs.0[RAX]);
@@ -341,7 +366,7 @@ impl World {
     fn fetched(&self) -> (u32, u64, [u8; 16]) {
         let read = |encoding| self.vm.reads(encoding);
         let code = Segment::Cs.fields();
-        let [cr0, cr3, cr4, efer] = [0x6800, 0x6802, 0x6804, f::GUEST_EFER.encoding()].map(&read);
+        let efer = read(f::GUEST_EFER.encoding());
         assert_eq!(read(f::GUEST_RFLAGS.encoding()) & (1 << 17 | 1 << 8), 0, "VM, TF");
         assert_eq!(read(Segment::Ss.fields().rights.encoding()) >> 5 & 3, 0, "privilege level");
         let rights = read(code.rights.encoding());
@@ -355,29 +380,36 @@ impl World {
         let rip = read(f::GUEST_RIP.encoding());
         assert_eq!(read(code.base.encoding()), 0);
         assert!(rip <= read(code.limit.encoding()));
-        let physical = if cr0 & 1 << 31 == 0 {
-            rip
-        } else {
-            let (levels, index, size) = match (long, cr4 & 1 << 12 != 0) {
-                (true, false) => (4, 9, 8),
-                (true, true) => (5, 9, 8),
-                (false, _) => (2, 10, 4),
-            };
-            assert!(long || cr4 & 1 << 5 == 0, "PAE");
-            let walk = |table: u64, level: u32| {
-                let entry = table + (rip >> (12 + index * level) & ((1 << index) - 1)) * size;
-                let word = host_word(entry & !7) >> (entry % 8 * 8);
-                let word = if size == 4 { word & 0xffff_ffff } else { word };
-                // Present, writable, supervisor's, accessed, dirty; nothing that has to be 0.
-                assert_eq!(word & 0xfff, 0x63, "level {level}");
-                assert_eq!(word >> 39, 0, "reserved, no-execute");
-                word & !0xfff
-            };
-            (0..levels).rev().fold(cr3, walk) | rip & 0xfff
-        };
-        assert!(physical & 0xfff <= 0xff0 && physical % 16 == 0, "hosts fetch 16 bytes");
-        let bytes = [physical, physical + 8].map(|at| host_word(at).to_le_bytes());
+        let physical = self.translated(rip);
+        assert!(physical & 0xfff <= 0xff0 && physical.is_multiple_of(16), "hosts fetch 16 bytes");
+        let bytes = [physical, physical + 8].map(|at| self.ram.window_word(at).to_le_bytes());
         (bits, rip, bytes.concat().try_into().unwrap())
+    }
+
+    /// Where the host finds the linear address.
+    fn translated(&self, linear: u64) -> u64 {
+        let read = |encoding| self.vm.reads(encoding);
+        let [cr0, cr3, cr4, efer] = [0x6800, 0x6802, 0x6804, f::GUEST_EFER.encoding()].map(&read);
+        if cr0 & 1 << 31 == 0 {
+            return linear;
+        }
+        let long = efer & 1 << 10 != 0;
+        let (levels, index, size) = match (long, cr4 & 1 << 12 != 0) {
+            (true, false) => (4, 9, 8),
+            (true, true) => (5, 9, 8),
+            (false, _) => (2, 10, 4),
+        };
+        assert!(long || cr4 & 1 << 5 == 0, "PAE");
+        let walk = |table: u64, level: u32| {
+            let entry = table + (linear >> (12 + index * level) & ((1 << index) - 1)) * size;
+            let word = self.ram.window_word(entry & !7) >> (entry % 8 * 8);
+            let word = if size == 4 { word & 0xffff_ffff } else { word };
+            // Present, writable, supervisor's, accessed, dirty; nothing that has to be 0.
+            assert_eq!(word & 0xfff, 0x63, "level {level}");
+            assert_eq!(word >> 39, 0, "reserved, no-execute");
+            word & !0xfff
+        };
+        (0..levels).rev().fold(cr3, walk) | linear & 0xfff
     }
 }
 
@@ -386,10 +418,4 @@ pub(crate) fn assert_done(world: &World, length: u64) {
     assert_eq!(world.vm.v02.read(f::GUEST_RIP), CODE + length);
     assert_eq!(world.vm.injected(), None);
     assert_eq!(world.vm.reads(f::GUEST_LINEAR_ADDRESS.encoding()), 0);
-}
-
-/// What is in the one page that the host can read.
-fn host_word(at: u64) -> u64 {
-    assert_eq!(at & !0xfff, WINDOW, "the host looks elsewhere: {at:#x}");
-    window::word(usize::try_from((at & 0xfff) / 8).unwrap(), WINDOW)
 }
