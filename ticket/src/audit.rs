@@ -62,6 +62,9 @@ kinds! {
     Touched = 8, "host-touched-page";
     /// A VM was entered without a ticket: the first time since boot.
     Unprotected = 9, "unprotected-vm";
+    /// The IOMMU refused an access of a device: of `a`, bits 15:0 are the device, as PCI numbers it, bits
+    /// 23:16 the reason's number, bits 39:32 its code; `b` is the address. The first 64 since boot only.
+    Dma = 10, "dma-refused";
 }
 
 impl Kind {

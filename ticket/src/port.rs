@@ -24,6 +24,8 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"VISR");
 pub const VERSION: u32 = 0x0001_0003;
 /// The first version with tickets.
 pub const WITH_TICKETS: u32 = 0x0001_0001;
+/// The first version that tells of the IOMMU.
+pub const WITH_IOMMU: u32 = 0x0001_0003;
 /// What an empty port reads, and an index that does not exist.
 pub const ABSENT: u32 = u32::MAX;
 

@@ -24,12 +24,30 @@ pub(crate) fn of_cause(number: u64) -> Option<&'static str> {
     })
 }
 
+/// Why the IOMMU refused an access, by the first word of the event.
+fn of_dma(word: u64) -> Option<&'static str> {
+    Some(match word >> 16 & 0xff {
+        1 => "the device has no domain",
+        2 => "the address is beyond all memory",
+        3 => "the device may not write there",
+        4 => "the device may not read there",
+        5 => "ATS is off",
+        6 => "there is no such interrupt",
+        7 => "the interrupt is another device's",
+        8 => "the interrupt is in compatibility format",
+        9 => "the IOMMU takes a table for broken",
+        10 => "the IOMMU gave a reason that is not known",
+        _ => return None,
+    })
+}
+
 /// What the numbers of `event` mean, as far as they stand for a reason.
 pub(crate) fn of_event(event: &Event) -> Option<String> {
     match Kind::of_number(event.kind)? {
         Kind::Refused => Error::of_number(event.a.try_into().ok()?).map(|error| error.to_string()),
         Kind::Stopped => of_cause(event.a).map(str::to_owned),
         Kind::PageRefused => of_cause(event.b).map(str::to_owned),
+        Kind::Dma => of_dma(event.a).map(str::to_owned),
         Kind::Accepted
         | Kind::Launched
         | Kind::CpuAdded

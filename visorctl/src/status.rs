@@ -4,9 +4,10 @@ use std::fmt;
 
 use serde::Serialize;
 use ticket::port::{
-    INDEX_AUDIT_END, INDEX_BASE, INDEX_CLEAR, INDEX_COUNTER, INDEX_COUNTERS, INDEX_EVENTS,
-    INDEX_FREE, INDEX_LENGTH, INDEX_PROCESSORS, INDEX_REFUSES, INDEX_TABLES, INDEX_TICKS,
-    INDEX_UNPROTECTED, INDEX_WAITING, VMS, VmState,
+    INDEX_AUDIT_END, INDEX_BASE, INDEX_CLEAR, INDEX_COUNTER, INDEX_COUNTERS, INDEX_DMA_REFUSED,
+    INDEX_EVENTS, INDEX_FREE, INDEX_IOMMU, INDEX_LENGTH, INDEX_PROCESSORS, INDEX_REFUSES,
+    INDEX_TABLES, INDEX_TICKS, INDEX_UNPROTECTED, INDEX_WAITING, INDEX_WITHOUT_IOMMU, Iommu, VMS,
+    VmState, WITH_IOMMU,
 };
 
 use crate::failure::{Exit, Failure};
@@ -59,6 +60,18 @@ struct Protection {
     /// VMs that ran without a ticket since boot.
     unprotected: u32,
     audit_events: u32,
+    /// Nothing from a visor that knows of none.
+    iommu: Option<Devices>,
+}
+
+/// What is known of devices.
+#[derive(Debug, Serialize)]
+struct Devices {
+    state: &'static str,
+    /// Whether tickets are taken where it does not keep devices from memory.
+    tickets_without: bool,
+    /// Accesses that it has refused.
+    refused: u32,
 }
 
 /// Asks the visor for everything.
@@ -106,6 +119,22 @@ fn protection<P: Port>(visor: &mut Visor<P>) -> Result<Protection, Failure> {
         stopped,
         unprotected: visor.value(INDEX_UNPROTECTED),
         audit_events: visor.value(INDEX_AUDIT_END),
+        iommu: (visor.version() >= WITH_IOMMU).then(|| devices(visor)).transpose()?,
+    })
+}
+
+fn devices<P: Port>(visor: &mut Visor<P>) -> Result<Devices, Failure> {
+    let value = visor.value(INDEX_IOMMU);
+    let state = Iommu::of_word(value);
+    let state = state.ok_or(Failure::Protocol { index: INDEX_IOMMU, value })?;
+    Ok(Devices {
+        state: match state {
+            Iommu::On => "on",
+            Iommu::Absent => "absent",
+            Iommu::Broken => "broken",
+        },
+        tickets_without: visor.value(INDEX_WITHOUT_IOMMU) == 1,
+        refused: visor.value(INDEX_DMA_REFUSED),
     })
 }
 
@@ -153,6 +182,9 @@ impl fmt::Display for Protection {
         if self.clear_tickets {
             writeln!(f, "INSECURE:    tickets are taken in clear (dev-tickets)")?;
         }
+        if let Some(devices) = &self.iommu {
+            write!(f, "{devices}")?;
+        }
         writeln!(f, "audit:       {} events", self.audit_events)?;
         match self.unprotected {
             0 if self.refuses_unprotected => {
@@ -160,6 +192,21 @@ impl fmt::Display for Protection {
             }
             0 => Ok(()),
             count => writeln!(f, "UNPROTECTED: {count} VMs ran without a ticket"),
+        }
+    }
+}
+
+impl fmt::Display for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.state == "on" {
+            return writeln!(f, "IOMMU:       on, refused {} accesses of devices", self.refused);
+        }
+        let why =
+            if self.state == "absent" { "there is no IOMMU" } else { "the IOMMU is not used" };
+        if self.tickets_without {
+            writeln!(f, "INSECURE:    {why}: devices reach VMs' memory (insecure-no-iommu)")
+        } else {
+            writeln!(f, "NO IOMMU:    {why}: tickets are refused")
         }
     }
 }

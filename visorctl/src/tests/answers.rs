@@ -2,7 +2,9 @@
 
 use serde_json::json as value;
 use ticket::audit::{GENESIS, Kind, NO_VM, extend};
-use ticket::port::{INDEX_MAGIC, INDEX_VM_DESTROY, VmState};
+use ticket::port::{
+    INDEX_IOMMU, INDEX_MAGIC, INDEX_VM_DESTROY, INDEX_WITHOUT_IOMMU, Iommu, VmState, WITH_TICKETS,
+};
 
 use super::{Folder, json, submit, ticket, visorctl};
 use crate::failure::Exit;
@@ -26,7 +28,7 @@ fn the_status_has_everything_in_it() {
     assert_eq!(
         answer,
         value!({
-            "version": {"major": 1, "minor": 2},
+            "version": {"major": 1, "minor": 3},
             "memory": {"base": 1000_u64 << 20, "length": 24 << 20, "free_pages": 500},
             "processors": 2,
             "refused_accesses": 3,
@@ -40,7 +42,8 @@ fn the_status_has_everything_in_it() {
                 "running": 1,
                 "stopped": 1,
                 "unprotected": 0,
-                "audit_events": 0
+                "audit_events": 0,
+                "iommu": {"state": "on", "tickets_without": false, "refused": 4}
             }
         })
     );
@@ -67,6 +70,39 @@ fn people_see_in_the_status_what_is_insecure() {
     assert_eq!(bad.exit, Exit::Good, "nobody asked for more");
     assert!(!bad.out.contains("INSECURE"), "{}", bad.out);
     assert!(bad.out.contains("\nUNPROTECTED: 2 VMs ran without a ticket\n"), "{}", bad.out);
+}
+
+#[test]
+fn the_status_says_loudly_that_devices_are_not_kept_out() {
+    let fake = busy();
+    let look = |state: Iommu, without: u32| {
+        let _ = fake.0.borrow_mut().fixed.insert(INDEX_IOMMU, state.word());
+        let _ = fake.0.borrow_mut().fixed.insert(INDEX_WITHOUT_IOMMU, without);
+        (visorctl(&fake, ["status"]).out, json(&fake, ["status"])["answer"].clone())
+    };
+    for (state, without, line) in [
+        (Iommu::On, 0, "IOMMU:       on, refused 4 accesses of devices"),
+        (Iommu::On, 1, "IOMMU:       on, refused 4 accesses of devices"),
+        (Iommu::Absent, 0, "NO IOMMU:    there is no IOMMU: tickets are refused"),
+        (Iommu::Broken, 0, "NO IOMMU:    the IOMMU is not used: tickets are refused"),
+        (
+            Iommu::Absent,
+            1,
+            "INSECURE:    there is no IOMMU: devices reach VMs' memory (insecure-no-iommu)",
+        ),
+    ] {
+        let (text, answer) = look(state, without);
+        assert!(text.lines().any(|found| found == line), "{text}");
+        let iommu = &answer["protection"]["iommu"];
+        assert_eq!(iommu["tickets_without"], without == 1);
+        assert_eq!(iommu["state"] == "on", state == Iommu::On);
+    }
+    let _ = fake.0.borrow_mut().fixed.insert(INDEX_IOMMU, 3);
+    assert_eq!(visorctl(&fake, ["status"]).exit, Exit::Failed);
+    // A visor of 1.2 knows nothing of it.
+    fake.0.borrow_mut().version = WITH_TICKETS + 1;
+    let old = json(&fake, ["status"]);
+    assert!(old["answer"]["protection"]["iommu"].is_null(), "{old}");
 }
 
 #[test]
@@ -189,6 +225,8 @@ fn the_log_says_in_words_why_a_ticket_was_refused_and_a_vm_stopped() {
     assert_eq!(why(1), "a page did not come back as it left");
     assert_eq!(why(2), "one of its processors did what has no rule");
     assert_eq!(why(3), value!(null));
+    fake.0.borrow_mut().record(Kind::Dma, NO_VM, 3 << 16 | 0x00fa);
+    assert_eq!(why(4), "the device may not write there");
     let people = visorctl(&fake, ["audit"]).out;
     assert!(
         people.contains("vm-stopped  0x1 0x0  a page did not come back as it left\n"),
