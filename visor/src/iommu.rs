@@ -3,7 +3,7 @@
 //! frame table as EPT01 does, under the lock of `crate::tables`.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use boot::acpi::{AcpiError, Root, Signature, hidden};
 use ept::addr::{Frame, HUGE, Span};
@@ -12,7 +12,9 @@ use ept::frames::FrameTable;
 use ept::list::List;
 use iommu::dmar::{Dmar, DmarError, UNITS};
 use iommu::{Cause, Devices, Error, Policy, Registers, Unit, Window};
+use membrane::audit::{Audit, Entry};
 use spin::{Mutex, MutexGuard};
+use ticket::audit::Kind;
 use ticket::port::Iommu as State;
 
 use crate::memory::{self, BootMemory, Pool};
@@ -111,6 +113,10 @@ static FOUND: Mutex<Found> = Mutex::new(Found {
 });
 /// What devices reach. Only touched while the lock of `crate::tables` is held.
 static DEVICES: Mutex<Option<Devices<'static, Mmio>>> = Mutex::new(None);
+/// Faults of devices so far.
+static REFUSED: AtomicU32 = AtomicU32::new(0);
+/// When the units are asked for faults again, by the TSC.
+static NEXT_POLL: AtomicU64 = AtomicU64::new(0);
 static STATE: AtomicU32 = AtomicU32::new(State::Absent.word());
 
 /// Notes and says that devices reach all memory.
@@ -256,4 +262,33 @@ pub(crate) fn complete(pool: &mut Pool, frames: &FrameTable<'_>, page: Span, lea
     if let Some(devices) = &mut *DEVICES.lock() {
         must(devices.complete(pool, frames, page, leave));
     }
+}
+
+/// Asks the units, if they were not asked for some time, what they have refused to devices; each of the
+/// first accesses goes into the log: whoever has a device try for ever must not fill it.
+pub(crate) fn poll(audit: &mut Audit, cpu: u32) {
+    const LOGGED: u32 = 64;
+    /// A millisecond or so.
+    const PERIOD: u64 = 1 << 21;
+    let now = cpu::tsc();
+    if now < NEXT_POLL.load(Ordering::Relaxed) {
+        return;
+    }
+    NEXT_POLL.store(now + PERIOD, Ordering::Relaxed);
+    let Some(devices) = &mut *DEVICES.lock() else { return };
+    let _ = devices.poll(|fault| {
+        let before = REFUSED.fetch_add(1, Ordering::Relaxed);
+        if before < LOGGED {
+            log::warn!("refused: {fault}");
+            let [a, b] = fault.words();
+            audit.push(cpu, Entry { kind: Kind::Dma, vm: None, a, b });
+        } else if before == LOGGED {
+            log::warn!("refused: more of devices is not shown");
+        }
+    });
+}
+
+/// How many accesses of devices were refused, as far as units have told.
+pub(crate) fn refused() -> u32 {
+    REFUSED.load(Ordering::Relaxed)
 }

@@ -47,6 +47,7 @@ pub(crate) fn read(machine: &Machine, index: u32) -> Option<u32> {
         port::INDEX_REFUSES => Some((!machine.unprotected_vms).into()),
         port::INDEX_IOMMU => Some(iommu::state().word()),
         port::INDEX_WITHOUT_IOMMU => Some(machine.without_iommu.into()),
+        port::INDEX_DMA_REFUSED => Some(iommu::refused()),
         port::INDEX_CHECK => Some(desk.disagreement),
         port::INDEX_CHECK_END => Some(tables.gibs()),
         port::INDEX_VM..=port::INDEX_VM_SEALED => about_vm(machine, vm, index),

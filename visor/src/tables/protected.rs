@@ -14,6 +14,7 @@ use membrane::{Pages, Progress};
 use spin::Mutex;
 
 use super::{HostTables, Trees, is_in_use};
+use crate::iommu;
 use crate::memory::{POOL, Pool};
 use crate::random;
 use crate::shootdown;
@@ -46,7 +47,13 @@ impl HostTables {
         &self,
         work: impl FnOnce(&mut Vms, &mut Trees<'_, '_>) -> T,
     ) -> T {
-        vectors::with(|| self.with_vms(|_, trees| work(&mut PROTECTED.lock(), trees)))
+        vectors::with(|| {
+            self.with_vms(|_, trees| {
+                let vms = &mut PROTECTED.lock();
+                iommu::poll(&mut vms.audit, trees.hardware.cpu());
+                work(vms, trees)
+            })
+        })
     }
 
     /// The VM that takes the oldest ticket that waits, by number and launch, with the first state that the
