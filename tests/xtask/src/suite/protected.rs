@@ -185,8 +185,7 @@ pub(crate) fn memory(machine: &mut Machine) {
 
 /// The visor refuses VMs without tickets, if it is told so, and says as much.
 fn refuses_others(rig: &Rig<'_>) -> Result<()> {
-    let refusing =
-        |host| Stack { visor: Some("dev-tickets unprotected-vms=refuse".to_owned()), host };
+    let refusing = |host| Stack { visor: Some(format!("{TICKETS} unprotected-vms=refuse")), host };
     let boot = Boot::of(refusing(host("real-mode"))).on(memory);
     let refused = "*vmm: FAIL real-mode: exit Shutdown,*";
     let boot = boot.expect(&[refused, "*init: done"]).never("*vmm: PASS *").ends(End::PowerOff);
@@ -275,9 +274,12 @@ fn judge_devices(log: &str, subjects: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Has the visor take tickets in clear, and in emulators that have VMX and no IOMMU.
+const TICKETS: &str = "dev-tickets insecure-no-iommu";
+
 /// The visor takes tickets in clear.
 pub(crate) fn with_tickets(host: Host) -> Stack {
-    Stack { visor: Some("dev-tickets".to_owned()), host }
+    Stack { visor: Some(TICKETS.to_owned()), host }
 }
 
 /// What the lines of `kind` say of each name: the rest of the line.
