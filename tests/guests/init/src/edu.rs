@@ -26,30 +26,30 @@ const OWN: u64 = 0x4_0000;
 #[repr(C, align(4096))]
 struct Buffer([u8; PAGE]);
 
-/// Attacks the first, middle and last page of the visor's by every such device.
+/// Attacks three of the visor's pages that hold something, the first and the last among them, by every such
+/// device.
 pub(crate) fn attack() -> Result<(), String> {
     secret::make()?;
     let (start, end) = reservation().ok_or("no reservation in /proc/iomem")?;
     println!("init: the visor's memory: {start:#x}-{end:#x}");
-    let is_on = unit::tell()?;
-    let middle = (start + (end - start) / 2) & !(PAGE as u64 - 1);
+    let tell_fault = if unit::tell()? { unit::fault } else { || Ok(()) };
+    let used: Vec<u64> = (start..end).step_by(PAGE).filter(|page| is_used(*page)).collect();
+    let place = |index: usize| used.get(index).copied().ok_or("the visor's memory is empty");
+    let last = used.len().saturating_sub(1);
+    let places = [place(0)?, place(last / 2)?, place(last)?];
     for device in devices() {
         let mut edu = Edu::open(&device)?;
         edu.check()?;
-        for at in [start, middle, end - PAGE as u64] {
+        for at in places {
             edu.read(at)?;
-            tell_fault(is_on)?;
+            tell_fault()?;
             edu.write(at)?;
-            tell_fault(is_on)?;
+            tell_fault()?;
         }
         edu.check()?;
     }
     secret::look();
     Ok(())
-}
-
-fn tell_fault(is_on: bool) -> Result<(), String> {
-    if is_on { unit::fault() } else { Ok(()) }
 }
 
 /// The visor's memory: what begins at a multiple of 2 MiB where RAM ends, and is reserved.
@@ -69,6 +69,11 @@ fn reservation() -> Option<(u64, u64)> {
         !before && end == start && is_reserved && start % (2 << 20) == 0
     });
     found.next().map(|pair| (pair[1].0, pair[1].1))
+}
+
+/// Whether the page at `at` begins with more than zeros, which a read that fails may give, too.
+fn is_used(at: u64) -> bool {
+    devmem::read_bytes(at, BYTES).is_ok_and(|bytes| bytes.iter().any(|byte| *byte != 0))
 }
 
 /// Folders of the devices, in the order of their addresses.
