@@ -77,6 +77,10 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         }
         "beats" => beats::go_on(),
         "kexec" => kexec::into_second_kernel(&line.0, line.value("init.next").unwrap_or("")),
+        "online" => {
+            println!("init: processors {}", system::text("/sys/devices/system/cpu/online").trim());
+            Ok(())
+        }
         "cpu-hotplug" => hotplug::cycle(1),
         "devmem" => devmem::attack(line.value("init.reservation")),
         "secret" => secret::make(),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::ValueEnum;
 
-pub(crate) use qemu::{described, kvm_nests, module};
+pub(crate) use qemu::{described, kvm_nests, loading};
 pub(crate) use serial::{Lines, Step, Watch};
 
 /// The emulator that a machine runs in.

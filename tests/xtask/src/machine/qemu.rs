@@ -119,6 +119,15 @@ fn hardware(machine: &Machine) -> Vec<String> {
     words.split_whitespace().map(str::to_owned).collect()
 }
 
+/// The arguments, for [`described`], that have `loader` put `payload` before the machine; what that takes is
+/// made in `dir`.
+pub(crate) fn loading(loader: Loader, payload: &Payload, dir: &Path) -> Result<Vec<String>> {
+    let mut command = Command::new("qemu");
+    load(&mut command, loader, payload, dir)?;
+    let words = command.get_args().map(|word| word.to_str().map(str::to_owned));
+    words.collect::<Option<_>>().context("a file has no plain path")
+}
+
 /// Adds the arguments that put `payload` before the machine.
 fn load(command: &mut Command, loader: Loader, payload: &Payload, dir: &Path) -> Result<()> {
     let bios = Firmware::Bios;
@@ -163,7 +172,7 @@ fn direct(command: &mut Command, payload: &Payload) {
 }
 
 /// A module as `-initrd` takes it: commas separate modules, so those inside one are doubled.
-pub(crate) fn module(image: &Image) -> String {
+fn module(image: &Image) -> String {
     let text = format!("{} {}", image.file.display(), image.words);
     text.trim_end().replace(',', ",,")
 }

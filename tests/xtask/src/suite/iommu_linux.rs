@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::kit::LINUX;
 use super::{FORBIDDEN, Rig, Script, Test, Then};
-use crate::machine::{self, End, Image};
+use crate::machine::{self, End, Image, Loader, Payload};
 use crate::paths;
 
 /// Processor time of QEMU for one boot, ten times what the longest takes.
@@ -36,7 +36,12 @@ const DEVICES: &str = "\
     -device edu,dma_mask=0xffffffffffffffff \
     -device edu,bus=bridge,addr=3,dma_mask=0xffffffffffffffff";
 
-const IOMMU: &str = "-device intel-iommu,intremap=on";
+const OPEN_MACHINE: &str = "-m 1024";
+const IOMMU: &str = "-m 1024 -device intel-iommu,intremap=on";
+/// With RAM above 4 GiB, where the visor then is, too.
+const LARGE: &str = "-m 6144 -device intel-iommu,intremap=on,aw-bits=48,caching-mode=on";
+/// For UEFI, whose boot loader wants a screen.
+const SCREEN: &str = "-m 1024 -vga std -device intel-iommu,intremap=on";
 
 /// What all devices do if they work.
 const WORKS: &[&str] = &[
@@ -58,6 +63,7 @@ struct Case {
     visor: Option<&'static str>,
     /// What the machine has beyond the devices.
     machine: &'static str,
+    loader: Loader,
     /// What the host does.
     actions: &'static str,
     lines: &'static [&'static str],
@@ -75,13 +81,13 @@ impl Case {
         paths::emptied(&dir)?;
         let disks = disks(&dir)?;
         let machine = format!(
-            "-machine q35,kernel-irqchip=off -accel tcg -cpu max -smp 2 -m 1024 -nodefaults \
+            "-machine q35,kernel-irqchip=off -accel tcg -cpu max -smp 2 -nodefaults \
              -display none -serial file:serial.log -no-reboot -qmp stdio \
              -device isa-debug-exit,iobase=0xf4,iosize=4 {} {DEVICES}",
             self.machine
         );
         let mut arguments: Vec<String> = machine.split_whitespace().map(str::to_owned).collect();
-        arguments.extend(self.payload(rig)?);
+        arguments.extend(machine::loading(self.loader, &self.payload(rig)?, &dir)?);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let owned = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
         let expected: Vec<String> = owned(self.lines);
@@ -102,22 +108,17 @@ impl Case {
         Ok(script.found().iter().fold(text, |text, line| text + "\n" + line))
     }
 
-    /// The arguments for what is booted.
-    fn payload(&self, rig: &Rig<'_>) -> Result<Vec<String>> {
+    /// What is booted.
+    fn payload(&self, rig: &Rig<'_>) -> Result<Payload> {
         let words = format!("{LINUX} init.do=drivers,{}", self.actions);
-        let words: Vec<&str> = words.split_whitespace().collect();
-        let kernel = Image::new(rig.kit.stock()?, words.join(" "));
-        let initrd = Image::new(rig.kit.stock_drivers()?, "");
-        let plain = |path: &Path| path.to_str().map(str::to_owned).context("no plain path");
-        let (first, line, rest) = match self.visor {
-            Some(words) => {
-                let modules = [kernel, initrd].map(|image| machine::module(&image)).join(",");
-                (rig.kit.without_vmx()?, words.to_owned(), modules)
-            }
-            None => (kernel.file, kernel.words, plain(&initrd.file)?),
+        let kernel = Image::new(rig.kit.stock()?, words);
+        let initrd = rig.kit.stock_drivers()?;
+        let Some(words) = self.visor else {
+            return Ok(Payload::Linux { kernel, initrd: Some(initrd) });
         };
-        let first = plain(&first)?;
-        Ok(["-kernel", &first, "-append", &line, "-initrd", &rest].map(str::to_owned).to_vec())
+        let visor = Image::new(rig.kit.without_vmx()?, words);
+        let modules = vec![kernel, Image::new(initrd, "")];
+        Ok(Payload::Multiboot { kernel: visor, modules })
     }
 }
 
@@ -148,16 +149,35 @@ fn written(dir: &Path, disk: &[u8]) -> Result<()> {
 
 /// The tests of this file.
 pub(super) fn tests() -> Vec<Test> {
-    let (actions, lines) = ("no-iommu,disks,card", WORKS);
-    let bare = Case { visor: None, machine: IOMMU, actions, lines, never: &[HIDDEN] };
-    let alone = Case { visor: Some(""), lines: CLOSED, never: &["*init: no-iommu: *"], ..bare };
+    let bare = Case {
+        visor: None,
+        machine: IOMMU,
+        loader: Loader::Direct,
+        actions: "no-iommu,disks,card",
+        lines: WORKS,
+        never: &[HIDDEN],
+    };
+    let alone = Case {
+        visor: Some(""),
+        actions: "no-iommu,online,disks,card",
+        lines: CLOSED,
+        never: &["*init: no-iommu: *"],
+        ..bare
+    };
     let attack =
         Case { actions: "dma", lines: BLOCKED, never: &["*init: edu *: succeeds"], ..alone };
-    let open = Case { visor: Some("insecure-no-iommu"), machine: "", lines: OPEN, ..attack };
-    let open = Case { never: &[], ..open };
+    let open = Case {
+        visor: Some("insecure-no-iommu"),
+        machine: OPEN_MACHINE,
+        lines: OPEN,
+        never: &[],
+        ..attack
+    };
     vec![
         bare.test("iommu/linux-bare", 10),
         alone.test("iommu/linux", 10),
+        Case { machine: LARGE, ..alone }.test("iommu/linux-large", 12),
+        Case { machine: SCREEN, loader: Loader::GrubEfi, ..alone }.test("iommu/linux-uefi", 20),
         Test::new("iommu/linux-attacks", 10, move |rig| {
             let secrets = attacked(&attack, rig)?;
             ensure!(secrets == 0, "the secret is in {secrets} pages of the visor's");
@@ -179,6 +199,7 @@ const CLOSED: &[&str] = &[
     "visor: [warn] TEST BUILD WITHOUT VMX: *",
     "visor: [info] VT-d unit 0xfed90000: devices reach only what the host reaches",
     HIDDEN,
+    "*init: processors 0-1",
     "*init: /dev/sda",
     "*init: disk is right",
     "*init: /dev/nvme0n1",
