@@ -2,5 +2,6 @@
 
 mod changes;
 mod interrupts;
+mod join;
 mod start;
 mod world;

@@ -158,6 +158,7 @@ pub(super) fn tests() -> Vec<Test> {
         Test::new("protected/life", 43, life),
         Test::new("protected/life-2-cpus", 17, life_on_two),
         Test::new("protected/refuses-others", 2, refuses_others),
+        Test::new("protected/without-iommu", 2, without_iommu),
         Test::new("protected/devices-control", 20, devices_control),
         Test::new("protected/devices", 40, devices),
         Test::new("protected/linux-control", 12, linux_control),
@@ -190,6 +191,18 @@ fn refuses_others(rig: &Rig<'_>) -> Result<()> {
     let refused = "*vmm: FAIL real-mode: exit Shutdown,*";
     let boot = boot.expect(&[refused, "*init: done"]).never("*vmm: PASS *").ends(End::PowerOff);
     rig.check("", &boot).map(drop)
+}
+
+/// Where no IOMMU keeps devices from memory, the visor takes no ticket unless it is told to.
+fn without_iommu(rig: &Rig<'_>) -> Result<()> {
+    let strict = |host| Stack { visor: Some("dev-tickets".to_owned()), host };
+    let boot = Boot::of(strict(host("protected-left"))).on(memory);
+    let open =
+        "visor: [warn] no IOMMU keeps devices from memory: the machine has no VT-d, or it is off";
+    let refused =
+        "*the ticket is refused: no IOMMU keeps devices from memory: see insecure-no-iommu*";
+    let boot = boot.expect(&[open, refused, "*init: done"]).never("*vmm: PASS *");
+    rig.check("", &boot.ends(End::PowerOff)).map(drop)
 }
 
 /// Without tickets every attack succeeds: else it would prove nothing.

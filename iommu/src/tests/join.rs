@@ -1,0 +1,324 @@
+//! Units that follow the frame table together with EPT01, as `ept` has it followed.
+
+use std::boxed::Box;
+use std::collections::HashMap;
+use std::vec::Vec;
+
+use ept::addr::{Frame, GuestFrame, HUGE, LARGE, PAGE, Span};
+use ept::direct::{Direct, Generation, HostMemory, Machine};
+use ept::ept01::{self, Ept01, Flushed, Rules, TableMem, Tlb};
+use ept::frames::{FrameTable, Guard, View, Vm};
+use ept::mtrr::Mtrrs;
+use proptest::prelude::*;
+
+use super::world::{DENIED, DEVICE, PLACE, VISOR, World, frame, page, take, view};
+use crate::fake::{CAP, ECAP, Fake, Flaw, Mem, Sight, Try};
+use crate::{Cause, Devices, Error, Fault};
+
+/// Where the host has tables for a VM, from the root on.
+const TABLES: [u64; 4] = [PLACE, PLACE + PAGE, PLACE + 2 * PAGE, PLACE + LARGE];
+const PLACES: [u64; 6] =
+    [PLACE, PLACE + PAGE, PLACE + 2 * PAGE, PLACE + 3 * PAGE, PLACE + LARGE, PLACE + 2 * LARGE];
+
+/// What `ept` works with: its tables and the units', the host's memory, devices.
+struct Board {
+    mem: Mem,
+    devices: Devices<'static, Fake>,
+    host: HashMap<(u64, usize), u64>,
+    flushes: u32,
+}
+
+impl TableMem for Board {
+    fn allocate(&mut self) -> Option<Frame> {
+        self.mem.allocate()
+    }
+    fn free(&mut self, frame: Frame) {
+        self.mem.free(frame);
+    }
+    fn read(&self, table: Frame, index: usize) -> u64 {
+        self.mem.read(table, index)
+    }
+    fn write(&mut self, table: Frame, index: usize, raw: u64) {
+        self.mem.write(table, index, raw);
+    }
+}
+
+impl HostMemory for Board {
+    fn entry(&self, table: Frame, index: usize) -> u64 {
+        self.host.get(&(table.base(), index)).copied().unwrap_or_default()
+    }
+    fn exchange(&mut self, table: Frame, index: usize, old: u64, new: u64) -> bool {
+        let was = self.entry(table, index);
+        if was == old {
+            let _ = self.host.insert((table.base(), index), new);
+        }
+        was == old
+    }
+}
+
+impl Tlb for Board {
+    fn flush(&mut self, _: Span) {
+        self.flushes += 1;
+        self.devices.flush(&mut self.mem).expect("units that answer");
+    }
+    fn revise_devices(&mut self, frames: &FrameTable<'_>, page: Span) -> Span {
+        self.devices.revise(&mut self.mem, frames, page)
+    }
+    fn complete_devices(&mut self, frames: &FrameTable<'_>, page: Span, leave: &Flushed) {
+        self.devices.complete(&mut self.mem, frames, page, leave).expect("units that answer");
+    }
+}
+
+/// A machine whose units follow, and the rest of it.
+struct Joined {
+    world: World,
+    board: Board,
+    ept: Ept01,
+    mtrrs: Mtrrs,
+}
+
+impl Joined {
+    fn new(sight: Sight, capabilities: &[(u64, u64)]) -> Self {
+        Self::up_to(sight, capabilities, ept01::end(33))
+    }
+
+    /// EPT01 ends at `end`.
+    fn up_to(sight: Sight, capabilities: &[(u64, u64)], end: u64) -> Self {
+        let mut world = World::stopped(sight, capabilities);
+        let units = Box::leak(std::mem::take(&mut world.units).into_boxed_slice());
+        let mut mem = world.mem.clone();
+        let place = (&world.frames, &[DENIED][..]);
+        let devices = Devices::start(units, &mut mem, place, (33, 5 * HUGE)).expect("a start");
+        let mtrrs = Mtrrs::read(33, |_| 0);
+        let rules = Rules { frames: &world.frames, mtrrs: &mtrrs, denied: &[DENIED] };
+        let ept = Ept01::build(&mut mem, &rules, end).expect("tables");
+        let board = Board { mem, devices, host: HashMap::new(), flushes: 0 };
+        Self { world, board, ept, mtrrs }
+    }
+
+    fn machine(&mut self) -> Machine<'_, 'static, Board> {
+        Machine {
+            frames: &mut self.world.frames,
+            mtrrs: &self.mtrrs,
+            denied: &[DENIED],
+            ept: self.ept,
+            width: 33,
+            hardware: &mut self.board,
+        }
+    }
+
+    /// Devices reach of all `places` what the policy says, and the tables agree with that.
+    fn check(&self, places: &[u64]) {
+        for place in places {
+            self.world.check(*place);
+            let devices = &self.board.devices;
+            assert!(devices.agrees(&self.board.mem, &self.world.frames, frame(*place)));
+        }
+    }
+
+    /// A device's access, and whether it succeeds.
+    fn reaches(&self, address: u64, access: Try) -> bool {
+        self.world.fakes.iter().any(|fake| fake.dma(DEVICE, address, access).is_ok())
+    }
+}
+
+fn vm() -> Vm {
+    Vm::new(1).expect("a VM")
+}
+
+fn guest(number: u64) -> GuestFrame {
+    GuestFrame::containing(number * PAGE)
+}
+
+#[test]
+fn a_page_that_a_vm_takes_is_out_of_every_devices_reach_until_it_gives_it_back() {
+    for (sight, ecap) in [(Sight::Coherent, ECAP), (Sight::WrittenBack, ECAP & !1)] {
+        let mut joined = Joined::new(sight, &[(CAP, ecap), (CAP & !(1 << 35), ECAP)]);
+        joined.check(&PLACES);
+        joined.machine().take(frame(PLACE), vm(), guest(7)).unwrap();
+        assert!(!joined.reaches(PLACE, Try::Read) && !joined.reaches(PLACE, Try::Write));
+        joined.check(&PLACES);
+        joined.machine().show(frame(PLACE), View(2)).unwrap();
+        joined.check(&PLACES);
+        let there = joined.world.fakes[0].dma(DEVICE, PLACE, Try::Write);
+        assert_eq!(there, Ok(VISOR.start() + 2 * PAGE));
+        let mut machine = joined.machine();
+        let hidden = machine.hide(frame(PLACE));
+        let _ = hidden.flush(machine.hardware);
+        assert!(!joined.reaches(PLACE, Try::Read));
+        joined.machine().release(&[frame(PLACE)]).unwrap();
+        assert!(joined.reaches(PLACE, Try::Write));
+        joined.check(&PLACES);
+    }
+}
+
+#[test]
+fn a_page_that_only_devices_could_still_reach_is_flushed_too() {
+    // EPT01 knows nothing of the page.
+    let mut joined = Joined::up_to(Sight::Coherent, &[(CAP, ECAP)], HUGE);
+    joined.world.change(PLACE, take(0));
+    joined.world.change(PLACE, view(1));
+    let Joined { world, board, .. } = &mut joined;
+    let changed = board.devices.revise(&mut board.mem, &world.frames, page(PLACE));
+    assert!(changed.covers(page(PLACE)));
+    board.devices.flush(&mut board.mem).unwrap();
+    assert!(joined.reaches(PLACE, Try::Write), "the view");
+    let mut machine = joined.machine();
+    let hidden = machine.hide(frame(PLACE));
+    assert_eq!(hidden.span(), page(PLACE));
+    let _ = hidden.flush(machine.hardware);
+    assert!(!joined.reaches(PLACE, Try::Read));
+}
+
+#[test]
+fn tables_of_the_hosts_are_read_only_to_devices_while_processors_may_walk_them() {
+    static GENERATION: Generation = Generation::new();
+    for guard in [Guard::Counted, Guard::Guarded] {
+        let mut joined = Joined::new(Sight::Coherent, &[(CAP, ECAP)]);
+        joined.check(&PLACES);
+        for pair in TABLES.windows(2) {
+            let _ = joined.board.host.insert((pair[0], 3), pair[1] | 7);
+        }
+        let mut direct = Direct::<4>::new(&GENERATION);
+        let root = frame(TABLES[0]);
+        let _ = direct.load(&mut joined.machine(), root, guard, |_| false).unwrap();
+        for table in TABLES {
+            assert!(joined.reaches(table, Try::Read) && !joined.reaches(table, Try::Write));
+        }
+        joined.check(&PLACES);
+        direct.release(&mut joined.machine(), root);
+        for table in TABLES {
+            assert!(joined.reaches(table, Try::Write), "{table:#x}");
+        }
+        joined.check(&PLACES);
+    }
+}
+
+#[test]
+fn a_unit_that_does_not_answer_or_forget_is_no_leave() {
+    let mut joined = Joined::new(Sight::Coherent, &[(CAP, ECAP), (CAP, ECAP)]);
+    joined.world.change(PLACE, take(0));
+    let Joined { world, board, .. } = &mut joined;
+    let _ = board.devices.revise(&mut board.mem, &world.frames, page(PLACE));
+    world.fakes[1].0.borrow_mut().stuck = true;
+    let error = board.devices.flush(&mut board.mem).unwrap_err();
+    assert!(matches!(error, Error { unit: 0x2000, cause: Cause::Timeout(_) }), "{error}");
+    // The attack that the flush is there against.
+    let mut joined = Joined::new(Sight::Coherent, &[(CAP, ECAP)]);
+    joined.check(&PLACES);
+    joined.world.fakes[0].0.borrow_mut().caches.flaw = Some(Flaw::Translations);
+    joined.machine().take(frame(PLACE), vm(), guest(7)).unwrap();
+    assert!(joined.reaches(PLACE, Try::Write));
+}
+
+#[test]
+fn faults_of_all_units_are_told() {
+    let mut joined = Joined::new(Sight::Coherent, &[(CAP, ECAP), (CAP, ECAP)]);
+    for fake in &joined.world.fakes {
+        assert!(fake.dma(DEVICE, VISOR.start(), Try::Read).is_err());
+    }
+    let mut faults = Vec::<Fault>::new();
+    let told = joined.board.devices.poll(|fault| faults.push(fault));
+    assert_eq!((told.records, told.lost, faults.len()), (2, false, 2));
+    assert_eq!(joined.board.devices.poll(|_| panic!("it was told")).records, 0);
+    for _ in 0..9 {
+        assert!(joined.world.fakes[1].dma(DEVICE, VISOR.start(), Try::Read).is_err());
+    }
+    assert!(joined.board.devices.poll(drop).lost);
+}
+
+#[test]
+fn without_memory_devices_lose_what_is_the_hosts_and_never_gain() {
+    let mut joined = Joined::new(Sight::Coherent, &[(CAP, ECAP)]);
+    joined.world.change(PLACE, take(0));
+    joined.world.ram.borrow_mut().left = 0;
+    let Joined { world, board, .. } = &mut joined;
+    let gone = board.devices.revise(&mut board.mem, &world.frames, page(PLACE));
+    assert!(gone.covers(Span::sized(PLACE - PLACE % LARGE, LARGE).unwrap()));
+    board.devices.flush(&mut board.mem).unwrap();
+    assert!(!joined.reaches(PLACE, Try::Read) && !joined.reaches(PLACE + PAGE, Try::Read));
+    assert!(!joined.board.devices.agrees(
+        &joined.board.mem,
+        &joined.world.frames,
+        frame(PLACE + PAGE)
+    ));
+    // The next change nearby gives it back.
+    joined.world.ram.borrow_mut().left = 8;
+    joined.machine().release(&[frame(PLACE)]).unwrap();
+    joined.check(&PLACES);
+}
+
+/// Something that the visor does.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Take(u64),
+    Show(u64, u8),
+    Hide(u64),
+    Release(u64, u64),
+    Load(Guard),
+    Unload,
+    Use(u64),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let place = || proptest::sample::select(&PLACES[..]);
+    prop_oneof![
+        place().prop_map(Act::Take),
+        place().prop_map(Act::Take),
+        (place(), 0_u8..8).prop_map(|(at, number)| Act::Show(at, number)),
+        place().prop_map(Act::Hide),
+        (place(), place()).prop_map(|(one, other)| Act::Release(one, other)),
+        Just(Act::Load(Guard::Counted)),
+        Just(Act::Load(Guard::Guarded)),
+        Just(Act::Unload),
+        place().prop_map(Act::Use),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn devices_reach_what_the_host_reaches_whatever_the_visor_does(
+        acts in proptest::collection::vec(act(), 1..30), kind in 0_usize..3,
+    ) {
+        static GENERATION: Generation = Generation::new();
+        let (sight, unit) = match kind {
+            0 => (Sight::Coherent, (CAP, ECAP)),
+            1 => (Sight::WrittenBack, (CAP & !(1 << 35), ECAP & !1)),
+            _ => (Sight::Coherent, (CAP | 1 << 7, ECAP)),
+        };
+        let mut joined = Joined::new(sight, &[unit, (CAP, ECAP)]);
+        for pair in TABLES.windows(2) {
+            let _ = joined.board.host.insert((pair[0], 3), pair[1] | 7);
+        }
+        let mut direct = Direct::<4>::new(&GENERATION);
+        let root = frame(TABLES[0]);
+        for act in acts {
+            let flushes = joined.board.flushes;
+            let mut machine = joined.machine();
+            let done = match act {
+                Act::Take(at) => machine.take(frame(at), vm(), guest(at / PAGE)).is_ok(),
+                Act::Show(at, number) => machine.show(frame(at), View(number)).is_ok(),
+                Act::Hide(at) => {
+                    let hidden = machine.hide(frame(at));
+                    let _ = hidden.flush(machine.hardware);
+                    true
+                }
+                Act::Release(one, other) => machine.release(&[frame(one), frame(other)]).is_ok(),
+                Act::Load(guard) => direct.load(&mut machine, root, guard, |_| false).is_ok(),
+                Act::Unload => {
+                    direct.release(&mut machine, root);
+                    true
+                }
+                Act::Use(_) => false,
+            };
+            if let Act::Use(at) = act {
+                joined.world.check(at);
+            }
+            if let (Act::Take(_), true) = (act, done) {
+                prop_assert_eq!(joined.board.flushes, flushes + 1);
+            }
+            joined.check(&PLACES);
+        }
+    }
+}
