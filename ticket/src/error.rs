@@ -57,6 +57,8 @@ errors! {
     Checksum = 19, "the checksum is wrong: damaged on the way";
     Processors = 20, "no processor, or more than 64";
     Transports = 21, "virtio devices on more than a page, or without a shared range each";
+    SharedSize = 22, "a virtio device's shared range at 0, or not of 264 KiB to 64 MiB";
+    RestartState = 23, "to be started anew, but not in the reset state";
     ClearTickets = 64, "tickets in clear are off: the visor was started without dev-tickets";
     NotBegun = 65, "a word that belongs to no submission";
     Memory = 66, "the visor has no memory left for it";

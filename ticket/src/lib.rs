@@ -15,6 +15,7 @@ pub mod port;
 mod tests;
 
 use core::fmt;
+use core::ops::RangeInclusive;
 
 use zeroize::Zeroize;
 
@@ -36,6 +37,8 @@ pub const MAX_RANGES: usize = 16;
 pub const MAX_TRANSPORTS: usize = 8;
 /// Bytes of the registers of one.
 pub const TRANSPORT_BYTES: u64 = 512;
+/// Bytes that the shared range of one may have: for its rings and 256 KiB of data at least.
+pub const TRANSPORT_SHARED: RangeInclusive<u64> = 0x4_2000..=1 << 26;
 /// Processors that a VM may have.
 pub const MAX_PROCESSORS: u32 = 64;
 /// Bytes in a page of memory.

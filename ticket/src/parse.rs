@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::fields::Fields;
 use crate::{
     ADDRESS_END, Class, HEADER_BYTES, Header, MAGIC, MAX_PROCESSORS, MAX_RANGES, MAX_TRANSPORTS,
-    PAGE, PAGE_BYTES, RANGE_BYTES, Range, Secret, State, TRAILER_BYTES, VERSION,
+    PAGE, PAGE_BYTES, RANGE_BYTES, Range, Secret, State, TRAILER_BYTES, TRANSPORT_SHARED, VERSION,
 };
 
 /// Takes what a ticket says as it arrives.
@@ -155,8 +155,10 @@ impl Parser {
                     0 if self.each(Class::Private).next().is_none() => {
                         return Err(Error::NoPrivate);
                     }
-                    0 if !self.has_room_for_virtio() => return Err(Error::Transports),
-                    0 => Part::page_or_trailer(self.pages),
+                    0 => {
+                        self.check_virtio()?;
+                        Part::page_or_trailer(self.pages)
+                    }
                     more => Part::Range(more),
                 }
             }
@@ -208,6 +210,10 @@ impl Parser {
         if raw.further >= MAX_PROCESSORS {
             return Err(Error::Processors);
         }
+        if raw.restarts != 0 && matches!(state, State::Hashed(_)) {
+            // Who starts a VM anew resets it.
+            return Err(Error::RestartState);
+        }
         self.pages = raw.pages;
         let processors = raw.further + 1;
         let RawHeader { vm, secret, ranges, pages, restarts, .. } = raw;
@@ -257,14 +263,16 @@ impl Parser {
     }
 
     /// Whether there is one page of virtio devices, and a shared range for each; or none.
-    fn has_room_for_virtio(&self) -> bool {
+    fn check_virtio(&self) -> Result<(), Error> {
         let parts = self.each(Class::Shared).count();
         let mut transports = self.each(Class::Virtio);
-        transports.next().is_none_or(|range| {
-            range.length == PAGE
-                && (1..=MAX_TRANSPORTS).contains(&parts)
-                && transports.next().is_none()
-        })
+        let Some(range) = transports.next() else { return Ok(()) };
+        let is_one = range.length == PAGE && transports.next().is_none();
+        if !is_one || !(1..=MAX_TRANSPORTS).contains(&parts) {
+            return Err(Error::Transports);
+        }
+        let fits = |part: &Range| part.start != 0 && TRANSPORT_SHARED.contains(&part.length);
+        if self.each(Class::Shared).all(fits) { Ok(()) } else { Err(Error::SharedSize) }
     }
 }
 

@@ -24,7 +24,6 @@ fn small() -> Ticket {
         .range(8 * PAGE, PAGE, Class::Window);
     ticket.state = State::Hashed([0x33; 32]);
     ticket.processors = 3;
-    ticket.restarts = 0x55;
     ticket.image(PAGE, &[0x44; 5000]).unwrap();
     ticket
 }
@@ -71,7 +70,8 @@ prop_compose! {
     ) -> Ticket {
         let mut ticket = Ticket::new(vm, secret).range(first * PAGE, 50 * PAGE, Class::Private);
         ticket.state = state;
-        (ticket.processors, ticket.restarts) = (processors, restarts);
+        ticket.processors = processors;
+        ticket.restarts = if state == State::Reset { restarts } else { 0 };
         let mut end = first + 50;
         for (gap, length, class) in pieces {
             ticket = ticket.range((end + gap) * PAGE, length * PAGE, class);
@@ -160,7 +160,7 @@ fn the_layout_is_the_documented_one() {
         "33".repeat(32),
         "03000000 02000000".into(),
         "02000000".into(),
-        "55000000".into(),
+        "00000000".into(),
         "00".repeat(8),
         "0000000000000000 0040000000000000 01000000 00000000".into(),
         "0040000000000000 0010000000000000 02000000 00000000".into(),
@@ -196,6 +196,8 @@ fn every_fault_has_its_own_error() {
         (108, &[0xff; 4], Error::Counts),
         (112, &[64], Error::Processors),
         (112, &[0xff; 4], Error::Processors),
+        (116, &[1], Error::RestartState),
+        (116, &[0, 0, 0, 0x80], Error::RestartState),
         (120, &[1], Error::Reserved),
         (127, &[1], Error::Reserved),
         (FIRST_RANGE, &[1], Error::RangeAlignment),
@@ -229,17 +231,49 @@ fn every_fault_has_its_own_error() {
 #[test]
 fn virtio_devices_are_on_one_page_and_have_a_shared_range_each() {
     let shared = |count: u64| {
-        let add = |ticket: Ticket, at| ticket.range((at + 1) * PAGE, PAGE, Class::Shared);
+        let add = |ticket: Ticket, at| ticket.range((at + 1) << 20, 66 * PAGE, Class::Shared);
         (0..count).fold(EMPTY.range(0, PAGE, Class::Private), add)
     };
-    let with = |count, pages| shared(count).range(32 * PAGE, pages * PAGE, Class::Virtio);
+    let with = |count, pages| shared(count).range(32 << 20, pages * PAGE, Class::Virtio);
     let made = |ticket: Ticket| ticket.bytes().map(drop);
     assert_eq!(made(shared(9)), Ok(()));
     for (count, expected) in [(0, false), (1, true), (8, true), (9, false)] {
         assert_eq!(made(with(count, 1)).is_ok(), expected, "{count}");
     }
     assert_eq!(made(with(1, 2)), Err(Error::Transports));
-    assert_eq!(made(with(1, 1).range(40 * PAGE, PAGE, Class::Virtio)), Err(Error::Transports));
+    assert_eq!(made(with(1, 1).range(40 << 20, PAGE, Class::Virtio)), Err(Error::Transports));
+}
+
+#[test]
+fn the_shared_range_of_a_virtio_device_is_not_at_0_and_has_264_kib_to_64_mib() {
+    const PAGES: u64 = (64 << 20) / PAGE;
+    let alone = |at, pages| {
+        EMPTY.range(at, pages * PAGE, Class::Shared).range(128 << 20, PAGE, Class::Private)
+    };
+    let with = |at, pages| alone(at, pages).range(1 << 30, PAGE, Class::Virtio).bytes().map(drop);
+    for (at, pages, is_right) in [
+        (PAGE, 65, false),
+        (PAGE, 66, true),
+        (PAGE, PAGES, true),
+        (PAGE, PAGES + 1, false),
+        (0, 66, false),
+    ] {
+        let expected = if is_right { Ok(()) } else { Err(Error::SharedSize) };
+        assert_eq!(with(at, pages), expected, "{pages} pages at {at}");
+        assert_eq!(alone(at, pages).bytes().map(drop), Ok(()), "no device, no matter");
+    }
+    let second = alone(PAGE, 66).range(512 << 20, PAGE, Class::Shared);
+    let second = second.range(1 << 30, PAGE, Class::Virtio);
+    assert_eq!(second.bytes().map(drop), Err(Error::SharedSize), "of every device");
+}
+
+#[test]
+fn only_what_begins_in_the_reset_state_may_be_started_anew() {
+    let mut ticket = EMPTY.range(0, PAGE, Class::Private);
+    ticket.restarts = u32::MAX;
+    assert_eq!(ticket.bytes().map(drop), Ok(()));
+    ticket.state = State::Hashed([1; 32]);
+    assert_eq!(ticket.bytes().map(drop), Err(Error::RestartState));
 }
 
 #[test]

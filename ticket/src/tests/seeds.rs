@@ -22,8 +22,8 @@ fn seeds() -> [(&'static str, u8, Vec<u8>); 4] {
     let small = small().bytes().unwrap();
     let virtio = EMPTY
         .range(0, PAGE, Class::Private)
-        .range(4 * PAGE, 2 * PAGE, Class::Shared)
-        .range(8 * PAGE, PAGE, Class::Virtio);
+        .range(4 * PAGE, 66 * PAGE, Class::Shared)
+        .range(80 * PAGE, PAGE, Class::Virtio);
     let least = EMPTY.range(0, PAGE, Class::Private).bytes().unwrap();
     [
         ("least", REPAIRED, least),

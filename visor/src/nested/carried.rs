@@ -10,8 +10,8 @@ use ept::shadow::Access;
 use membrane::map::Transport;
 use membrane::vm::Cause;
 use spin::Mutex;
-use ticket::MAX_TRANSPORTS;
-use virtio::device::{Device, QUEUE_NOTIFY};
+use ticket::{MAX_TRANSPORTS, TRANSPORT_SHARED};
+use virtio::device::{Device, LARGEST, QUEUE_NOTIFY, SMALLEST};
 use virtio::memory::Missing;
 
 use super::guest_memory::Space;
@@ -88,6 +88,9 @@ fn with<T>(
         carried.map(|carried| work(carried.device))
     })?
 }
+
+// No ticket has others.
+const _: () = assert!(*TRANSPORT_SHARED.start() == SMALLEST && *TRANSPORT_SHARED.end() == LARGEST);
 
 /// The device in `place`, made the one of this launch if it is not.
 fn device<'s>(

@@ -72,6 +72,9 @@ fn model(bytes: &[u8]) -> Option<Ticket> {
     };
     ticket.processors = u32_at(112)? + 1;
     ticket.restarts = u32_at(116)?;
+    if ticket.restarts != 0 && ticket.state != State::Reset {
+        return None;
+    }
     for at in (128..first_page).step_by(24) {
         let class = [Class::Private, Class::Shared, Class::Window, Class::Virtio];
         let class =
@@ -89,7 +92,9 @@ fn model(bytes: &[u8]) -> Option<Ticket> {
     let of = |class| ticket.ranges.iter().filter(move |range| range.class == class);
     let has_room = of(Class::Virtio).count() == 0
         || of(Class::Virtio).map(|range| range.length).eq([PAGE])
-            && (1..=8).contains(&of(Class::Shared).count());
+            && (1..=8).contains(&of(Class::Shared).count())
+            && of(Class::Shared)
+                .all(|part| part.start != 0 && (264 << 10..=64 << 20).contains(&part.length));
     if !ticket.ranges.windows(2).all(ascend) || private.is_empty() || !has_room {
         return None;
     }
