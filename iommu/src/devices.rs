@@ -18,7 +18,7 @@ use crate::{Memory, Mode};
 #[derive(Debug)]
 pub struct Devices<'d, R> {
     units: &'d mut [Unit<R>],
-    domain: Domain,
+    pub(crate) domain: Domain,
     denied: &'d [Span],
     /// What was revised since the last flush.
     stale: Stale,

@@ -34,7 +34,7 @@ pub use interrupts::{Addressing, Delivery, Destinations, Interrupt, Interrupts, 
 pub use policy::{Policy, Target};
 pub use registers::Registers;
 pub use tables::{Domain, Flushed, Stale};
-pub use unit::{Unit, Window, flush, follow, format};
+pub use unit::{Unit, Window, flush, format};
 
 /// Memory for tables, which only the visor can reach. Units walk them meanwhile, and write a status
 /// there: reads see what a unit has written.

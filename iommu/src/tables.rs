@@ -39,11 +39,6 @@ impl Stale {
         Self { revised, spans, everything: false, retired }
     }
 
-    /// Everything, for what changed besides these tables.
-    pub fn all() -> Self {
-        Self { everything: true, ..Self::new(Span::EMPTY) }
-    }
-
     /// What must be flushed; `None`: everything.
     #[must_use]
     pub fn spans(&self) -> Option<&[Span]> {

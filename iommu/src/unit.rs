@@ -9,7 +9,6 @@ use crate::directory::{self, Mode};
 use crate::error::{Cause, Error, Feature, Step};
 use crate::fault::{self, Fault, Faults};
 use crate::interrupts::Interrupts;
-use crate::policy::Policy;
 use crate::queue::{Queue, Request};
 use crate::registers::{self as at, Registers};
 use crate::tables::{Domain, Flushed, Stale};
@@ -330,29 +329,6 @@ pub fn flush<R: Registers, M: Memory>(
         }
     }
     Ok(stale.flushed(mem))
-}
-
-/// Follows a change of `policy` within `span` to the end: what it takes away is out of every device's
-/// reach on return, what it gives is within.
-///
-/// # Errors
-/// [`Error`] of the first unit that fails, or [`Cause::Exhausted`] in the name of the first.
-pub fn follow<R: Registers, M: Memory>(
-    units: &mut [Unit<R>],
-    mem: &mut M,
-    domain: &Domain,
-    policy: &Policy<'_>,
-    span: Span,
-) -> Result<(), Error> {
-    let stale = domain.revise(mem, policy, span);
-    let mut flushed = flush(units, mem, stale)?;
-    let first = units.first().map_or(0, |unit| unit.base);
-    while !flushed.is_complete() {
-        let given = domain.complete(mem, policy, flushed);
-        let stale = given.map_err(|Exhausted| Error { unit: first, cause: Cause::Exhausted })?;
-        flushed = flush(units, mem, stale)?;
-    }
-    Ok(())
 }
 
 /// Asks each unit for what it needs of tables for addresses of `width` bits and RAM below `ram_end`.

@@ -7,13 +7,13 @@ use std::vec::Vec;
 use ept::addr::{Frame, GuestFrame, HUGE, LARGE, PAGE, Span};
 use ept::direct::{Direct, Generation, HostMemory, Machine};
 use ept::ept01::{self, Ept01, Flushed, Rules, TableMem, Tlb};
-use ept::frames::{FrameTable, Guard, View, Vm};
+use ept::frames::{Event, FrameTable, Guard, View, Vm};
 use ept::mtrr::Mtrrs;
 use proptest::prelude::*;
 
 use super::world::{DENIED, DEVICE, PLACE, VISOR, World, frame, page, take, view};
-use crate::fake::{CAP, ECAP, Fake, Flaw, Mem, Sight, Try};
-use crate::{Cause, Devices, Error, Fault};
+use crate::fake::{CAP, ECAP, Fake, Flaw, Mem, Ram, Sight, Try};
+use crate::{Cause, Devices, Error, Fault, Unit};
 
 /// Where the host has tables for a VM, from the root on.
 const TABLES: [u64; 4] = [PLACE, PLACE + PAGE, PLACE + 2 * PAGE, PLACE + LARGE];
@@ -209,6 +209,44 @@ fn a_unit_that_does_not_answer_or_forget_is_no_leave() {
     joined.world.fakes[0].0.borrow_mut().caches.flaw = Some(Flaw::Translations);
     joined.machine().take(frame(PLACE), vm(), guest(7)).unwrap();
     assert!(joined.reaches(PLACE, Try::Write));
+}
+
+#[test]
+fn tables_are_merged_however_many() {
+    let mut joined = Joined::new(Sight::Coherent, &[(CAP, ECAP)]);
+    let live = joined.world.ram.borrow().live.len();
+    let places: Vec<u64> = (0..40).map(|n| 4 * HUGE + n * LARGE).collect();
+    let all = Span::new(4 * HUGE, 5 * HUGE).unwrap();
+    let take_all = |joined: &mut Joined, event: fn(u64) -> Event| {
+        for place in &places {
+            joined.world.change(*place, event(*place));
+        }
+        let leave = joined.ept.stale().flush(&mut joined.board);
+        let Joined { world, board, .. } = joined;
+        let _ = board.devices.revise(&mut board.mem, &world.frames, all);
+        board.devices.flush(&mut board.mem).unwrap();
+        board.devices.complete(&mut board.mem, &world.frames, all, &leave).unwrap();
+    };
+    take_all(&mut joined, take);
+    assert_eq!(joined.world.ram.borrow().live.len(), live + 40);
+    take_all(&mut joined, |_| Event::Release);
+    assert_eq!(joined.world.ram.borrow().live.len(), live);
+    joined.check(&places);
+}
+
+#[test]
+fn units_without_large_leaves_translate_no_more_than_ram_and_4_gib() {
+    let small: &'static [Span] = Box::leak(Box::new([Span::new(0, 16 * PAGE).unwrap()]));
+    for (cap, width) in [(CAP, 39), (CAP & !(0b11 << 34), 32)] {
+        let words = usize::try_from(FrameTable::entries(small)).unwrap();
+        let frames = FrameTable::new(small, Box::leak(std::vec![0; words].into())).unwrap();
+        let ram = Ram::new(VISOR.start(), Sight::Coherent);
+        let unit = Unit::probe(Fake::new(&ram, cap, ECAP), 0x1000).unwrap();
+        let units = Box::leak(Box::new([unit]));
+        let place = (&frames, &[][..]);
+        let devices = Devices::start(units, &mut Mem(ram), place, (39, 16 * PAGE)).unwrap();
+        assert_eq!(devices.domain.all(), Span::new(0, 1 << width).unwrap());
+    }
 }
 
 #[test]

@@ -10,7 +10,9 @@ use ept::addr::{Frame, GuestFrame, HUGE, LARGE, PAGE, Span};
 use ept::frames::{Event, FrameTable, View, Vm};
 
 use crate::fake::{Fake, Mem, Ram, Sight, Try};
-use crate::{Domain, Error, Mode, Policy, Stale, Target, Unit, flush, follow, format};
+use ept::ept01::Exhausted;
+
+use crate::{Cause, Domain, Error, Mode, Policy, Stale, Target, Unit, flush, format};
 
 /// The visor's memory, with its views and then its tables.
 pub(crate) const VISOR: Span = match Span::new(5 * HUGE - LARGE, 5 * HUGE) {
@@ -95,7 +97,15 @@ impl World {
 
     pub(crate) fn follow(&mut self, span: Span) -> Result<(), Error> {
         let policy = Policy { frames: &self.frames, denied: &[DENIED] };
-        follow(&mut self.units, &mut self.mem, &self.domain, &policy, span)
+        let (units, mem) = (&mut self.units[..], &mut self.mem);
+        let stale = self.domain.revise(mem, &policy, span);
+        let mut flushed = flush(units, mem, stale)?;
+        while !flushed.is_complete() {
+            let given = self.domain.complete(mem, &policy, flushed);
+            let exhausted = |Exhausted| Error { unit: 0, cause: Cause::Exhausted };
+            flushed = flush(units, mem, given.map_err(exhausted)?)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn revise(&mut self, span: Span) -> Stale {

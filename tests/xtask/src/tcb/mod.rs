@@ -19,16 +19,16 @@ const BUDGETS: [(&[&str], usize); 10] = [
     (&["emulate"], 1_150),
     (&["nested-vmx"], 5_200),
     (&["seal"], 350),
-    (&["membrane", "ticket"], 2_350),
+    (&["membrane", "ticket"], 2_400),
     (&["virtio"], 750),
-    (&["iommu"], 1_650),
+    (&["iommu"], 1_750),
     (&["disk"], 1_800),
     (&["attest"], 1_100),
-    (&["visor", "boot"], 7_700),
+    (&["visor", "boot"], 8_000),
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 21_550;
+const TOTAL: usize = 21_700;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";
