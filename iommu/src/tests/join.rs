@@ -212,10 +212,10 @@ fn a_unit_that_does_not_answer_or_forget_is_no_leave() {
 }
 
 #[test]
-fn tables_are_merged_however_many() {
+fn changes_are_flushed_and_tables_merged_however_many() {
     let mut joined = Joined::new(Sight::Coherent, &[(CAP, ECAP)]);
     let live = joined.world.ram.borrow().live.len();
-    let places: Vec<u64> = (0..40).map(|n| 4 * HUGE + n * LARGE).collect();
+    let places: Vec<u64> = (0..40).map(|n| 4 * HUGE + 2 * n * LARGE).collect();
     let all = Span::new(4 * HUGE, 5 * HUGE).unwrap();
     let take_all = |joined: &mut Joined, event: fn(u64) -> Event| {
         for place in &places {
@@ -223,11 +223,14 @@ fn tables_are_merged_however_many() {
         }
         let leave = joined.ept.stale().flush(&mut joined.board);
         let Joined { world, board, .. } = joined;
-        let _ = board.devices.revise(&mut board.mem, &world.frames, all);
+        let gone = board.devices.revise(&mut board.mem, &world.frames, all);
+        assert!(gone.is_empty() || places.iter().all(|place| gone.covers(page(*place))));
         board.devices.flush(&mut board.mem).unwrap();
         board.devices.complete(&mut board.mem, &world.frames, all, &leave).unwrap();
     };
+    joined.check(&places);
     take_all(&mut joined, take);
+    joined.check(&places);
     assert_eq!(joined.world.ram.borrow().live.len(), live + 40);
     take_all(&mut joined, |_| Event::Release);
     assert_eq!(joined.world.ram.borrow().live.len(), live);
