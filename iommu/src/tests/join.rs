@@ -6,6 +6,7 @@ use std::vec::Vec;
 
 use ept::addr::{Frame, GuestFrame, HUGE, LARGE, PAGE, Span};
 use ept::direct::{Direct, Generation, HostMemory, Machine};
+use ept::entry::Level;
 use ept::ept01::{self, Ept01, Flushed, Rules, TableMem, Tlb};
 use ept::frames::{Event, FrameTable, Guard, View, Vm};
 use ept::mtrr::Mtrrs;
@@ -168,6 +169,21 @@ fn a_page_that_only_devices_could_still_reach_is_flushed_too() {
     assert_eq!(hidden.span(), page(PLACE));
     let _ = hidden.flush(machine.hardware);
     assert!(!joined.reaches(PLACE, Try::Read));
+}
+
+#[test]
+fn tables_that_do_not_follow_disagree() {
+    let mut joined = Joined::new(Sight::Coherent, &[(CAP, ECAP)]);
+    let agrees = |joined: &Joined| {
+        joined.board.devices.agrees(&joined.board.mem, &joined.world.frames, frame(PLACE))
+    };
+    assert!(agrees(&joined));
+    joined.world.change(PLACE, Event::Link(Level::Pt, Guard::Counted, None));
+    assert!(!agrees(&joined), "it is writable");
+    joined.world.change(PLACE, Event::Unlink(None));
+    joined.world.change(PLACE, Event::Forget);
+    joined.world.change(PLACE, take(0));
+    assert!(!agrees(&joined), "it is there");
 }
 
 #[test]

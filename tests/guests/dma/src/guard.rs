@@ -186,7 +186,13 @@ impl Guard {
         };
         change(frames, start, end, owner);
         let span = Span::new(start, end).unwrap_or_default();
-        must(iommu::follow(units, tables, domain, &Policy { frames, denied }, span));
+        let policy = Policy { frames, denied };
+        let stale = domain.revise(tables, &policy, span);
+        let mut flushed = must(iommu::flush(units, tables, stale));
+        while !flushed.is_complete() {
+            let given = must(domain.complete(tables, &policy, flushed));
+            flushed = must(iommu::flush(units, tables, given));
+        }
     }
 
     /// Where the unit's registers are.
