@@ -264,6 +264,14 @@ pub(crate) fn complete(pool: &mut Pool, frames: &FrameTable<'_>, page: Span, lea
     }
 }
 
+/// The first frame of `span`, of RAM, at which devices arrive otherwise than `frames` say.
+pub(crate) fn disagreement(pool: &Pool, frames: &FrameTable<'_>, span: Span) -> Option<Frame> {
+    let devices = DEVICES.lock();
+    let devices = devices.as_ref()?;
+    let mut bases = (span.start()..span.end()).step_by(4096).map(Frame::containing);
+    bases.find(|frame| !devices.agrees(pool, frames, *frame))
+}
+
 /// Asks the units, if they were not asked for some time, what they have refused to devices; each of the
 /// first accesses goes into the log: whoever has a device try for ever must not fill it.
 pub(crate) fn poll(audit: &mut Audit, cpu: u32) {

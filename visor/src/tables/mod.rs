@@ -344,7 +344,11 @@ impl HostTables {
     pub(crate) fn check(&self, gib: u32) -> u32 {
         let whole = Span::sized(u64::from(gib) * HUGE, HUGE).unwrap_or_default();
         let found = self.with_vms(|_, trees| {
-            self.ram.iter().find_map(|ram| trees.disagreement(ram.intersect(whole)))
+            self.ram.iter().find_map(|ram| {
+                let part = ram.intersect(whole);
+                let devices = || iommu::disagreement(trees.hardware.0, trees.frames, part);
+                trees.disagreement(part).or_else(devices)
+            })
         });
         let number = found.map_or(0, |frame| frame.base() / PAGE + 1);
         u32::try_from(number).unwrap_or(u32::MAX)
