@@ -13,6 +13,7 @@ use crate::nested::Nested;
 use crate::percpu::PerCpu;
 use crate::{guest_state, shootdown, smp};
 
+pub(crate) use crate::cpu::vmx::invept_all as forget;
 use crate::vmcs;
 pub(crate) use crate::vmcs::{NoVmx, capabilities, enable};
 

@@ -16,10 +16,9 @@ use spin::{Mutex, MutexGuard};
 pub(crate) use ept::shootdown::{fall_asleep, serve, took_nmi, wake_up};
 
 use crate::apic::{self, Delivery, Destination};
-use crate::cpu::vmx;
 use crate::machine::Machine;
 use crate::percpu::PerCpu;
-use crate::stop;
+use crate::{processor, stop};
 
 /// Ends with each call.
 static CALLS: Generation = Generation::new();
@@ -44,7 +43,7 @@ impl Processor for PerCpu {
     /// What this processor remembers goes, its EPT02 before it enters a VM again.
     fn forget(&self) {
         self.shadow_is_stale.set(true);
-        vmx::invept_all();
+        processor::forget();
     }
 
     fn pause(&self) {

@@ -2,11 +2,13 @@
 //!
 //! In the place of `src/processor.rs`. The visor does all of its start-up, then gives the processors away. So
 //! nothing keeps the host from the visor's memory any more; what devices may reach is as the visor set it up.
+//! On three or more processors one stays, and has frames change their owner when the host asks for it.
 #![expect(unsafe_code, reason = "leaving long mode")]
 
 use core::arch::{asm, global_asm};
 
-use ept::addr::{PAGE, Span};
+use ept::addr::{Frame, GuestFrame, PAGE, Span};
+use ept::frames::Vm;
 use nested_vmx::capability::RawCapabilities;
 
 use crate::apic::{self, Delivery, Destination};
@@ -15,8 +17,9 @@ use crate::host::Registers;
 use crate::machine::Machine;
 use crate::memory;
 use crate::percpu::PerCpu;
-use crate::smp;
+use crate::tables::Trees;
 use crate::vmcs::NoVmx;
+use crate::{shootdown, smp};
 
 global_asm!(include_str!("leave.s"));
 
@@ -63,10 +66,19 @@ pub(crate) const fn join(_: &PerCpu, _: &Machine) -> Result<Option<()>, NoVmx> {
     Ok(Some(()))
 }
 
-/// Sends the other processors back to where they wait for a start-up IPI, and goes to `entry` in 32-bit flat
-/// protected mode.
+/// Nothing: no processor remembers any EPT.
+pub(crate) const fn forget() {}
+
+/// Sends the other processors back to where they wait for a start-up IPI, but for one that [`serves`], and goes
+/// to `entry` in 32-bit flat protected mode.
 pub(crate) fn start_host(entry: u32, registers: Registers) -> ! {
-    apic::send(Delivery::Init, Destination::Others);
+    let (machine, own) = (Machine::running(), PerCpu::current());
+    shootdown::fall_asleep(own);
+    for cpu in machine.each().filter(|cpu| cpu.index.get() != own.index.get()) {
+        if !serves(machine, cpu) {
+            apic::send(Delivery::Init, Destination::One(cpu.apic_id.get()));
+        }
+    }
     apic::wait(10_000);
     let low = smp::low();
     let place = Span::sized(low + OFFSET, PAGE - OFFSET).unwrap_or_default();
@@ -94,8 +106,46 @@ pub(crate) fn start_host(entry: u32, registers: Registers) -> ! {
     }
 }
 
-/// Waits for the INIT that gives this processor back.
-pub(crate) fn wait_for_host(_: &PerCpu) -> ! {
+/// Waits for the INIT that gives this processor back; or serves.
+pub(crate) fn wait_for_host(cpu: &PerCpu) -> ! {
+    let machine = Machine::running();
+    if serves(machine, cpu) {
+        smp::ready();
+        serve(machine)
+    }
+    shootdown::fall_asleep(cpu);
     smp::ready();
     cpu::stop()
+}
+
+/// Whether `cpu` stays with the visor: of three or more the one that QEMU numbers highest. The host must be told
+/// to use one less.
+fn serves(machine: &Machine, cpu: &PerCpu) -> bool {
+    machine.processors > 2 && cpu.apic_id.get() == machine.processors - 1
+}
+
+/// Has frames change their owner, as the host asks by words in the last page of the visor's memory, which nobody
+/// else uses: a number that is new with each request, what is asked for (1: a VM takes the frame, 0: it gives
+/// it back), the address of the frame; then the answer, 1 if it was done, and the number again.
+fn serve(machine: &Machine) -> ! {
+    let page = memory::linear(machine.reservation.end() - PAGE);
+    let word = |index| memory::read_word(page, index);
+    let mut last = 0;
+    loop {
+        let number = word(0);
+        if number == last {
+            core::hint::spin_loop();
+            continue;
+        }
+        last = number;
+        let (is_take, frame) = (word(1) == 1, Frame::containing(word(2)));
+        let change = |trees: &mut Trees<'_, '_>| match (is_take, Vm::new(1)) {
+            (true, Some(vm)) => trees.take(frame, vm, GuestFrame::containing(0)).is_ok(),
+            (true, None) => false,
+            (false, _) => trees.release(&[frame]).is_ok(),
+        };
+        let is_done = machine.tables.with_protected(|_, trees| change(trees));
+        memory::write_word(page, 3, is_done.into());
+        memory::write_word(page, 4, number);
+    }
 }

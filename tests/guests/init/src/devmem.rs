@@ -83,7 +83,8 @@ fn offset(at: u64) -> usize {
     usize::try_from(at % PAGE as u64).unwrap_or(0)
 }
 
-fn map_page(at: u64) -> Result<*mut u64, String> {
+/// Maps the page around `at`, for good.
+pub(crate) fn map_page(at: u64) -> Result<*mut u64, String> {
     map(at - at % PAGE as u64).map_err(|why| format!("/dev/mem at {at:#x}: {why}"))
 }
 

@@ -22,9 +22,42 @@ const TO_MEMORY: u64 = 1 << 1;
 /// Where its own memory is.
 const OWN: u64 = 0x4_0000;
 
-/// Memory of this program's that stays where it is.
 #[repr(C, align(4096))]
 struct Buffer([u8; PAGE]);
+
+/// A page of this program's that stays where it is in the machine's memory.
+pub(crate) struct Page {
+    buffer: Box<Buffer>,
+    pub(crate) physical: u64,
+}
+
+impl Page {
+    pub(crate) fn new() -> Result<Self, String> {
+        let buffer = Box::new(Buffer([1; PAGE]));
+        let at = &raw const *buffer;
+        // SAFETY: the page is this program's.
+        let _ = unsafe { libc::mlock(at.cast(), PAGE) };
+        Ok(Self { buffer, physical: physical(at as u64)? })
+    }
+
+    pub(crate) fn fill(&mut self, value: impl Fn(usize) -> u64) {
+        for (index, word) in self.buffer.0.chunks_exact_mut(8).enumerate() {
+            word.copy_from_slice(&value(index).to_le_bytes());
+        }
+        // The compiler must not know better than memory what is there.
+        let _ = std::hint::black_box(&mut self.buffer);
+    }
+
+    /// What a transfer moves.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &std::hint::black_box(&self.buffer).0[..BYTES]
+    }
+
+    pub(crate) fn holds(&self, value: impl Fn(usize) -> u64) -> bool {
+        let words = self.bytes().chunks_exact(8);
+        words.enumerate().all(|(index, word)| word == value(index).to_le_bytes())
+    }
+}
 
 /// Attacks three of the visor's pages that hold something, the first and the last among them, by every such
 /// device.
@@ -53,7 +86,7 @@ pub(crate) fn attack() -> Result<(), String> {
 }
 
 /// The visor's memory: what begins at a multiple of 2 MiB where RAM ends, and is reserved.
-fn reservation() -> Option<(u64, u64)> {
+pub(crate) fn reservation() -> Option<(u64, u64)> {
     let map = text("/proc/iomem");
     let parse = |line: &str| -> Option<(u64, u64, bool)> {
         let (range, name) = line.split_once(" : ")?;
@@ -77,7 +110,7 @@ fn is_used(at: u64) -> bool {
 }
 
 /// Folders of the devices, in the order of their addresses.
-fn devices() -> Vec<String> {
+pub(crate) fn devices() -> Vec<String> {
     let entries = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().filter_map(Result::ok);
     let mut found: Vec<String> = entries
         .map(|entry| entry.path().display().to_string())
@@ -88,15 +121,15 @@ fn devices() -> Vec<String> {
     found
 }
 
-struct Edu {
+/// One of the devices, with a page to move things through.
+pub(crate) struct Edu {
     registers: *mut u64,
-    name: String,
-    buffer: Box<Buffer>,
-    physical: u64,
+    pub(crate) name: String,
+    page: Page,
 }
 
 impl Edu {
-    fn open(path: &str) -> Result<Self, String> {
+    pub(crate) fn open(path: &str) -> Result<Self, String> {
         let fail = |why: std::io::Error| format!("{path}: {why}");
         fs::write(format!("{path}/enable"), "1").map_err(fail)?;
         let both = |name: &str| {
@@ -112,12 +145,8 @@ impl Edu {
         if registers == libc::MAP_FAILED {
             return Err(fail(std::io::Error::last_os_error()));
         }
-        let buffer = Box::new(Buffer([1; PAGE]));
-        let at = (&raw const *buffer) as u64;
-        // SAFETY: the page is this program's; it stays where it is from now on.
-        let _ = unsafe { libc::mlock((&raw const *buffer).cast(), PAGE) };
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-        Ok(Self { registers: registers.cast(), name, buffer, physical: physical(at)? })
+        Ok(Self { registers: registers.cast(), name, page: Page::new()? })
     }
 
     /// Moves [`BYTES`].
@@ -139,39 +168,32 @@ impl Edu {
         Ok(())
     }
 
-    fn take(&mut self, from: u64) -> Result<(), String> {
+    pub(crate) fn take(&mut self, from: u64) -> Result<(), String> {
         self.transfer([from, OWN, 0])
     }
 
-    fn store(&mut self, to: u64) -> Result<(), String> {
+    pub(crate) fn store(&mut self, to: u64) -> Result<(), String> {
         self.transfer([OWN, to, TO_MEMORY])
     }
 
-    fn fill(&mut self, value: impl Fn(usize) -> u64) {
-        for (index, word) in self.buffer.0.chunks_exact_mut(8).enumerate() {
-            word.copy_from_slice(&value(index).to_le_bytes());
-        }
-        // The compiler must not know better than memory what is there.
-        let _ = std::hint::black_box(&mut self.buffer);
+    /// Fills the device's own memory.
+    pub(crate) fn fill(&mut self, value: impl Fn(usize) -> u64) -> Result<(), String> {
+        self.page.fill(value);
+        self.take(self.page.physical)
     }
 
-    fn bytes(&self) -> &[u8] {
-        &std::hint::black_box(&self.buffer).0[..BYTES]
-    }
-
-    fn holds(&self, value: impl Fn(usize) -> u64) -> bool {
-        let words = self.bytes().chunks_exact(8);
-        words.enumerate().all(|(index, word)| word == value(index).to_le_bytes())
+    /// What the device's own memory holds.
+    pub(crate) fn content(&mut self) -> Result<&Page, String> {
+        self.store(self.page.physical)?;
+        Ok(&self.page)
     }
 
     /// It must work where nobody has anything against it: in this program's own page.
-    fn check(&mut self) -> Result<(), String> {
+    pub(crate) fn check(&mut self) -> Result<(), String> {
         let pattern = |index: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(index as u64 + 1);
-        self.fill(pattern);
-        self.take(self.physical)?;
-        self.fill(|_| 0);
-        self.store(self.physical)?;
-        if !self.holds(pattern) {
+        self.fill(pattern)?;
+        self.page.fill(|_| 0);
+        if !self.content()?.holds(pattern) {
             return Err(format!("edu {} does not move memory", self.name));
         }
         println!("init: edu {} moves memory", self.name);
@@ -180,14 +202,10 @@ impl Edu {
 
     /// Has it read the visor's page at `at`, and compares with what the processor finds there.
     fn read(&mut self, at: u64) -> Result<(), String> {
-        let pattern = |index: usize| 0x5555_0000 + index as u64;
-        self.fill(pattern);
-        self.take(self.physical)?;
+        self.fill(|index| 0x5555_0000 + index as u64)?;
         self.take(at)?;
-        self.store(self.physical)?;
-        let truth = devmem::read_bytes(at, BYTES)?;
-        let got = self.bytes().iter().zip(&truth).filter(|(a, b)| a == b).count();
-        let outcome = if got == BYTES && !self.holds(pattern) { "succeeds" } else { "fails" };
+        let is_read = self.content()?.bytes() == devmem::read_bytes(at, BYTES)?;
+        let outcome = if is_read { "succeeds" } else { "fails" };
         println!("init: edu {} reads the visor's {at:#x}: {outcome}", self.name);
         Ok(())
     }
@@ -196,12 +214,10 @@ impl Edu {
     /// else has the secret then, but for the one place where it is kept.
     fn write(&mut self, at: u64) -> Result<(), String> {
         let before = devmem::read_bytes(at, BYTES)?;
-        self.fill(|index| secret::words().get(index).copied().unwrap_or(0));
-        self.take(self.physical)?;
+        self.fill(|index| secret::words().get(index).copied().unwrap_or(0))?;
         self.store(at)?;
-        let wanted = self.bytes().to_vec();
-        self.fill(|_| 0);
-        self.take(self.physical)?;
+        let wanted = self.page.bytes().to_vec();
+        self.fill(|_| 0)?;
         let after = devmem::read_bytes(at, BYTES)?;
         let outcome = match (after == wanted, after == before) {
             (true, _) => "succeeds",

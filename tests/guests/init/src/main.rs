@@ -14,6 +14,7 @@ mod hotplug;
 mod interface;
 mod kexec;
 mod kvm;
+mod owners;
 mod port;
 mod report;
 mod secret;
@@ -95,6 +96,7 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "card" => virtio::card(),
         "no-iommu" => unit::is_hidden(),
         "dma" => edu::attack(),
+        "owners" => owners::change(),
         "random" => virtio::random(),
         "heart" => heart::beat(),
         "shell" => system::shell(),

@@ -64,6 +64,8 @@ struct Case {
     /// What the machine has beyond the devices.
     machine: &'static str,
     loader: Loader,
+    /// Processors. The host uses two; if there is a third, it stays with the visor.
+    cpus: u32,
     /// What the host does.
     actions: &'static str,
     lines: &'static [&'static str],
@@ -81,10 +83,10 @@ impl Case {
         paths::emptied(&dir)?;
         let disks = disks(&dir)?;
         let machine = format!(
-            "-machine q35,kernel-irqchip=off -accel tcg -cpu max -smp 2 -nodefaults \
+            "-machine q35,kernel-irqchip=off -accel tcg -cpu max -smp {} -nodefaults \
              -display none -serial file:serial.log -no-reboot -qmp stdio \
              -device isa-debug-exit,iobase=0xf4,iosize=4 {} {DEVICES}",
-            self.machine
+            self.cpus, self.machine
         );
         let mut arguments: Vec<String> = machine.split_whitespace().map(str::to_owned).collect();
         arguments.extend(machine::loading(self.loader, &self.payload(rig)?, &dir)?);
@@ -110,7 +112,7 @@ impl Case {
 
     /// What is booted.
     fn payload(&self, rig: &Rig<'_>) -> Result<Payload> {
-        let words = format!("{LINUX} init.do=drivers,{}", self.actions);
+        let words = format!("{LINUX} maxcpus=2 init.do=drivers,{}", self.actions);
         let kernel = Image::new(rig.kit.stock()?, words);
         let initrd = rig.kit.stock_drivers()?;
         let Some(words) = self.visor else {
@@ -153,6 +155,7 @@ pub(super) fn tests() -> Vec<Test> {
         visor: None,
         machine: IOMMU,
         loader: Loader::Direct,
+        cpus: 2,
         actions: "no-iommu,disks,card",
         lines: WORKS,
         never: &[HIDDEN],
@@ -173,7 +176,18 @@ pub(super) fn tests() -> Vec<Test> {
         never: &[],
         ..attack
     };
+    let owners = Case {
+        cpus: 3,
+        actions: "owners,disks",
+        lines: OWNERS,
+        never: &["*init: no fault", "*init: owners: *"],
+        ..alone
+    };
+    let open_owners = Case { lines: OPEN_OWNERS, never: &["*init: owners: *"], cpus: 3, ..open };
+    let open_owners = Case { actions: owners.actions, ..open_owners };
     vec![
+        owners.test("iommu/linux-owners", 15),
+        open_owners.test("iommu/linux-open-owners", 15),
         bare.test("iommu/linux-bare", 10),
         alone.test("iommu/linux", 10),
         Case { machine: LARGE, ..alone }.test("iommu/linux-large", 12),
@@ -254,6 +268,26 @@ const OPEN: &[&str] = &[
     "*init: edu 0000:03:03.0 moves memory",
     "*init: edu * reads the visor's *: succeeds",
     "*init: edu * writes the visor's *: succeeds",
+    "*init: done",
+];
+
+/// Pages that are a VM's for a while are out of every device's reach so long, and what tries is told of.
+const OWNERS: &[&str] = &[
+    "*init: a unit translates: true",
+    "*init: fault: device 0x0028 at *, reason 6",
+    "*init: fault: device 0x0028 at *, reason 5",
+    "*init: edu 0000:00:05.0 read 0 and wrote 0 of 5 pages of a VM's",
+    "*init: fault: device 0x0300 at *, reason 6",
+    "*init: fault: device 0x0300 at *, reason 5",
+    "*init: edu 0000:03:03.0 read 0 and wrote 0 of 5 pages of a VM's",
+    "*init: * rounds of load meanwhile",
+    "*init: done",
+];
+const OPEN_OWNERS: &[&str] = &[
+    "*init: a unit translates: false",
+    "*init: edu 0000:00:05.0 read 5 and wrote 5 of 5 pages of a VM's",
+    "*init: edu 0000:03:03.0 read 5 and wrote 5 of 5 pages of a VM's",
+    "*init: * rounds of load meanwhile",
     "*init: done",
 ];
 
