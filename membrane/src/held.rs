@@ -112,6 +112,21 @@ impl Held {
         self.batch.push(frame).is_ok()
     }
 
+    /// Whether nothing was added.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    /// Whether a VM may access `frame` without being asked.
+    pub(crate) fn can_be_reached<H: TableMem>(
+        &self,
+        machine: &Machine<'_, '_, H>,
+        frame: Frame,
+    ) -> bool {
+        let rights = |(vm, page)| Some(self.vm(vm)?.tables.rights(machine.hardware, page));
+        self.pages(machine, frame).filter_map(rights).any(|rights| rights != Access::NONE)
+    }
+
     /// Adds what VMs hold of `part` of what an entry with `meaning` translates.
     ///
     /// # Errors

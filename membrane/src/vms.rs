@@ -2,6 +2,7 @@
 
 use ept::addr::{Frame, GUEST_END, GuestFrame, Span};
 use ept::direct::{Machine, Meaning};
+use ept::entry::Level;
 use ept::ept01::TableMem;
 use ept::frames::{self, State};
 use ept::shadow::Access;
@@ -32,6 +33,7 @@ pub struct Vms {
     draft: Draft,
     launches: u64,
     cursor: Cursor,
+    ahead: Ahead,
     /// What happened.
     pub audit: Audit,
 }
@@ -51,6 +53,20 @@ struct Cursor {
     place: (Frame, usize),
     at: u64,
 }
+
+/// How many entries of a table of leaves are done at once. A host changes a range entry by entry, and every
+/// change would call all processors. So when the next one follows, twice as many are done as before: no more
+/// too early than the host has changed in a row.
+#[derive(Debug)]
+struct Ahead {
+    next: (Frame, usize),
+    entries: usize,
+}
+
+/// Most of them.
+const AHEAD: usize = 64;
+/// Entries in a table.
+const TABLE: usize = 512;
 
 /// Takes a ticket in.
 #[derive(Debug)]
@@ -86,6 +102,7 @@ impl Vms {
             draft: Draft { launch: None, vm: None },
             launches: 0,
             cursor: Cursor { place: (Frame::containing(0), 0), at: 0 },
+            ahead: Ahead { next: (Frame::containing(0), 0), entries: 1 },
             audit: Audit::new(),
         }
     }
@@ -311,7 +328,7 @@ impl Vms {
             return self.release(machine, (table, index), was);
         }
         if walk::loses(old, new) {
-            self.weaken(machine, was);
+            self.weaken(machine, (table, index), was);
         }
         Progress::Done
     }
@@ -344,19 +361,58 @@ impl Vms {
             self.held.add_below(machine, meaning, part)
         };
         let added = add(start, whole.end()).and_then(|()| add(0, start));
+        self.go_ahead(machine, place, meaning);
         self.held.give_back(machine, &mut self.audit);
         let Err(at) = added else { return Progress::Done };
         self.cursor = Cursor { place, at };
         Progress::Again
     }
 
+    /// Adds what entries after that at `place` make reachable, if that is a leaf of which something was added.
+    /// What leaves a VM too early comes back at the next access, as long as the host's entry is there.
+    fn go_ahead<H: Hardware>(
+        &mut self,
+        machine: &Machine<'_, '_, H>,
+        (table, index): (Frame, usize),
+        meaning: Meaning,
+    ) {
+        let Meaning::Leaf(_, Level::Pt) = meaning else { return };
+        // Which table follows the end of one is not known.
+        let (last, next) = self.ahead.next;
+        let follows = (last, next) == (table, index) || (next, index) == (TABLE, 0);
+        if self.held.is_idle() {
+            // A page that the VM has never touched, or that was done ahead.
+            self.ahead.next = if follows { (table, index + 1) } else { (last, next) };
+            return;
+        }
+        let entries = if follows { (2 * self.ahead.entries).min(AHEAD) } else { 1 };
+        let end = (index + entries).min(TABLE);
+        for index in index + 1..end {
+            let meaning = machine.meaning(machine.hardware.entry(table, index), Level::Pt);
+            let _ = self.held.add_below(machine, meaning, walk::extent(meaning));
+        }
+        self.ahead = Ahead { next: (table, end), entries };
+    }
+
     /// Takes from VMs all rights to what `meaning` makes reachable, until they ask again.
-    fn weaken<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, meaning: Meaning) {
+    fn weaken<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        place: (Frame, usize),
+        meaning: Meaning,
+    ) {
+        if let Meaning::Leaf(frame, Level::Pt) = meaning
+            && !self.held.can_be_reached(machine, frame)
+        {
+            // By what was done ahead, everybody knows that.
+            return;
+        }
         let whole = walk::extent(meaning);
         let mut stale = machine.ept.stale();
         let mut rest = Some(whole);
         while let Some(part) = rest {
             let added = self.held.add_below(machine, meaning, part);
+            self.go_ahead(machine, place, meaning);
             stale.add(self.held.weaken(machine));
             rest = added.err().and_then(|at| Span::new(at, whole.end()));
         }
