@@ -321,6 +321,29 @@ fn a_reset_frees_all_room() {
 }
 
 #[test]
+fn what_the_host_answers_too_late_for_a_reset_goes_nowhere() {
+    for sets_up in [false, true] {
+        let mut run = asked(&[512], &[512]);
+        run.step(&Step::Answer(0, 0, 255));
+        let used = run.world.peek16(USED + 2);
+        assert_eq!(used, 1, "the VM has not run since");
+        if sets_up {
+            run.set_up(&[8]);
+            run.step(&Step::Offer(0, vec![300], vec![300]));
+        } else {
+            run.store(0x70, 0);
+        }
+        // It insists.
+        run.world.poke(USED + 2, &used.to_le_bytes());
+        run.world.log.borrow_mut().clear();
+        let _ = run.device.complete(&run.world);
+        let log = run.world.log.borrow();
+        let written = |done: &&crate::world::Done| done.is_write && done.address < 0x4000_0000;
+        assert_eq!(log.iter().filter(written).count(), 0, "to the VM's memory");
+    }
+}
+
+#[test]
 fn nothing_behind_the_devices_part_is_touched() {
     let run = asked(&[LONGEST; 4], &[LONGEST; 4]);
     let log = run.world.log.borrow();
