@@ -28,7 +28,7 @@ struct Comparison<'a> {
 }
 
 /// What differs between [`Start::Reset`] and [`Start::StartUp`], or is looked at as the VM sees it.
-const APART: [u32; 8] = [
+const APART: [u32; 9] = [
     Segment::Cs.fields().selector.encoding(),
     Segment::Cs.fields().base.encoding(),
     f::GUEST_RIP.encoding(),
@@ -36,6 +36,7 @@ const APART: [u32; 8] = [
     f::CR0_SHADOW.encoding(),
     f::GUEST_CR4.encoding(),
     f::CR4_SHADOW.encoding(),
+    f::GUEST_DR7.encoding(),
     f::ENTRY_INTERRUPTION.encoding(),
 ];
 
@@ -68,6 +69,8 @@ pub fn kind(shown: &Vmcs12, registers: &impl Registers) -> Start {
     const CD_NW: u64 = 0x6000_0000;
     const ET: u64 = 0x10;
     const PAT: u64 = 0x0007_0406_0007_0406;
+    /// It is 1, whatever is loaded (SDM vol. 3, 27.3.2.1); Xen loads 0.
+    const DR7_FIXED: u64 = 0x400;
     const RDX: usize = 2;
     let code = Segment::Cs.fields();
     let entry = (shown.read(code.selector), shown.read(code.base), shown.read(f::GUEST_RIP));
@@ -96,6 +99,7 @@ pub fn kind(shown: &Vmcs12, registers: &impl Registers) -> Start {
         || !Wanted::of(shown).entry.contains(loaded)
         || (cr0 & !CD_NW, cr4) != (ET, 0)
         || shown.read(f::GUEST_PAT) != PAT
+        || shown.read(f::GUEST_DR7) & !DR7_FIXED != 0
         || (shown.read(f::GUEST_SYSENTER_CS), system) != (0, [0, 0])
         || file != [0; 16]
     {

@@ -50,12 +50,16 @@ fn what_kvm_sets_up_is_the_reset_state() {
 
 #[test]
 fn a_start_up_state_has_its_vector() {
-    let page = at_reset(|page| {
-        page.write(Segment::Cs.fields().selector, 0x9a00);
-        page.write(Segment::Cs.fields().base, 0x9_a000);
-        page.write(f::GUEST_RIP, 0);
-    });
-    assert_eq!(kind(&page, &signed()), Start::StartUp(0x9a));
+    // Xen does without the bit of DR7 that is always 1.
+    for dr7 in [0x400, 0] {
+        let page = at_reset(|page| {
+            page.write(Segment::Cs.fields().selector, 0x9a00);
+            page.write(Segment::Cs.fields().base, 0x9_a000);
+            page.write(f::GUEST_RIP, 0);
+            page.write(f::GUEST_DR7, dr7);
+        });
+        assert_eq!(kind(&page, &signed()), Start::StartUp(0x9a));
+    }
 }
 
 #[test]
