@@ -86,6 +86,15 @@ impl Machine {
             Self::Xen => (xen::STUB, rom::LENGTH),
         }
     }
+
+    /// The ids of so many processors' local APICs.
+    fn apic_ids(self, processors: u8) -> Vec<u8> {
+        let apart = match self {
+            Self::Qemu => 1,
+            Self::Xen => xen::APIC_IDS_APART,
+        };
+        (0..processors).map(|number| number.saturating_mul(apart)).collect()
+    }
 }
 
 /// Why a kernel, with what goes along, makes no VM.
@@ -124,8 +133,7 @@ struct Image {
 impl Image {
     fn new(kernel: &[u8], initrd: &[u8], order: &Order) -> Result<Self, Fault> {
         let machine = order.machine;
-        if machine == Machine::Xen && (order.processors, order.virtio, order.restarts) != (1, 0, 0)
-        {
+        if machine == Machine::Xen && (order.virtio, order.restarts) != (0, 0) {
             return Err(Fault::OnlyQemu);
         }
         let kernel = Kernel::parse(kernel)?;
@@ -142,7 +150,7 @@ impl Image {
             params: &params,
             line: line.as_bytes(),
             efi: &efi::tables(&layout),
-            mp: &mp::tables(order.processors),
+            mp: &mp::tables(&machine.apic_ids(order.processors)),
         };
         let stub = match machine {
             Machine::Qemu => rom::rom(&low, layout.kernel),
@@ -210,7 +218,7 @@ pub(crate) fn linux(order: &Order) -> Result<Made, Failure> {
         Machine::Xen => {
             let place =
                 fs::canonicalize(folder).map_err(|why| Failure::File(folder.clone(), why))?;
-            let configuration = xen::configuration(&place, order.memory);
+            let configuration = xen::configuration(&place, order);
             vec![
                 ("image.elf", xen::elf(&image), make::PUBLIC),
                 ("firmware.bin", xen::FIRMWARE.to_vec(), make::PUBLIC),
@@ -243,7 +251,7 @@ impl fmt::Display for Fault {
                 write!(f, "an initial RAM disk of {bytes} bytes does not fit below the kernel")
             }
             Self::OnlyQemu => {
-                write!(f, "only VMs for QEMU have several processors, virtio devices, or restarts")
+                write!(f, "only VMs for QEMU have virtio devices or restarts")
             }
             Self::Memory(end) => {
                 write!(

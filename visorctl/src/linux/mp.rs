@@ -1,6 +1,8 @@
 //! The MP tables (Intel, MultiProcessor Specification 1.4, chapter 4): processors, one I/O APIC with
 //! the lines of the ISA bus.
 
+use std::iter;
+
 use super::bytes::{balance, put};
 
 /// Where Linux looks for the floating pointer first that is there: the last KiB of base memory.
@@ -15,9 +17,10 @@ const VERSIONS: [u8; 2] = [0x14, 0x11];
 const POINTER: u8 = 16;
 const HEADER: usize = 44;
 
-/// The floating pointer and the table of so many processors, at most 15, for [`PLACE`].
-pub(super) fn tables(processors: u8) -> Vec<u8> {
-    let entries = entries(processors);
+/// The floating pointer and the table of processors whose local APICs have these ids, at most 15, for [`PLACE`].
+/// The first one boots.
+pub(super) fn tables(ids: &[u8]) -> Vec<u8> {
+    let entries = entries(ids);
     let mut table = vec![0; HEADER];
     put(&mut table, 0, b"PCMP");
     put(&mut table, 6, &[4]);
@@ -45,16 +48,15 @@ fn pointer() -> Vec<u8> {
     pointer
 }
 
-fn entries(processors: u8) -> Vec<Vec<u8>> {
+fn entries(ids: &[u8]) -> Vec<Vec<u8>> {
     let [local, io] = VERSIONS;
     let (usable, boots) = (1, 2);
     // The first id that no local APIC has. An I/O APIC's has 4 bits.
-    let io_apic_id = processors;
+    let io_apic_id = (0..16).find(|id| !ids.contains(id)).unwrap_or(0);
     let mut entries = Vec::new();
-    for id in 0..processors {
+    for (id, flags) in ids.iter().zip(iter::once(usable | boots).chain(iter::repeat(usable))) {
         let mut processor = vec![0; 20];
-        let flags = if id == 0 { usable | boots } else { usable };
-        put(&mut processor, 1, &[id, local, flags]);
+        put(&mut processor, 1, &[*id, local, flags]);
         entries.push(processor);
     }
     let mut io_apic = vec![2, io_apic_id, io, usable];

@@ -211,8 +211,8 @@ fn sum(bytes: &[u8]) -> u8 {
 
 #[test]
 fn the_mp_tables_are_found_and_whole() {
-    assert!(mp::tables(15).len() <= mp::LENGTH);
-    let tables = mp::tables(3);
+    assert!(mp::tables(&Machine::Qemu.apic_ids(15)).len() <= mp::LENGTH);
+    let tables = mp::tables(&[0, 1, 2]);
     let (pointer, table) = tables.split_at(16);
     assert_eq!((&pointer[..4], sum(pointer), word(pointer, 4)), (&b"_MP_"[..], 0, 0x9_fc10));
     assert_eq!((pointer[8], pointer[9]), (1, 4));
@@ -224,12 +224,14 @@ fn the_mp_tables_are_found_and_whole() {
 #[test]
 fn the_mp_tables_tell_of_every_processor_and_all_lines_of_the_isa_bus() {
     for count in [1, 2, 15] {
-        processors_and_lines(count);
+        processors_and_lines(&Machine::Qemu.apic_ids(count), count);
     }
+    assert_eq!(Machine::Xen.apic_ids(3), [0, 2, 4]);
+    processors_and_lines(&[0, 2, 4], 1);
 }
 
-fn processors_and_lines(count: u8) {
-    let tables = mp::tables(count);
+fn processors_and_lines(ids: &[u8], io_apic: u8) {
+    let tables = mp::tables(ids);
     let (mut entries, mut rest) = (Vec::new(), &tables[16 + 44..]);
     while let Some(kind) = rest.first() {
         let (entry, next) = rest.split_at(if *kind == 0 { 20 } else { 8 });
@@ -237,13 +239,13 @@ fn processors_and_lines(count: u8) {
         rest = next;
     }
     assert_eq!(usize::from(tables[16 + 34]), entries.len());
-    let (processors, entries) = entries.split_at(count.into());
-    for (id, processor) in (0..).zip(processors) {
-        assert_eq!(processor[..4], [0, id, 0x14, if id == 0 { 3 } else { 1 }]);
+    let (processors, entries) = entries.split_at(ids.len());
+    for (id, processor) in ids.iter().zip(processors) {
+        assert_eq!(processor[..4], [0, *id, 0x14, if *id == 0 { 3 } else { 1 }]);
     }
     assert_eq!(entries[0], b"\x01\0ISA   ");
-    assert_eq!((&entries[1][..4], word(entries[1], 4)), (&[2, count, 0x11, 1][..], 0xfec0_0000));
-    let line = |irq, pin| [3, 0, 0, 0, 0, irq, count, pin];
+    assert_eq!((&entries[1][..4], word(entries[1], 4)), (&[2, io_apic, 0x11, 1][..], 0xfec0_0000));
+    let line = |irq, pin| [3, 0, 0, 0, 0, irq, io_apic, pin];
     let lines: Vec<[u8; 8]> =
         [line(0, 2), line(1, 1)].into_iter().chain((3..16).map(|irq| line(irq, irq))).collect();
     assert_eq!(entries[2..], lines);
@@ -401,7 +403,7 @@ fn a_vm_of_several_processors_has_them_in_its_ticket_its_tables_and_its_machine(
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();
     assert_eq!(ticket.processors, 2);
-    assert!(read("stub.rom")[0x3000..].starts_with(&mp::tables(2)));
+    assert!(read("stub.rom")[0x3000..].starts_with(&mp::tables(&[0, 1])));
     assert!(String::from_utf8(read("qemu.args")).unwrap().contains("\n-smp\n2\n"));
 }
 

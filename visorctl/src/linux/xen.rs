@@ -14,12 +14,15 @@ use nested_vmx::vmcs12::Vmcs12;
 use sha2::{Digest, Sha256};
 
 use super::layout::PAGE_LEN;
-use super::{Image, rom};
+use super::{Image, Order, rom};
 
 /// Where the stub lies: the toolstack loads an image to one run of memory, and below 1 MiB there are holes.
 pub(super) const STUB: u32 = 0x10_0000;
 /// `xl` insists on a firmware for the firmware. Nothing runs it.
 pub(super) const FIRMWARE: &[u8] = b"This is no firmware.\n";
+
+/// How far ids of local APICs are apart (xen/arch/x86/hvm/vlapic.c, `vlapic_reset`).
+pub(super) const APIC_IDS_APART: u8 = 2;
 
 /// Sizes of an ELF file's header and of its program headers (System V ABI, chapters 4 and 5).
 const HEADER: u16 = 52;
@@ -64,13 +67,13 @@ pub(super) fn elf(image: &Image) -> Vec<u8> {
 }
 
 /// What `xl` is told, for an image in the folder `place`. Nothing here is trusted.
-pub(super) fn configuration(place: &Path, memory: u64) -> String {
-    let (place, memory) = (place.display(), memory >> 20);
+pub(super) fn configuration(place: &Path, order: &Order) -> String {
+    let (place, memory, processors) = (place.display(), order.memory >> 20, order.processors);
     format!(
         r#"name="linux"
 type="hvm"
 memory={memory}
-vcpus=1
+vcpus={processors}
 firmware_override="{place}/image.elf"
 bios="seabios"
 bios_path_override="{place}/firmware.bin"
