@@ -185,16 +185,53 @@ fn disk_of_made(programs: &mut Programs, parts: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An initial RAM file system of a dom0 in which `xl` runs `kernel`, made at `out`.
-pub(crate) fn xl(kernel: &Path, out: &Path) -> Result<PathBuf> {
-    let root = packages::vmms()?;
-    let parts = parts(out)?;
-    let mut programs = host(&root, &parts, XL)?;
+/// A dom0 with `xl`.
+fn dom0(root: &Path, parts: &Path) -> Result<Programs> {
+    let mut programs = host(root, parts, XL)?;
     for name in XEN_PROGRAMS {
         programs.program(&format!("{XEN}/bin/{name}"))?;
     }
     // A dom0 of fixed size, and no scripts for devices that no guest has.
-    programs.add("etc/xen/xl.conf", &written(&parts, "xl.conf", "autoballoon=\"off\"\n")?);
+    programs.add("etc/xen/xl.conf", &written(parts, "xl.conf", "autoballoon=\"off\"\n")?);
+    Ok(programs)
+}
+
+/// Adds the device model of `xl`.
+fn add_device_model(programs: &mut Programs) -> Result<()> {
+    programs.program("usr/libexec/xen-qemu-system-i386")?;
+    programs.file("usr/share/qemu/kvmvapic.bin")?;
+    // Wanted even where there is no display.
+    programs.file("usr/share/qemu/keymaps/en-us")
+}
+
+/// As [`made`], for Xen's `xl` in a dom0.
+pub(crate) fn made_for_xen(of: &Parts, intruder: &Path, out: &Path) -> Result<PathBuf> {
+    let root = packages::vmms()?;
+    let parts = parts(out)?;
+    let mut programs = dom0(&root, &parts)?;
+    add_device_model(&mut programs)?;
+    programs.add("visorctl", &of.tool);
+    programs.add("intruder", intruder);
+    for (name, actions, processors) in
+        [("vm", "", "1"), ("vm-2", "cpu-hotplug", "2"), ("vm-heart", "heart", "1")]
+    {
+        let vm = parts.join(name);
+        let line = format!("{MADE_WORDS} init.do={actions}");
+        let words = ["--machine", "xen", "--cmdline", &line, "--memory", "64M"];
+        let words = [&words[..], &["--processors", processors]].concat();
+        build::linux_vm(&of.tool, [&of.kernel, &of.initrd], &words, &vm)?;
+        for file in ["ticket", "image.elf", "firmware.bin", "xl.cfg"] {
+            programs.add(&format!("{name}/{file}"), &vm.join(file));
+        }
+    }
+    finish(&programs, out)
+}
+
+/// An initial RAM file system of a dom0 in which `xl` runs `kernel`, made at `out`.
+pub(crate) fn xl(kernel: &Path, out: &Path) -> Result<PathBuf> {
+    let root = packages::vmms()?;
+    let parts = parts(out)?;
+    let mut programs = dom0(&root, &parts)?;
     programs.add("guest/kernel", kernel);
     programs.add("guest/initrd", &domu(&root, &parts)?);
     emulated(&mut programs, kernel, &parts)?;
@@ -211,12 +248,9 @@ pub(crate) fn xl(kernel: &Path, out: &Path) -> Result<PathBuf> {
 
 /// Adds a guest of `xl` that boots `kernel` from a CD which the distribution's QEMU emulates.
 fn emulated(programs: &mut Programs, kernel: &Path, parts: &Path) -> Result<()> {
-    programs.program("usr/libexec/xen-qemu-system-i386")?;
+    add_device_model(programs)?;
     programs.file(&format!("{XEN}/boot/hvmloader"))?;
     programs.file("usr/share/seabios/bios-256k.bin")?;
-    programs.file("usr/share/qemu/kvmvapic.bin")?;
-    // Wanted even where there is no display.
-    programs.file("usr/share/qemu/keymaps/en-us")?;
     let kernel = Image::new(kernel, DOMU_WORDS);
     let initrd = Some(parts.join("domu.cpio"));
     let dir = parts.join("cd");

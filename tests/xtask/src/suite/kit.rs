@@ -64,6 +64,8 @@ pub(crate) enum Host {
     /// The distribution's Xen with the small kernel as dom0, and `xl` there, whose guests are the
     /// small kernel too.
     Xl { xen: String, dom0: String },
+    /// As [`Host::Xl`], with `visorctl` and a VM that this has made.
+    XlMade { xen: String, dom0: String },
     /// The bare-metal probe.
     Probe(String),
     /// The bare-metal user of VMX.
@@ -133,6 +135,7 @@ pub(crate) struct Kit {
     attacked: Once<PathBuf>,
     stock_attacked: Once<PathBuf>,
     xl: Once<PathBuf>,
+    xl_made: Once<PathBuf>,
 }
 
 impl fmt::Debug for Kit {
@@ -163,6 +166,7 @@ impl Kit {
             attacked: Once::new(),
             stock_attacked: Once::new(),
             xl: Once::new(),
+            xl_made: Once::new(),
         }
     }
 
@@ -300,6 +304,13 @@ impl Kit {
         self.xl.get(|| vmms::xl(&self.small()?, &paths::target("guests")?.join("xl.cpio")))
     }
 
+    fn xl_made(&self) -> Result<PathBuf> {
+        self.xl_made.get(|| {
+            let out = paths::target("guests")?.join("xl-made.cpio");
+            vmms::made_for_xen(&self.parts(Vec::new())?, &self.guests()?.intruder, &out)
+        })
+    }
+
     /// The Linux kernel of `host` and its initial RAM file system.
     fn linux(&self, host: &Host) -> Result<Vec<PathBuf>> {
         type Make = fn(&Kit) -> Result<PathBuf>;
@@ -318,6 +329,7 @@ impl Kit {
             Host::Attacked(_) => (Self::small, Self::attacked),
             Host::StockAttacked(_) => (Self::stock, Self::stock_attacked),
             Host::Xl { .. } => (Self::small, Self::xl),
+            Host::XlMade { .. } => (Self::small, Self::xl_made),
             Host::Probe(_) | Host::Vmx(_) | Host::Files(_) => return Ok(Vec::new()),
         };
         Ok(vec![kernel(self)?, initrd(self)?])
@@ -341,7 +353,8 @@ impl Kit {
             Host::Xen { dom0, .. }
             | Host::StockXen { dom0, .. }
             | Host::XenVms { dom0, .. }
-            | Host::Xl { dom0, .. } => (DOM0, dom0),
+            | Host::Xl { dom0, .. }
+            | Host::XlMade { dom0, .. } => (DOM0, dom0),
             Host::Probe(words) => return Ok(vec![Image::new(self.guests()?.probe, words)]),
             Host::Vmx(words) => return Ok(vec![Image::new(self.guests()?.vmx, words)]),
             Host::Files(images) => return Ok(images.clone()),
@@ -354,7 +367,8 @@ impl Kit {
         if let Host::Xen { xen, .. }
         | Host::StockXen { xen, .. }
         | Host::XenVms { xen, .. }
-        | Host::Xl { xen, .. } = host
+        | Host::Xl { xen, .. }
+        | Host::XlMade { xen, .. } = host
         {
             images.insert(0, Image::new(self.xen()?, format!("{XEN} {xen}")));
         }
@@ -391,6 +405,7 @@ impl Kit {
             | Host::StockXen { .. }
             | Host::XenVms { .. }
             | Host::Xl { .. }
+            | Host::XlMade { .. }
             | Host::Probe(_)
             | Host::Vmx(_)
             | Host::Files(_) => {
