@@ -18,7 +18,6 @@ use spin::{Mutex, MutexGuard};
 
 use crate::cpu::{self, size};
 use crate::events::{self, Event};
-use crate::host::Registers;
 use crate::machine::Machine;
 use crate::memory::{self, BootMemory, POOL, Pool, bytes_mut};
 use crate::paging::{self, Image};
@@ -241,12 +240,8 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
     or_refuse(smp::start(plan.processors, root, plan.low));
     log::info!("entering the host: processor {} of {}", cpu.index.get(), plan.processors);
     events::record(0, Event::HostStarted);
-    let registers = Registers {
-        rsi: plan.loader_area.start(),
-        rbx: plan.loader_area.start() + HANDOFF,
-        ..Registers::default()
-    };
-    processor::start_host(blob_entry, registers)
+    let area = plan.loader_area.start();
+    processor::start_host(blob_entry, area, area + HANDOFF)
 }
 
 /// Puts the loader and its handoff into its area; returns its entry point.

@@ -1,10 +1,7 @@
 #![no_std]
 #![no_main]
 #![doc = include_str!("../README.md")]
-#![cfg_attr(
-    feature = "without-vmx",
-    expect(dead_code, reason = "what needs VMX is built, but for how it begins")
-)]
+#![cfg_attr(feature = "without-vmx", expect(dead_code, reason = "nothing begins what needs VMX"))]
 
 mod apic;
 mod cpu;

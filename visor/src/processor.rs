@@ -5,16 +5,11 @@
 
 use nested_vmx::state;
 
-use crate::cpu;
-use crate::cpu::vmx::Current;
-use crate::host::Registers;
-use crate::machine::Machine;
-use crate::nested::Nested;
-use crate::percpu::PerCpu;
-use crate::{guest_state, shootdown, smp};
+use crate::cpu::{self, vmx::Current};
+use crate::{guest_state, shootdown, smp, vmcs};
+use crate::{host::Registers, machine::Machine, nested::Nested, percpu::PerCpu};
 
 pub(crate) use crate::cpu::vmx::invept_all as forget;
-use crate::vmcs;
 pub(crate) use crate::vmcs::{NoVmx, capabilities, enable};
 
 /// Brings this processor into VMX root mode, with a VMCS for the host; `None` if the pool is empty.
@@ -32,10 +27,10 @@ pub(crate) fn join(cpu: &'static PerCpu, machine: &'static Machine) -> Result<Op
     Ok(Some(()))
 }
 
-/// Enters the host on the bootstrap processor: at `entry`, in 32-bit flat protected mode.
-pub(crate) fn start_host(entry: u32, registers: Registers) -> ! {
+/// Enters the host on the bootstrap processor: its loader, at `entry`, in 32-bit flat protected mode.
+pub(crate) fn start_host(entry: u32, area: u64, handoff: u64) -> ! {
     state::flat_32_bit(&mut Current, entry);
-    enter(registers)
+    enter(Registers { rsi: area, rbx: handoff, ..Registers::default() })
 }
 
 /// Enters the host on an application processor, which waits for a start-up IPI, or has had one.

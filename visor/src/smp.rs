@@ -98,14 +98,10 @@ pub(crate) fn start(count: u32, root: Frame, low: Span) -> Result<(), StartError
     if started < count { Err(StartError::Missing { listed: count, started }) } else { Ok(()) }
 }
 
-fn start_page() -> u8 {
-    let [page, ..] = (low() / PAGE).to_le_bytes();
+/// Number of the first of the low pages.
+pub(crate) fn start_page() -> u8 {
+    let [page, ..] = (LOW.load(Ordering::Acquire) / PAGE).to_le_bytes();
     page
-}
-
-/// Physical address of the low pages.
-pub(crate) fn low() -> u64 {
-    LOW.load(Ordering::Acquire)
 }
 
 fn await_ready(count: u32) {

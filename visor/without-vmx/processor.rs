@@ -13,7 +13,6 @@ use nested_vmx::capability::RawCapabilities;
 
 use crate::apic::{self, Delivery, Destination};
 use crate::cpu;
-use crate::host::Registers;
 use crate::machine::Machine;
 use crate::memory;
 use crate::percpu::PerCpu;
@@ -71,7 +70,7 @@ pub(crate) const fn forget() {}
 
 /// Sends the other processors back to where they wait for a start-up IPI, but for one that [`serves`], and goes
 /// to `entry` in 32-bit flat protected mode.
-pub(crate) fn start_host(entry: u32, registers: Registers) -> ! {
+pub(crate) fn start_host(entry: u32, area: u64, handoff: u64) -> ! {
     let (machine, own) = (Machine::running(), PerCpu::current());
     shootdown::fall_asleep(own);
     for cpu in machine.each().filter(|cpu| cpu.index.get() != own.index.get()) {
@@ -80,7 +79,7 @@ pub(crate) fn start_host(entry: u32, registers: Registers) -> ! {
         }
     }
     apic::wait(10_000);
-    let low = smp::low();
+    let low = u64::from(smp::start_page()) * PAGE;
     let place = Span::sized(low + OFFSET, PAGE - OFFSET).unwrap_or_default();
     // SAFETY: the low pages are the visor's, and no other processor runs.
     let place = unsafe { memory::bytes_mut(place) };
@@ -97,9 +96,9 @@ pub(crate) fn start_host(entry: u32, registers: Registers) -> ! {
             "mov rbx, {handoff}",
             "jmp rdi",
             tables = in(reg) low + PAGE,
-            handoff = in(reg) registers.rbx,
+            handoff = in(reg) handoff,
             in("rdi") low + OFFSET,
-            in("rsi") registers.rsi,
+            in("rsi") area,
             in("r8") u64::from(entry),
             options(noreturn)
         );
