@@ -21,7 +21,7 @@ pub(crate) const fn linear(address: u64) -> u64 {
 }
 
 /// Memory as the boot loader and the firmware left it. Only lives until the host starts: later
-/// reads go through [`host_u64`].
+/// reads go through `crate::tables`.
 #[derive(Debug)]
 pub(crate) struct BootMemory;
 
