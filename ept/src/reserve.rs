@@ -41,7 +41,7 @@ pub struct Size {
 /// For bitmaps, low pages saved while processors start, and the like.
 const SPARE: u64 = 64 * PAGE;
 
-/// Bytes of RAM for each that protected VMs have. So half of all RAM can be private memory, each
+/// Bytes of RAM for each that protected VMs have. So up to half of all RAM can be private memory, each
 /// page with an entry of 8 bytes in a table and a record of 32. The frame table and EPT01 take
 /// 1/256 of RAM, and the whole reservation has to stay below 1% and 16 MiB.
 const PER_PROTECTED: u64 = 192;

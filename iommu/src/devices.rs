@@ -32,7 +32,7 @@ fn bits(end: u64) -> u8 {
 
 impl<'d, R: Registers> Devices<'d, R> {
     /// Builds the domain by `frames`, without what is `denied` to devices, for addresses of `width` bits
-    /// and RAM below `ram_end`; and starts the `units` with it. Without large leaves they translate no more than RAM and what is below 4 GiB.
+    /// and RAM below `ram_end`; and starts the `units` with it. Without leaves of all sizes they translate no more than RAM and what is below 4 GiB.
     ///
     /// # Errors
     /// [`Error`] of the first unit that cannot be started. Those before it are.
@@ -42,8 +42,9 @@ impl<'d, R: Registers> Devices<'d, R> {
         (frames, denied): (&FrameTable<'_>, &'d [Span]),
         (width, ram_end): (u8, u64),
     ) -> Result<Self, Error> {
-        let large = units.iter().all(|unit| unit.capabilities().large());
-        let width = if large { width } else { width.min(bits(ram_end)) };
+        let mut capabilities = units.iter().map(Unit::capabilities);
+        let huge = capabilities.all(|unit| unit.large() && unit.huge());
+        let width = if huge { width } else { width.min(bits(ram_end)) };
         let format = format(units, width, ram_end)?;
         let first = units.first().map_or(0, |unit| unit.base);
         let exhausted = |Exhausted| Error { unit: first, cause: Cause::Exhausted };

@@ -255,9 +255,9 @@ fn changes_are_flushed_and_tables_merged_however_many() {
 }
 
 #[test]
-fn units_without_large_leaves_translate_no_more_than_ram_and_4_gib() {
+fn units_without_leaves_of_all_sizes_translate_no_more_than_ram_and_4_gib() {
     let small: &'static [Span] = Box::leak(Box::new([Span::new(0, 16 * PAGE).unwrap()]));
-    for (cap, width) in [(CAP, 39), (CAP & !(0b11 << 34), 32)] {
+    for (cap, width) in [(CAP, 39), (CAP & !(1 << 35), 32), (CAP & !(0b11 << 34), 32)] {
         let words = usize::try_from(FrameTable::entries(small)).unwrap();
         let frames = FrameTable::new(small, Box::leak(std::vec![0; words].into())).unwrap();
         let ram = Ram::new(VISOR.start(), Sight::Coherent);
