@@ -377,15 +377,14 @@ impl Vms {
         meaning: Meaning,
     ) {
         let Meaning::Leaf(_, Level::Pt) = meaning else { return };
-        // Which table follows the end of one is not known.
-        let (last, next) = self.ahead.next;
-        let follows = (last, next) == (table, index) || (next, index) == (TABLE, 0);
         if self.held.is_idle() {
-            // A page that the VM has never touched, or that was done ahead.
-            self.ahead.next = if follows { (table, index + 1) } else { (last, next) };
             return;
         }
-        let entries = if follows { (2 * self.ahead.entries).min(AHEAD) } else { 1 };
+        // Over entries for pages that the VM does not have. Which table follows the end of one is not known.
+        let ((last, next), before) = (self.ahead.next, self.ahead.entries);
+        let follows =
+            last == table && (next..=next + before).contains(&index) || next == TABLE && index == 0;
+        let entries = if follows { (2 * before).min(AHEAD) } else { 1 };
         let end = (index + entries).min(TABLE);
         for index in index + 1..end {
             let meaning = machine.meaning(machine.hardware.entry(table, index), Level::Pt);

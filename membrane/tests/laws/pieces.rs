@@ -131,6 +131,21 @@ fn unmapping_elsewhere_takes_one_page_again() {
 }
 
 #[test]
+fn a_page_that_the_vm_does_not_have_is_no_end_of_a_run() {
+    let mut world = small();
+    let t = tables(0);
+    // From 8 on eight are done. 64 is too far behind the end of the sixteen from 16 on.
+    for (number, left) in
+        [(7, 1), (0, 2), (1, 4), (3, 8), (8, 16), (16, 32), (64, 33), (48, 34), (100, 35)]
+    {
+        let _ = world.store(t.spare, number, 0);
+        assert_eq!(512 - resident(&world), left, "{number}");
+    }
+    world.check();
+    world.finish();
+}
+
+#[test]
 fn rights_that_are_taken_page_after_page_go_with_few_calls_and_none_is_left() {
     let mut world = small();
     let t = tables(0);
