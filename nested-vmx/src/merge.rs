@@ -4,7 +4,7 @@ use crate::capability::Controls;
 use crate::check::{CR4_HIDDEN, EFER_LONG, Wanted};
 use crate::control::{EntryControls, ExitControls, Pin, Primary, Secondary};
 use crate::field::{self as f, Vmcs};
-use crate::vmcs12::{Class, Vmcs12, encodings};
+use crate::vmcs12::{COLD, Class, Vmcs12, encodings, places};
 
 /// The tag of the host's own translations. A VM that the host gives the same tag runs untagged.
 pub const HOST_VPID: u16 = 0xffff;
@@ -165,10 +165,32 @@ pub(crate) fn plain_guest_fields(wanted: &'static [Class]) -> impl Iterator<Item
     encodings(wanted).filter(|encoding| !BY_CONTROL.contains(encoding))
 }
 
+/// Those of [`plain_guest_fields`] that are not hot, with their places: found out once, as they are read at
+/// many exits.
+pub(crate) static PLAIN: [(u32, usize); COLD.len() - 7] = {
+    let (all, mut plain, mut at, mut length) = (places(COLD), [(0, 0); COLD.len() - 7], 0, 0);
+    while at < all.len() {
+        let (mut others, mut is_plain) = (BY_CONTROL.as_slice(), true);
+        #[expect(clippy::indexing_slicing, reason = "checked at compile time")]
+        while let [other, rest @ ..] = others {
+            is_plain &= all[at].0 != *other;
+            others = rest;
+        }
+        #[expect(clippy::indexing_slicing, reason = "checked at compile time")]
+        if is_plain {
+            plain[length] = all[at];
+            length += 1;
+        }
+        at += 1;
+    }
+    assert!(length == plain.len(), "7 of them are decided about one by one");
+    plain
+};
+
 /// Writes the VM's state into VMCS02, but for the hot fields and those of [`switched`].
 pub fn guest(v12: &Vmcs12, v02: &mut impl Vmcs) {
-    for encoding in plain_guest_fields(&[Class::Guest]) {
-        v02.write_raw(encoding, v12.read_raw(encoding));
+    for (encoding, place) in &PLAIN {
+        v02.write_raw(*encoding, v12.at(*place));
     }
     // A VM has no use for VMCS shadowing: it is not advertised.
     v02.write(f::VMCS_LINK_POINTER, u64::MAX);
@@ -259,5 +281,16 @@ pub fn hot_field(encoding: u32, value: u64, wanted: &Wanted, v02: &mut impl Vmcs
         THRESHOLD if !wanted.primary.contains(Primary::TPR_SHADOW) => {}
         TIMER if !wanted.pin.contains(Pin::PREEMPTION_TIMER) => {}
         _ => v02.write_raw(encoding, value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plain_fields_that_are_not_hot_are_in_the_list_of_them() {
+        let plain = plain_guest_fields(&[Class::Guest]);
+        assert!(plain.eq(PLAIN.map(|(encoding, _)| encoding)));
     }
 }

@@ -7,7 +7,7 @@ use crate::control::{EntryControls, ExitControls, Pin, Primary};
 use crate::field::{self as f, Vmcs};
 use crate::merge::{self, Environment, HostRegisters};
 use crate::unroll::{UNROLLED, unroll};
-use crate::vmcs12::{Class, HOT, INFORMATION, SELDOM_WRITTEN, Vmcs12, class, places};
+use crate::vmcs12::{Class, HOT, INFORMATION, SELDOM_WRITTEN, Vmcs12, class, places, position};
 
 /// A set of fields of [`HOT`] or [`INFORMATION`], by position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -277,8 +277,8 @@ impl<'a> Vcpu<'a> {
 
     /// Reads the cold fields of the VM's state from VMCS02.
     pub fn fetch(&mut self, v02: &impl Vmcs) {
-        for encoding in merge::plain_guest_fields(&[Class::Guest]) {
-            self.fields.write_raw(encoding, v02.read_raw(encoding));
+        for (encoding, place) in &merge::PLAIN {
+            self.fields.set_at(*place, v02.read_raw(*encoding));
         }
         let exit = Wanted::of(self.fields).exit;
         if exit.contains(ExitControls::SAVE_DEBUG) {
@@ -292,6 +292,13 @@ impl<'a> Vcpu<'a> {
             self.fields.write(f::GUEST_EFER, v02.read(f::GUEST_EFER));
         }
         self.stale = false;
+    }
+
+    /// Reads just these of them.
+    pub(crate) fn fetch_some(&mut self, encodings: &[u32], v02: &impl Vmcs) {
+        for encoding in encodings {
+            self.fields.write_raw(*encoding, v02.read_raw(*encoding));
+        }
     }
 
     /// Does a VMWRITE that exited, of a field that exists and is not stale.
@@ -310,7 +317,7 @@ impl<'a> Vcpu<'a> {
             }
             Class::Guest => self.changes.cold |= Cold::GUEST,
             Class::HotControl | Class::HotGuest => {
-                if let Some(position) = HOT.iter().position(|hot| *hot == encoding & !1) {
+                if let Some(position) = position(encoding) {
                     self.changed(position);
                     self.unseen.0.add(position);
                 }
@@ -501,7 +508,7 @@ impl<'a> Vcpu<'a> {
             return;
         }
         self.fields.write_raw(encoding, value);
-        if let Some(position) = INFORMATION.iter().position(|field| *field == encoding) {
+        if let Some(position) = position(encoding) {
             self.unseen.1.add(position);
         }
     }
@@ -514,7 +521,7 @@ impl<'a> Vcpu<'a> {
     }
 
     fn show_hot(&mut self, encoding: u32, value: u64) {
-        if let Some(position) = HOT.iter().position(|field| *field == encoding) {
+        if let Some(position) = position(encoding) {
             self.show(position, encoding, value);
         }
     }

@@ -133,11 +133,12 @@ pub fn encodings(wanted: &'static [Class]) -> impl Iterator<Item = u32> {
         .flat_map(|(first, last, _)| (*first..=*last).step_by(2))
 }
 
-/// Whether fields of `class` are in [`HOT`] (`Kind::Hot`) or in [`INFORMATION`].
+/// Whether fields of `class` are in [`HOT`] (`Kind::Hot`), in [`INFORMATION`] or in [`COLD`].
 const fn is_of(class: Class, kind: Kind) -> bool {
     match kind {
         Kind::Hot => matches!(class, Class::HotGuest | Class::HotControl),
         Kind::Information => matches!(class, Class::Information),
+        Kind::Cold => matches!(class, Class::Guest),
     }
 }
 
@@ -145,6 +146,7 @@ const fn is_of(class: Class, kind: Kind) -> bool {
 enum Kind {
     Hot,
     Information,
+    Cold,
 }
 
 const fn count(kind: Kind) -> usize {
@@ -185,6 +187,9 @@ pub const HOT: [u32; count(Kind::Hot)] = list(Kind::Hot);
 pub const SELDOM_WRITTEN: [u32; 5] = [0x4816, 0x4818, 0x6800, 0x6802, 0x6804];
 /// The information fields, which it reads without exits.
 pub const INFORMATION: [u32; count(Kind::Information)] = list(Kind::Information);
+
+/// The fields of the VM's state that are not hot.
+pub(crate) const COLD: [u32; count(Kind::Cold)] = list(Kind::Cold);
 
 /// Fills the VMREAD and VMWRITE bitmaps, in which a set bit means an exit (SDM vol. 3, 26.6.15).
 pub fn fill_bitmaps(read: &mut [u8; 4096], write: &mut [u8; 4096]) {
@@ -240,6 +245,28 @@ pub(crate) const fn places<const N: usize>(encodings: [u32; N]) -> [(u32, usize)
         at += 1;
     }
     places
+}
+
+/// Where fields are in [`HOT`] or [`INFORMATION`], by their places.
+static POSITIONS: [u8; WORDS] = number(&HOT, number(&INFORMATION, [u8::MAX; WORDS]));
+
+const fn number(mut fields: &[u32], mut positions: [u8; WORDS]) -> [u8; WORDS] {
+    let mut position = 0;
+    while let [encoding, rest @ ..] = fields {
+        #[expect(clippy::indexing_slicing, reason = "checked at compile time")]
+        if let Some(place) = word(*encoding) {
+            positions[place] = position;
+        }
+        (fields, position) = (rest, position + 1);
+    }
+    positions
+}
+
+/// The position of a field, of which bit 0 does not count, in [`HOT`] or [`INFORMATION`].
+#[inline(always)]
+pub(crate) fn position(encoding: u32) -> Option<usize> {
+    let position = POSITIONS.get(word(encoding)?)?;
+    (*position != u8::MAX).then(|| usize::from(*position))
 }
 
 /// The page. All-zero bytes are a valid one.

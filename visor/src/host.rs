@@ -46,6 +46,7 @@ pub(crate) struct Registers {
 
 impl Registers {
     /// The register with this number in instruction encodings.
+    #[inline(always)]
     pub(crate) fn numbered(&self, number: u8) -> u64 {
         match number {
             0 => self.rax,
@@ -61,6 +62,7 @@ impl Registers {
     }
 
     /// Sets the register with this number.
+    #[inline(always)]
     pub(crate) fn set_numbered(&mut self, number: u8, value: u64) {
         match number {
             0 => self.rax = value,

@@ -55,30 +55,6 @@ const ENTRY: EntryControls =
 /// #AC and #DB, whose delivery can raise them again for ever, and #MC, which is the host's.
 const EXCEPTIONS: u64 = 1 << 17 | 1 << 1 | 1 << 18;
 
-/// Fields that are the host's.
-const OF_HOST: [u32; 8] = [
-    f::TSC_OFFSET.encoding(),
-    f::TSC_MULTIPLIER.encoding(),
-    f::VIRTUAL_APIC.encoding(),
-    f::TPR_THRESHOLD.encoding(),
-    f::PREEMPTION_TIMER.encoding(),
-    f::PAUSE_GAP.encoding(),
-    f::PAUSE_WINDOW.encoding(),
-    f::EPT_POINTER.encoding(),
-];
-
-/// Fields that are always the same.
-const FIXED: [(u32, u64); 8] = [
-    (f::EXCEPTION_BITMAP.encoding(), EXCEPTIONS),
-    (f::PAGE_FAULT_MASK.encoding(), 0),
-    (f::PAGE_FAULT_MATCH.encoding(), 0),
-    (f::CR3_TARGET_COUNT.encoding(), 0),
-    (f::XSS_EXITING_BITMAP.encoding(), u64::MAX),
-    (f::ENTRY_MSR_LOAD_COUNT.encoding(), 0),
-    (f::EXIT_MSR_STORE_COUNT.encoding(), 0),
-    (f::EXIT_MSR_LOAD_COUNT.encoding(), 0),
-];
-
 impl Guarded<'_> {
     /// Takes over from the host's controls what is its business.
     pub(super) fn take_controls(&mut self, shown: &Vmcs12) {
@@ -95,24 +71,36 @@ impl Guarded<'_> {
         let entry = Wanted::of(self.effective.fields()).entry & EntryControls::IA32E_GUEST;
         let entry = entry | ENTRY;
         let (cr0, cr4) = visible(self.effective.fields());
-        let own = [
-            // What the VM has written itself, the shadows do not have.
-            (f::CR0_SHADOW.encoding(), cr0),
-            (f::CR4_SHADOW.encoding(), cr4),
-            (f::VPID.encoding(), u64::from(tag)),
-            (f::PIN_CONTROLS.encoding(), (pin.bits() | PIN_RESERVED).into()),
-            (f::PRIMARY_CONTROLS.encoding(), (primary.bits() | PRIMARY_RESERVED).into()),
-            (f::SECONDARY_CONTROLS.encoding(), secondary.bits().into()),
-            (f::EXIT_CONTROLS.encoding(), (exit.bits() | EXIT_RESERVED).into()),
-            (f::ENTRY_CONTROLS.encoding(), (entry.bits() | ENTRY_RESERVED).into()),
-            (f::CR0_MASK.encoding(), shown.read(f::CR0_MASK) | CR0_NE | CR0_CACHE),
-            (f::CR4_MASK.encoding(), shown.read(f::CR4_MASK) | CR4_HIDDEN | CR4_VMXE | CR4_MCE),
-        ];
-        for (encoding, value) in own.into_iter().chain(FIXED) {
-            put(&mut self.effective, encoding, value);
-        }
-        for encoding in OF_HOST {
-            put(&mut self.effective, encoding, shown.read_raw(encoding));
-        }
+        let own = &mut self.effective;
+        // What the VM has written itself, the shadows do not have.
+        put(own, f::CR0_SHADOW.encoding(), cr0);
+        put(own, f::CR4_SHADOW.encoding(), cr4);
+        put(own, f::VPID.encoding(), u64::from(tag));
+        put(own, f::PIN_CONTROLS.encoding(), (pin.bits() | PIN_RESERVED).into());
+        put(own, f::PRIMARY_CONTROLS.encoding(), (primary.bits() | PRIMARY_RESERVED).into());
+        put(own, f::SECONDARY_CONTROLS.encoding(), secondary.bits().into());
+        put(own, f::EXIT_CONTROLS.encoding(), (exit.bits() | EXIT_RESERVED).into());
+        put(own, f::ENTRY_CONTROLS.encoding(), (entry.bits() | ENTRY_RESERVED).into());
+        let (cr0_mask, cr4_mask) = (shown.read(f::CR0_MASK), shown.read(f::CR4_MASK));
+        put(own, f::CR0_MASK.encoding(), cr0_mask | CR0_NE | CR0_CACHE);
+        put(own, f::CR4_MASK.encoding(), cr4_mask | CR4_HIDDEN | CR4_VMXE | CR4_MCE);
+        // Always the same.
+        put(own, f::EXCEPTION_BITMAP.encoding(), EXCEPTIONS);
+        put(own, f::PAGE_FAULT_MASK.encoding(), 0);
+        put(own, f::PAGE_FAULT_MATCH.encoding(), 0);
+        put(own, f::CR3_TARGET_COUNT.encoding(), 0);
+        put(own, f::XSS_EXITING_BITMAP.encoding(), u64::MAX);
+        put(own, f::ENTRY_MSR_LOAD_COUNT.encoding(), 0);
+        put(own, f::EXIT_MSR_STORE_COUNT.encoding(), 0);
+        put(own, f::EXIT_MSR_LOAD_COUNT.encoding(), 0);
+        // The host's.
+        put(own, f::TSC_OFFSET.encoding(), shown.read(f::TSC_OFFSET));
+        put(own, f::TSC_MULTIPLIER.encoding(), shown.read(f::TSC_MULTIPLIER));
+        put(own, f::VIRTUAL_APIC.encoding(), shown.read(f::VIRTUAL_APIC));
+        put(own, f::TPR_THRESHOLD.encoding(), shown.read(f::TPR_THRESHOLD).into());
+        put(own, f::PREEMPTION_TIMER.encoding(), shown.read(f::PREEMPTION_TIMER).into());
+        put(own, f::PAUSE_GAP.encoding(), shown.read(f::PAUSE_GAP).into());
+        put(own, f::PAUSE_WINDOW.encoding(), shown.read(f::PAUSE_WINDOW).into());
+        put(own, f::EPT_POINTER.encoding(), shown.read(f::EPT_POINTER));
     }
 }

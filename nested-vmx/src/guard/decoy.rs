@@ -62,20 +62,16 @@ pub(super) fn uncover(shown: &mut Vcpu<'_>, hot: &impl Vmcs, cold: &impl Vmcs) {
     let rights = CODE | hot.read(Segment::Cs.fields().rights) & MODE;
     let entry = shown.fields().read(f::ENTRY_CONTROLS) & !EntryControls::IA32E_GUEST.bits();
     let long = hot.read(f::ENTRY_CONTROLS) & EntryControls::IA32E_GUEST.bits();
-    for (encoding, value) in [
-        (Segment::Cs.fields().rights.encoding(), rights.into()),
-        (Segment::Ss.fields().rights.encoding(), DATA.into()),
-        (f::ENTRY_CONTROLS.encoding(), (entry | long).into()),
-        (f::GUEST_EFER.encoding(), cold.read(f::GUEST_EFER)),
-        (f::GUEST_ACTIVITY.encoding(), cold.read(f::GUEST_ACTIVITY).into()),
-        (f::GUEST_INTERRUPTIBILITY.encoding(), hot.read(f::GUEST_INTERRUPTIBILITY).into()),
-        (f::GUEST_CR0.encoding(), hot.read(f::GUEST_CR0)),
-        (f::GUEST_CR3.encoding(), 0),
-        (f::GUEST_CR4.encoding(), hot.read(f::GUEST_CR4)),
-        (f::GUEST_RSP.encoding(), 0),
-        (f::GUEST_RIP.encoding(), DECOY_RIP),
-        (f::GUEST_RFLAGS.encoding(), hot.read(f::GUEST_RFLAGS) & IF | FIXED),
-    ] {
-        put(shown, encoding, value);
-    }
+    put(shown, Segment::Cs.fields().rights.encoding(), rights.into());
+    put(shown, Segment::Ss.fields().rights.encoding(), DATA.into());
+    put(shown, f::ENTRY_CONTROLS.encoding(), (entry | long).into());
+    put(shown, f::GUEST_EFER.encoding(), cold.read(f::GUEST_EFER));
+    put(shown, f::GUEST_ACTIVITY.encoding(), cold.read(f::GUEST_ACTIVITY).into());
+    put(shown, f::GUEST_INTERRUPTIBILITY.encoding(), hot.read(f::GUEST_INTERRUPTIBILITY).into());
+    put(shown, f::GUEST_CR0.encoding(), hot.read(f::GUEST_CR0));
+    put(shown, f::GUEST_CR3.encoding(), 0);
+    put(shown, f::GUEST_CR4.encoding(), hot.read(f::GUEST_CR4));
+    put(shown, f::GUEST_RSP.encoding(), 0);
+    put(shown, f::GUEST_RIP.encoding(), DECOY_RIP);
+    put(shown, f::GUEST_RFLAGS.encoding(), hot.read(f::GUEST_RFLAGS) & IF | FIXED);
 }

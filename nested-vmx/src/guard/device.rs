@@ -127,9 +127,12 @@ const fn fields_of(segment: Base) -> SegmentFields {
     }
 }
 
-impl Segments for Processor<'_, '_> {
+/// The VM as VMCS02 has it at an exit, of which an instruction looks at little.
+struct Exited<'p, V>(&'p V);
+
+impl<V: Vmcs> Segments for Exited<'_, V> {
     fn base(&self, segment: Base) -> u64 {
-        self.vcpu.fields().read(fields_of(segment).base)
+        self.0.read(fields_of(segment).base)
     }
 
     /// SDM vol. 3, 5.3 and 5.5; access rights as in table 26-2.
@@ -138,7 +141,7 @@ impl Segments for Processor<'_, '_> {
         const DOWN: u32 = 1 << 2;
         const ALLOWS: u32 = 1 << 1;
         const UNUSABLE: u32 = 1 << 16;
-        let (fields, place) = (self.vcpu.fields(), fields_of(segment));
+        let (fields, place) = (self.0, fields_of(segment));
         let (limit, rights) = (u64::from(fields.read(place.limit)), fields.read(place.rights));
         // In real mode code can be written.
         let is_typed = fields.read(f::GUEST_CR0) & CR0_PE != 0;
@@ -158,9 +161,9 @@ impl Segments for Processor<'_, '_> {
     }
 }
 
-impl Processor<'_, '_> {
+impl<V: Vmcs> Exited<'_, V> {
     fn context(&self, space: &impl Space) -> Context {
-        let fields = self.vcpu.fields();
+        let fields = self.0;
         let [level, ..] = (fields.read(Segment::Ss.fields().rights) >> 5 & 3).to_le_bytes();
         Context {
             cr0: fields.read(f::GUEST_CR0),
@@ -180,10 +183,10 @@ impl Processor<'_, '_> {
     ///
     /// # Errors
     /// What becomes of the exit, if it cannot be done.
-    fn plan(&self, space: &impl Space) -> Result<Plan, Verdict> {
-        let (context, mode) = (self.context(space), mode(self.vcpu.fields()));
+    fn plan(&self, registers: &Processor<'_, '_>, space: &impl Space) -> Result<Plan, Verdict> {
+        let (context, mode) = (self.context(space), mode(self.0));
         let memory = AddressSpace { context: &context, memory: space };
-        let rip = self.vcpu.fields().read(f::GUEST_RIP);
+        let rip = self.0.read(f::GUEST_RIP);
         let narrow = || self.base(Base::Cs).wrapping_add(rip) & 0xffff_ffff;
         let at = if mode == Mode::Bits64 { rip } else { narrow() };
         let failed = |error| failed(space, error);
@@ -198,7 +201,7 @@ impl Processor<'_, '_> {
             return Err(Verdict::Stop(Cause::Instruction));
         };
         let is_device = |address| space.is_device(address);
-        let plan = Plan::new(&instruction, &memory, self, self, is_device);
+        let plan = Plan::new(&instruction, &memory, registers, self, is_device);
         plan.map_err(|trouble| match trouble {
             Trouble::Memory(error) => failed(error),
             Trouble::Segment(Base::Ss) => Verdict::Raise(Event::StackFault),
@@ -258,11 +261,12 @@ impl Guarded<'_> {
         (space, window): (&impl Space, Option<(u64, u64)>),
     ) -> Verdict {
         self.take_over((Exit::DeviceRead, registers), v02);
-        self.effective.fetch(v02);
+        // What the host is told of an access needs these, at later entries too; the rest stays stale.
+        self.effective.fetch_some(&[f::GUEST_EFER.encoding(), f::GUEST_ACTIVITY.encoding()], v02);
         let [_, _, _, _, rsp, ..] = &mut self.secrets.gprs;
         *rsp = v02.read(f::GUEST_RSP);
         let processor = Processor { file: &mut self.secrets.gprs, vcpu: &mut self.effective };
-        let mut plan = match processor.plan(space) {
+        let mut plan = match Exited(v02).plan(&processor, space) {
             Ok(plan) => plan,
             // Only I/O instructions exit with their length.
             Err(Verdict::Step) if window.is_some() => return Verdict::Stay,
@@ -466,7 +470,7 @@ impl Guarded<'_> {
 }
 
 /// How the VM's code is taken.
-fn mode(fields: &Vmcs12) -> Mode {
+fn mode(fields: &impl Vmcs) -> Mode {
     const LONG: u32 = 1 << 13;
     let code = fields.read(Segment::Cs.fields().rights);
     if fields.read(f::GUEST_EFER) & LMA != 0 && code & LONG != 0 {

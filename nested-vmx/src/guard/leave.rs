@@ -5,7 +5,7 @@ use ept::shadow::Access;
 use super::exits::{self, EPT_VIOLATION, FAULT, TRIPLE_FAULT};
 use super::msr::{self, Rule};
 use super::start::visible_cr4;
-use super::{COUNT, Cause, DECOY_RIP, Delivery, Guarded, RSP, Registers, Verdict, answers, decoy};
+use super::{Cause, DECOY_RIP, Delivery, Guarded, Registers, Verdict, answers, decoy, restore};
 use super::{low, put, save};
 use crate::control::ExitControls;
 use crate::disclosure::{Answer, Exit, Register, Row, Told, Width};
@@ -282,9 +282,7 @@ impl Guarded<'_> {
 
     /// Leaves in the registers what the host may see.
     pub(super) fn reveal(&self, row: &Row, registers: &mut impl Registers) {
-        for number in (0..COUNT).filter(|number| *number != RSP) {
-            registers.set(number, 0);
-        }
+        restore(&[0; 16], registers);
         let told = self.access();
         for part in row.sees {
             let number = part.register.number();
@@ -363,16 +361,12 @@ pub(super) fn inform(
     (event, delivery): (u32, u32),
     (length, address): (u32, u64),
 ) {
-    for (encoding, value) in [
-        (f::EXIT_REASON.encoding(), reason.into()),
-        (f::EXIT_QUALIFICATION.encoding(), qualification),
-        (f::EXIT_INTERRUPTION.encoding(), event.into()),
-        (f::IDT_VECTORING.encoding(), delivery.into()),
-        (f::EXIT_INSTRUCTION_LENGTH.encoding(), length.into()),
-        (f::GUEST_PHYSICAL_ADDRESS.encoding(), address),
-    ] {
-        shown.tell(encoding, value);
-    }
+    shown.tell(f::EXIT_REASON.encoding(), reason.into());
+    shown.tell(f::EXIT_QUALIFICATION.encoding(), qualification);
+    shown.tell(f::EXIT_INTERRUPTION.encoding(), event.into());
+    shown.tell(f::IDT_VECTORING.encoding(), delivery.into());
+    shown.tell(f::EXIT_INSTRUCTION_LENGTH.encoding(), length.into());
+    shown.tell(f::GUEST_PHYSICAL_ADDRESS.encoding(), address);
     let injected = shown.fields().read(f::ENTRY_INTERRUPTION) & !VALID;
     put(shown, f::ENTRY_INTERRUPTION.encoding(), injected.into());
 }
@@ -381,9 +375,7 @@ pub(super) fn inform(
 /// becomes.
 pub fn shut_down(shown: &mut Vcpu<'_>, registers: &mut impl Registers) {
     inform(shown, (TRIPLE_FAULT, 0), (0, 0), (0, 0));
-    for number in (0..COUNT).filter(|number| *number != RSP) {
-        registers.set(number, 0);
-    }
+    restore(&[0; 16], registers);
 }
 
 /// Has the host enter its VM again, which is not ready to begin in the state that the host has set up: it is

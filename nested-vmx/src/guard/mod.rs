@@ -31,6 +31,7 @@ use crate::cpuid;
 use crate::disclosure::Exit;
 use crate::exit::Event;
 use crate::field::Vmcs;
+use crate::unroll::unroll;
 use crate::vcpu::Vcpu;
 use crate::vmcs12::Vmcs12;
 
@@ -91,8 +92,6 @@ fn low(value: u64) -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-/// How many general-purpose registers there are.
-const COUNT: u8 = 16;
 const RSP: u8 = 4;
 
 /// General-purpose registers at rest.
@@ -100,15 +99,43 @@ type File = [u64; 16];
 
 /// Fills `file` in place: a copy of one would go through more vector registers than the visor may use.
 fn save(registers: &impl Registers, file: &mut File) {
-    for (number, value) in (0..COUNT).zip(file).filter(|(number, _)| *number != RSP) {
-        *value = registers.get(number);
-    }
+    let mut saver = Saver(registers, file);
+    unroll!(saver.one());
 }
 
 fn restore(file: &File, registers: &mut impl Registers) {
-    for (number, value) in (0..COUNT).zip(file).filter(|(number, _)| *number != RSP) {
-        registers.set(number, *value);
+    let mut restorer = Restorer(file, registers);
+    unroll!(restorer.one());
+}
+
+/// Saves registers by numbers that are constants, so that each is a move: it is done at every exit.
+struct Saver<'a, R>(&'a R, &'a mut File);
+
+impl<R: Registers> Saver<'_, R> {
+    #[inline(always)]
+    fn one<const NUMBER: usize>(&mut self) {
+        if let (Some(value), Some(number)) = (self.1.get_mut(NUMBER), number(NUMBER)) {
+            *value = self.0.get(number);
+        }
     }
+}
+
+/// The way back.
+struct Restorer<'a, R>(&'a File, &'a mut R);
+
+impl<R: Registers> Restorer<'_, R> {
+    #[inline(always)]
+    fn one<const NUMBER: usize>(&mut self) {
+        if let (Some(value), Some(number)) = (self.0.get(NUMBER), number(NUMBER)) {
+            self.1.set(number, *value);
+        }
+    }
+}
+
+/// A register that is in files.
+#[inline(always)]
+fn number(index: usize) -> Option<u8> {
+    u8::try_from(index).ok().filter(|number| *number != RSP)
 }
 
 /// An event of the VM's whose delivery an exit cut short, to be delivered at the next entry: VM-entry
@@ -365,6 +392,7 @@ impl<'a> Guarded<'a> {
 }
 
 /// Sets a field if it is another.
+#[inline(always)]
 fn put(vcpu: &mut Vcpu<'_>, encoding: u32, value: u64) {
     if vcpu.fields().read_raw(encoding) != value {
         vcpu.write(encoding, value);
