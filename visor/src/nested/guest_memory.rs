@@ -1,5 +1,7 @@
 //! The memory of a protected VM, as its own tables and operands reach it.
 
+use core::cell::Cell;
+
 use emulate::walk;
 use ept::addr::PAGE;
 use ept::frames::Vm;
@@ -14,6 +16,7 @@ use crate::cpu::register::Register;
 use crate::cpu::{low, size};
 use crate::machine::Machine;
 use crate::memory;
+use crate::shootdown;
 
 /// What instructions of a protected VM reach that the visor does in its place.
 pub(super) struct Space<'a> {
@@ -22,6 +25,47 @@ pub(super) struct Space<'a> {
     pub(super) vm: (Vm, u64),
     /// The host's EPT pointer for it.
     pub(super) pointer: u64,
+    /// What its processor has read before.
+    pub(super) reached: &'a Reached,
+}
+
+/// Where pages are that a processor of a VM has read: as in `host_memory::Known`, that holds until the next
+/// call, since no page leaves its VM without one. An instruction reads several page tables, and the next one
+/// mostly the same.
+#[derive(Debug)]
+pub(super) struct Reached {
+    /// When that was found out.
+    calls: Cell<u64>,
+    /// Guest-physical and host-physical addresses of pages, by the low bits of their numbers.
+    pages: [Cell<(u64, u64)>; 8],
+}
+
+impl Reached {
+    /// No page has this address.
+    const NONE: (u64, u64) = (1, 0);
+
+    pub(super) const fn new() -> Self {
+        Self { calls: Cell::new(0), pages: [const { Cell::new(Self::NONE) }; 8] }
+    }
+
+    /// The place for the page at `page`, if it was found out at the current count of calls, or by `find`.
+    fn page(&self, page: u64, find: impl FnOnce() -> Option<u64>) -> Option<u64> {
+        let calls = shootdown::calls();
+        if self.calls.replace(calls) != calls {
+            self.pages.iter().for_each(|place| place.set(Self::NONE));
+        }
+        let place = self.pages.get(size(page / PAGE % 8))?;
+        let (known, physical) = place.get();
+        if known == page {
+            return Some(physical);
+        }
+        let physical = find()?;
+        // While this processor waited for the lock it may have been called.
+        if shootdown::calls() == calls {
+            place.set((page, physical));
+        }
+        Some(physical)
+    }
 }
 
 impl Space<'_> {
@@ -50,7 +94,10 @@ fn after(address: u64, count: usize) -> u64 {
 
 impl walk::Memory for Space<'_> {
     fn read(&self, address: u64) -> Option<u64> {
-        address.is_multiple_of(8).then(|| self.with(address, Access::READ, memory::read_u64))?
+        let (page, offset) = (address & !(PAGE - 1), address % PAGE);
+        let find = || self.with(page, Access::READ, |physical| physical);
+        let physical = self.reached.page(page, find).filter(|_| offset.is_multiple_of(8))?;
+        Some(memory::read_u64(physical | offset))
     }
 
     fn compare_exchange(&self, address: u64, old: u64, new: u64) -> Option<bool> {

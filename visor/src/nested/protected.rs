@@ -40,9 +40,11 @@ pub(super) enum NoRun {
 use NoRun::ShutDown;
 
 impl guard::Registers for Registers {
+    #[inline(always)]
     fn get(&self, number: u8) -> u64 {
         self.numbered(number)
     }
+    #[inline(always)]
     fn set(&mut self, number: u8, value: u64) {
         self.set_numbered(number, value);
     }
@@ -151,7 +153,8 @@ fn answer(
     registers: &mut Registers,
 ) -> Result<(), NoRun> {
     let pointer = shown.fields().read(EPT_POINTER);
-    let (vm, space) = (vcpu.vm, Space { machine, vm: vcpu.vm, pointer });
+    let (vm, reached) = (vcpu.vm, &vcpu.reached);
+    let space = Space { machine, vm, pointer, reached };
     /// How often a page is looked for before the host gets its turn: others may take it away each time,
     /// or store where this one has to.
     const ROUNDS: u32 = 8;
@@ -303,7 +306,7 @@ fn string_port(nested: &mut Nested, machine: &Machine, registers: &mut Registers
         return Next::Shutdown;
     };
     let pointer = slot.vcpu.fields().read(EPT_POINTER);
-    let space = Space { machine, vm: vcpu.vm, pointer };
+    let space = Space { machine, vm: vcpu.vm, pointer, reached: &vcpu.reached };
     let verdict = vcpu.guarded.string_port(&mut slot.vcpu, registers, &Current, &space);
     follow(nested, machine, (verdict, By::Other), registers)
 }
@@ -335,7 +338,7 @@ fn fault(
             vcpu.guarded.tell_page(shown, registers, v02, (at.base(), rights))
         }
         Filled::Device { at, window } => {
-            let space = Space { machine, vm: vcpu.vm, pointer };
+            let space = Space { machine, vm: vcpu.vm, pointer, reached: &vcpu.reached };
             vcpu.guarded.device(shown, registers, v02, (&space, at, window.base()))
         }
         Filled::Unloaded | Filled::Stopped(_) => {

@@ -8,6 +8,7 @@ use nested_vmx::guard::{Guarded, Secrets};
 use nested_vmx::vmcs12::Vmcs12;
 use spin::Mutex;
 
+use super::guest_memory::Reached;
 use crate::guest_state::{self, GuestState};
 use crate::memory::{self, POOL};
 use crate::shootdown;
@@ -22,6 +23,7 @@ pub(super) struct Protected {
     pub(super) vm: (Vm, u64),
     /// The VM's EPT pointer; asked for again after every call to the processor.
     pub(super) pointer: Option<u64>,
+    pub(super) reached: Reached,
     token: u64,
     frames: [Frame; 3],
 }
@@ -114,7 +116,8 @@ impl Protected {
         // SAFETY: the frame is zeroed and this vCPU's alone.
         let state = unsafe { GuestState::new(state) }?;
         let guarded = Guarded::new(fields, secrets);
-        Some(Self { guarded, state, vm, pointer: None, token, frames })
+        let reached = Reached::new();
+        Some(Self { guarded, state, vm, pointer: None, reached, token, frames })
     }
 
     /// What the VMCS must hold that is this vCPU's.
