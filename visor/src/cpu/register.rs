@@ -75,6 +75,7 @@ impl Register {
     }
 
     /// Its value; it exists.
+    #[inline(always)]
     pub(crate) fn read(self) -> u64 {
         match self {
             Self::Msr(index) => read_msr(index),
