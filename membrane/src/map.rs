@@ -2,14 +2,16 @@
 
 use ept::addr::GuestFrame;
 use ept::list::{Full, List};
-use ticket::{Class, MAX_RANGES, Range, TRANSPORT_BYTES};
+use ticket::{Class, MAX_RANGES, Range};
 
 /// A virtio device whose data the visor carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transport {
     /// Its number in the VM, below [`ticket::MAX_TRANSPORTS`].
     pub number: usize,
-    /// Where in its registers.
+    /// What kind of registers it has.
+    pub class: Class,
+    /// Where in them.
     pub offset: u64,
     /// Its part of the memory that the VM shares with the host.
     pub shared: Range,
@@ -41,17 +43,17 @@ impl Map {
     #[must_use]
     pub fn class(&self, page: GuestFrame) -> Option<Class> {
         let class = self.0.iter().find(|range| range.contains(page.base()))?.class;
-        (class != Class::Virtio).then_some(class)
+        class.registers().is_none().then_some(class)
     }
 
     /// The virtio device that has its registers at `address`.
     #[must_use]
     pub fn transport(&self, address: u64) -> Option<Transport> {
-        let of = |class| self.0.iter().filter(move |range| range.class == class);
-        let at = address - of(Class::Virtio).find(|range| range.contains(address))?.start;
-        let number = usize::try_from(at / TRANSPORT_BYTES).ok()?;
-        let shared = *of(Class::Shared).nth(number)?;
-        Some(Transport { number, offset: at % TRANSPORT_BYTES, shared })
+        let Range { start, class, .. } = *self.0.iter().find(|range| range.contains(address))?;
+        let (each, at) = (class.registers()?, address - start);
+        let number = usize::try_from(at / each).ok()?;
+        let shared = *self.0.iter().filter(|range| range.class == Class::Shared).nth(number)?;
+        Some(Transport { number, class, offset: at % each, shared })
     }
 
     /// The page in which the host is shown accesses to devices: the first one of a window, below 4 GiB so
@@ -99,8 +101,26 @@ mod tests {
         map.add(range(8, 1, Class::Virtio)).unwrap();
         assert_eq!(map.class(GuestFrame::containing(0x8000)), None);
         let shared = range(4, 2, Class::Shared);
-        assert_eq!(map.transport(0x83fc), Some(Transport { number: 1, offset: 0x1fc, shared }));
+        let found = Transport { number: 1, class: Class::Virtio, offset: 0x1fc, shared };
+        assert_eq!(map.transport(0x83fc), Some(found));
         let found = [0x7fff, 0x8000, 0x81ff, 0x8200, 0x8400, 0x8fff, 0x9000]
+            .map(|at| map.transport(at).map(|transport| transport.number));
+        assert_eq!(found, [None, Some(0), Some(0), Some(1), None, None, None]);
+    }
+
+    #[test]
+    fn a_virtio_device_on_pci_has_16_kib_of_registers() {
+        let mut map = Map::new();
+        map.add(range(2, 1, Class::Shared)).unwrap();
+        map.add(range(4, 2, Class::Shared)).unwrap();
+        map.add(range(8, 32, Class::VirtioPci)).unwrap();
+        for page in [8, 39] {
+            assert_eq!(map.class(GuestFrame::containing(page * 4096)), None);
+        }
+        let shared = range(4, 2, Class::Shared);
+        let found = Transport { number: 1, class: Class::VirtioPci, offset: 0x3ffc, shared };
+        assert_eq!(map.transport(0xfffc), Some(found));
+        let found = [0x7fff, 0x8000, 0xbfff, 0xc000, 0x1_0000, 0x2_7fff, 0x2_8000]
             .map(|at| map.transport(at).map(|transport| transport.number));
         assert_eq!(found, [None, Some(0), Some(0), Some(1), None, None, None]);
     }

@@ -113,6 +113,12 @@ impl Ticket {
         let (kind, hash) = match self.state {
             State::Reset => (0_u32, [0; 32]),
             State::Hashed(hash) => (1, hash),
+            State::ResetIn(base) => {
+                let mut field = [0; 32];
+                let (first, _) = field.split_at_mut(4);
+                first.copy_from_slice(&base.to_le_bytes());
+                (2, field)
+            }
         };
         let mut bytes = Vec::from(MAGIC);
         bytes.extend(ticket_bytes(ranges, pages).unwrap_or(u32::MAX).to_le_bytes());

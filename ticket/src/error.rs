@@ -43,7 +43,7 @@ errors! {
     Counts = 5, "the numbers of ranges and pages do not add up to the length";
     Flags = 6, "flags that do not exist";
     StateKind = 7, "a kind of first state that does not exist";
-    StateHash = 8, "a hash for the reset state, which needs none";
+    StateHash = 8, "a hash for the reset state, or for one elsewhere not just a page's address";
     Reserved = 9, "reserved bytes that are not zero";
     RangeCount = 10, "no range, or more than 16";
     RangeAlignment = 11, "a range that is empty or not in whole pages";
@@ -56,7 +56,7 @@ errors! {
     PageOutside = 18, "a page outside of private memory";
     Checksum = 19, "the checksum is wrong: damaged on the way";
     Processors = 20, "no processor, or more than 64";
-    Transports = 21, "virtio devices on more than a page, or without a shared range each";
+    Transports = 21, "virtio devices not in a range of their size, or without a shared range each";
     SharedSize = 22, "a virtio device's shared range at 0, or not of 264 KiB to 64 MiB";
     RestartState = 23, "to be started anew, but not in the reset state";
     ClearTickets = 64, "tickets in clear are off: the visor was started without dev-tickets";

@@ -35,8 +35,6 @@ pub const TRAILER_BYTES: usize = 32;
 pub const MAX_RANGES: usize = 16;
 /// Virtio transports that a VM may have.
 pub const MAX_TRANSPORTS: usize = 8;
-/// Bytes of the registers of one.
-pub const TRANSPORT_BYTES: u64 = 512;
 /// Bytes that the shared range of one may have: for its rings and 256 KiB of data at least.
 pub const TRANSPORT_SHARED: RangeInclusive<u64> = 0x4_2000..=1 << 26;
 /// Processors that a VM may have.
@@ -102,6 +100,9 @@ pub enum State {
     Reset,
     /// One whose canonical form has this SHA-256.
     Hashed([u8; 32]),
+    /// After reset for the host, but the code segment begins at this address, of a page, instead of the last
+    /// 64 KiB below 4 GiB: for machines that can have no memory of the VM's there.
+    ResetIn(u32),
 }
 
 /// Whose memory a range is.
@@ -116,6 +117,8 @@ pub enum Class {
     /// No memory, but the registers of virtio devices (virtio 1.2, 4.2.2), those of one behind those of the
     /// other. Each has a shared range for its data: the first the lowest, and so on.
     Virtio,
+    /// Likewise, of virtio devices on PCI, each with its structures as QEMU places them (virtio 1.2, 4.1.4).
+    VirtioPci,
 }
 
 impl Class {
@@ -127,6 +130,7 @@ impl Class {
             Self::Shared => 2,
             Self::Window => 3,
             Self::Virtio => 4,
+            Self::VirtioPci => 5,
         }
     }
 
@@ -138,7 +142,18 @@ impl Class {
             2 => Some(Self::Shared),
             3 => Some(Self::Window),
             4 => Some(Self::Virtio),
+            5 => Some(Self::VirtioPci),
             _ => None,
+        }
+    }
+
+    /// Bytes of registers that each of the range's virtio devices has; `None` if it is none of these.
+    #[must_use]
+    pub const fn registers(self) -> Option<u64> {
+        match self {
+            Self::Private | Self::Shared | Self::Window => None,
+            Self::Virtio => Some(512),
+            Self::VirtioPci => Some(0x4000),
         }
     }
 }

@@ -199,6 +199,14 @@ impl Parser {
             (0, hash) if hash == [0; 32] => State::Reset,
             (0, _) => return Err(Error::StateHash),
             (1, hash) => State::Hashed(hash),
+            (2, field) => {
+                let (base, rest) = field.split_first_chunk().ok_or(Error::StateHash)?;
+                let base = u32::from_le_bytes(*base);
+                if rest != [0; 28] || !u64::from(base).is_multiple_of(PAGE) {
+                    return Err(Error::StateHash);
+                }
+                State::ResetIn(base)
+            }
             _ => return Err(Error::StateKind),
         };
         if raw.ranges == 0 || !usize::try_from(raw.ranges).is_ok_and(|count| count <= MAX_RANGES) {
@@ -262,12 +270,14 @@ impl Parser {
         self.ranges.iter().flatten().filter(move |range| range.class == class)
     }
 
-    /// Whether there is one page of virtio devices, and a shared range for each; or none.
+    /// Whether there is one range of virtio devices, all that may be, and a shared range for each; or none.
     fn check_virtio(&self) -> Result<(), Error> {
         let parts = self.each(Class::Shared).count();
-        let mut transports = self.each(Class::Virtio);
-        let Some(range) = transports.next() else { return Ok(()) };
-        let is_one = range.length == PAGE && transports.next().is_none();
+        let each = |range: &Range| Some((range.length, range.class.registers()?));
+        let mut transports = self.ranges.iter().flatten().filter_map(each);
+        let Some((length, each)) = transports.next() else { return Ok(()) };
+        let whole: u64 = (0..MAX_TRANSPORTS).map(|_| each).sum();
+        let is_one = length == whole && transports.next().is_none();
         if !is_one || !(1..=MAX_TRANSPORTS).contains(&parts) {
             return Err(Error::Transports);
         }

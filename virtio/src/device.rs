@@ -1,20 +1,16 @@
-//! One virtio-mmio transport: its registers as the VM and the host see them (virtio 1.2, 4.2.2).
+//! One transport: its registers as the VM and the host see them (virtio 1.2, 4.2.2). Those of a transport on
+//! PCI are taken for the ones that mean the same.
 
 use crate::chain::{Chain, Error};
+use crate::layout::{Layout, NOTIFY_OFF, NUM_QUEUES, QUEUE_SIZE};
 use crate::memory::{Failure, Memory, Missing};
 use crate::queue::{self, LONGEST, Queue, Shared};
 use crate::room::{LEAST, Room};
 
-/// Bytes of registers.
-pub const TRANSPORT: u64 = 0x200;
-
-/// Where [`Device::kick`] is to be stored, 4 bytes.
-pub const QUEUE_NOTIFY: u64 = 0x50;
-
 /// Most queues of a device.
-const QUEUES: usize = 4;
+const QUEUES: u64 = 4;
 /// What their shadows take in the device's part of the shared range.
-const SHADOWS: u64 = 4 * queue::BYTES;
+const SHADOWS: u64 = QUEUES * queue::BYTES;
 
 /// The least part of the shared range that a device can do with, in bytes.
 pub const SMALLEST: u64 = SHADOWS + LEAST;
@@ -25,27 +21,28 @@ const MAGIC: u64 = 0x00;
 const VERSION: u64 = 0x04;
 const DEVICE_ID: u64 = 0x08;
 const VENDOR_ID: u64 = 0x0c;
-const DEVICE_FEATURES: u64 = 0x10;
-const DEVICE_FEATURES_SEL: u64 = 0x14;
-const DRIVER_FEATURES: u64 = 0x20;
-const DRIVER_FEATURES_SEL: u64 = 0x24;
-const QUEUE_SEL: u64 = 0x30;
-const QUEUE_NUM_MAX: u64 = 0x34;
-const QUEUE_NUM: u64 = 0x38;
-const QUEUE_READY: u64 = 0x44;
-const INTERRUPT_STATUS: u64 = 0x60;
+pub(crate) const DEVICE_FEATURES: u64 = 0x10;
+pub(crate) const DEVICE_FEATURES_SEL: u64 = 0x14;
+pub(crate) const DRIVER_FEATURES: u64 = 0x20;
+pub(crate) const DRIVER_FEATURES_SEL: u64 = 0x24;
+pub(crate) const QUEUE_SEL: u64 = 0x30;
+pub(crate) const QUEUE_NUM_MAX: u64 = 0x34;
+pub(crate) const QUEUE_NUM: u64 = 0x38;
+pub(crate) const QUEUE_READY: u64 = 0x44;
+pub(crate) const QUEUE_NOTIFY: u64 = 0x50;
+pub(crate) const INTERRUPT_STATUS: u64 = 0x60;
 const INTERRUPT_ACK: u64 = 0x64;
-const STATUS: u64 = 0x70;
-const QUEUE_DESC_LOW: u64 = 0x80;
-const QUEUE_DESC_HIGH: u64 = 0x84;
-const QUEUE_DRIVER_LOW: u64 = 0x90;
-const QUEUE_DRIVER_HIGH: u64 = 0x94;
-const QUEUE_DEVICE_LOW: u64 = 0xa0;
-const QUEUE_DEVICE_HIGH: u64 = 0xa4;
+pub(crate) const STATUS: u64 = 0x70;
+pub(crate) const QUEUE_DESC_LOW: u64 = 0x80;
+pub(crate) const QUEUE_DESC_HIGH: u64 = 0x84;
+pub(crate) const QUEUE_DRIVER_LOW: u64 = 0x90;
+pub(crate) const QUEUE_DRIVER_HIGH: u64 = 0x94;
+pub(crate) const QUEUE_DEVICE_LOW: u64 = 0xa0;
+pub(crate) const QUEUE_DEVICE_HIGH: u64 = 0xa4;
 /// Length and base of a region of shared memory, two halves each.
 const SHM: [u64; 4] = [0xb0, 0xb4, 0xb8, 0xbc];
-const CONFIG_GENERATION: u64 = 0xfc;
-const CONFIG: u64 = 0x100;
+pub(crate) const CONFIG_GENERATION: u64 = 0xfc;
+pub(crate) const CONFIG: u64 = 0x100;
 
 /// In [`STATUS`].
 const NEEDS_RESET: u64 = 1 << 6;
@@ -55,29 +52,46 @@ const WORD: u64 = 0xffff_ffff;
 /// VERSION_1, in the upper half of the features.
 const VERSION_1: u64 = 1;
 
+const ALL: u64 = 0xfffc_0001_00ff_ffff;
+/// MQ and RSS. The control queue would be behind their queues.
+const NETWORK_QUEUES: u64 = 1 << 22 | 1 << 60;
+/// MQ.
+const DISK_QUEUES: u64 = 1 << 12;
+/// MULTIPORT.
+const CONSOLE_QUEUES: u64 = 1 << 1;
+/// Those of a device on PCI, whose kind is not among its registers.
+const ANY: u64 = ALL & !(NETWORK_QUEUES | DISK_QUEUES | CONSOLE_QUEUES);
+
 /// Features that a device with this id may have; `None` where it cannot work. Memory balloons, GPUs,
 /// IOMMUs and persistent memory are told of memory in other ways than by descriptors.
 ///
 /// VERSION_1 and what belongs to the kind of device. The others are about how rings are used, addressed
 /// or reset. Nor are there those that ask for more queues than [`QUEUES`].
 const fn features(id: u64) -> Option<u64> {
-    const ALL: u64 = 0xfffc_0001_00ff_ffff;
     Some(match id {
-        // Network: MQ, RSS. The control queue would be behind their queues.
-        1 => ALL & !(1 << 22 | 1 << 60),
-        // Disk: MQ.
-        2 => ALL & !(1 << 12),
-        // Console: MULTIPORT.
-        3 => ALL & !(1 << 1),
+        1 => ALL & !NETWORK_QUEUES,
+        2 => ALL & !DISK_QUEUES,
+        3 => ALL & !CONSOLE_QUEUES,
         // Entropy, SCSI, 9P, input, sockets, file systems.
         4 | 8 | 9 | 18 | 19 | 26 => ALL,
         _ => return None,
     })
 }
 
+/// The bits of so many bytes.
+const fn mask(bytes: u8) -> u64 {
+    match bytes {
+        1 => 0xff,
+        2 => 0xffff,
+        4 => WORD,
+        _ => u64::MAX,
+    }
+}
+
 /// A transport, the device behind it as the VM has set it up, and its part of the shared range.
 pub struct Device {
-    queues: [Queue; QUEUES],
+    layout: Layout,
+    queues: [Queue; 4],
     shared: Shared,
     /// Features that may be used; 0 as long as no device is known to be there.
     features: u64,
@@ -101,7 +115,8 @@ impl core::fmt::Debug for Device {
 impl Device {
     /// A transport without a part of the shared range: no queue of it can be made ready.
     pub const NONE: Self = Self {
-        queues: [const { Queue::NONE }; QUEUES],
+        layout: Layout::Mmio,
+        queues: [const { Queue::NONE }; 4],
         shared: Shared { room: Room::NONE, chain: Chain::NONE },
         features: 0,
         is_modern: false,
@@ -113,17 +128,21 @@ impl Device {
         failure: None,
     };
 
-    /// Makes it one that nobody has used yet. Its part of the shared range begins at guest-physical address
+    /// Makes it one that nobody has used yet, with such registers. Its part of the shared range begins at guest-physical address
     /// `address`, a multiple of 4096, and has `bytes`, at least [`SMALLEST`] and at most [`LARGEST`]; `None` for
     /// others.
     #[must_use]
-    pub fn assign(&mut self, address: u64, bytes: u64) -> Option<()> {
+    pub fn assign(&mut self, address: u64, bytes: u64, layout: Layout) -> Option<()> {
         let is_valid = address.is_multiple_of(4096) && (1..1 << 51).contains(&address);
         if !is_valid || !(SMALLEST..=LARGEST).contains(&bytes) {
             return None;
         }
         self.reset();
-        (self.features, self.is_modern, self.failure) = (0, false, None);
+        (self.layout, self.is_modern, self.failure) = (layout, false, None);
+        self.features = match layout {
+            Layout::Mmio => 0,
+            Layout::Pci => ANY,
+        };
         (self.device_half, self.driver_half, self.selected) = (0, 0, 0);
         let mut shadow = address;
         for queue in &mut self.queues {
@@ -135,7 +154,7 @@ impl Device {
     }
 
     /// The VM stores `bytes` bytes of `value` at `offset`: returns what the host is to see stored there.
-    /// At [`QUEUE_NOTIFY`], requests are in the shared range afterwards.
+    /// If that notifies a queue, its requests are in the shared range afterwards.
     ///
     /// # Errors
     /// [`Missing`]: to be called again when the page is there. The host must not see the store before.
@@ -146,13 +165,8 @@ impl Device {
         value: u64,
         memory: &impl Memory,
     ) -> Result<u64, Missing> {
-        if offset >= CONFIG {
-            return Ok(value);
-        }
-        if bytes != 4 {
-            return Ok(0);
-        }
-        let value = value & WORD;
+        let Some(offset) = self.layout.register(offset, bytes) else { return Ok(0) };
+        let value = value & mask(bytes);
         match offset {
             DEVICE_FEATURES_SEL => self.device_half = value,
             DRIVER_FEATURES_SEL => self.driver_half = value,
@@ -160,7 +174,7 @@ impl Device {
             QUEUE_SEL => self.selected = value,
             QUEUE_NOTIFY => self.notified(value, memory)?,
             STATUS if value == 0 => self.reset(),
-            INTERRUPT_ACK | STATUS => {}
+            INTERRUPT_ACK | STATUS | CONFIG => {}
             _ => return self.store_queue(offset, value, memory),
         }
         Ok(value)
@@ -178,7 +192,7 @@ impl Device {
             return Ok(0);
         };
         let (ring, shift) = match offset {
-            QUEUE_NUM => return Ok(queue.resize(value)),
+            QUEUE_NUM | QUEUE_SIZE => return Ok(queue.resize(value)),
             QUEUE_READY if value == 0 => {
                 queue.stop(&mut self.shared);
                 return Ok(0);
@@ -238,13 +252,8 @@ impl Device {
 
     /// The host has answered a load of `bytes` bytes at `offset` with `value`: returns what the VM gets.
     pub fn loaded(&mut self, offset: u64, bytes: u8, value: u64) -> u64 {
-        if offset >= CONFIG {
-            return value;
-        }
-        if bytes != 4 {
-            return 0;
-        }
-        let value = value & WORD;
+        let Some(offset) = self.layout.register(offset, bytes) else { return 0 };
+        let value = value & mask(bytes);
         match offset {
             VERSION => {
                 self.is_modern = value == 2;
@@ -256,14 +265,15 @@ impl Device {
                 features.map_or(0, |_| value)
             }
             DEVICE_FEATURES => value & self.allowed(self.device_half),
-            QUEUE_NUM_MAX => {
-                let exists = usize::try_from(self.selected).is_ok_and(|queue| queue < QUEUES);
-                if exists { value.min(u64::try_from(LONGEST).unwrap_or(0)) } else { 0 }
+            QUEUE_NUM_MAX | QUEUE_SIZE if self.selected < QUEUES => {
+                value.min(u64::try_from(LONGEST).unwrap_or(0))
             }
+            NUM_QUEUES => value.min(QUEUES),
+            // Where [`Self::kick`] takes it to be.
+            NOTIFY_OFF if self.selected < QUEUES => self.selected,
             STATUS if self.is_broken => value | NEEDS_RESET,
-            MAGIC | VENDOR_ID | QUEUE_READY | INTERRUPT_STATUS | STATUS | CONFIG_GENERATION => {
-                value
-            }
+            MAGIC | VENDOR_ID | QUEUE_READY | INTERRUPT_STATUS | STATUS | CONFIG_GENERATION
+            | CONFIG => value,
             _ if SHM.contains(&offset) => NO_REGION,
             _ => 0,
         }
@@ -294,14 +304,15 @@ impl Device {
         !self.is_broken && self.queues.iter().any(Queue::is_waiting)
     }
 
-    /// A queue in which the host has requests that it was not told of, as they had waited for room: to be
-    /// stored at [`QUEUE_NOTIFY`] after any access of the VM's to this transport, until there are no
+    /// A queue in which the host has requests that it was not told of, as they had waited for room: where its
+    /// number is to be stored, and that, after any access of the VM's to this transport, until there are no
     /// more. As there were other requests, such an access follows: the VM handles the interrupt for
     /// them.
-    pub fn kick(&mut self) -> Option<u64> {
+    pub fn kick(&mut self) -> Option<(u64, u64)> {
         let owed = self.queues.iter().position(|queue| queue.is_owed)?;
         self.queues.get_mut(owed)?.is_owed = false;
-        u64::try_from(owed).ok()
+        let owed = u64::try_from(owed).ok()?;
+        Some((self.layout.notify(owed), owed))
     }
 
     /// Why the device is not served any more until the VM resets it: said once.

@@ -3,6 +3,7 @@
 
 mod chain;
 pub mod device;
+pub mod layout;
 pub mod memory;
 mod queue;
 mod room;

@@ -49,6 +49,7 @@ enum ClassName {
     Shared,
     Window,
     Virtio,
+    VirtioPci,
 }
 
 /// A file whose pages must be at `address`.
@@ -122,6 +123,7 @@ impl Description {
                 ClassName::Shared => Class::Shared,
                 ClassName::Window => Class::Window,
                 ClassName::Virtio => Class::Virtio,
+                ClassName::VirtioPci => Class::VirtioPci,
             };
             ticket = ticket.range(range.start, range.length, class);
         }

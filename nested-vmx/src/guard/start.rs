@@ -214,6 +214,11 @@ impl Guarded<'_> {
         decoy::uncover(shown, effective, effective);
         Ok(())
     }
+
+    /// Moves the code segment of a processor in [`Start::Reset`], which has not run, to `base`.
+    pub fn reset_in(&mut self, base: u32) {
+        self.put(Segment::Cs.fields().base.encoding(), base.into());
+    }
 }
 
 const _: () = assert!(RSP == 4, "the canonical form has 0 there");

@@ -53,7 +53,8 @@ fn class() -> impl Strategy<Value = Class> {
 }
 
 fn state() -> impl Strategy<Value = State> {
-    prop_oneof![Just(State::Reset), any::<[u8; 32]>().prop_map(State::Hashed)]
+    let base = (0_u32..1 << 20).prop_map(|page| State::ResetIn(page << 12));
+    prop_oneof![Just(State::Reset), any::<[u8; 32]>().prop_map(State::Hashed), base]
 }
 
 prop_compose! {
@@ -71,7 +72,7 @@ prop_compose! {
         let mut ticket = Ticket::new(vm, secret).range(first * PAGE, 50 * PAGE, Class::Private);
         ticket.state = state;
         ticket.processors = processors;
-        ticket.restarts = if state == State::Reset { restarts } else { 0 };
+        ticket.restarts = if matches!(state, State::Hashed(_)) { 0 } else { restarts };
         let mut end = first + 50;
         for (gap, length, class) in pieces {
             ticket = ticket.range((end + gap) * PAGE, length * PAGE, class);
@@ -186,7 +187,8 @@ fn every_fault_has_its_own_error() {
         (8, &[0x40], Error::OtherLength),
         (8, &[0x30], Error::OtherLength),
         (12, &[2], Error::Version),
-        (64, &[2], Error::StateKind),
+        (64, &[3], Error::StateKind),
+        (64, &[2], Error::StateHash),
         (64, &[0], Error::StateHash),
         (68, &[0, 0, 0, 1], Error::Flags),
         (104, &[0], Error::RangeCount),
@@ -205,10 +207,11 @@ fn every_fault_has_its_own_error() {
         (FIRST_RANGE + 8, &[0; 8], Error::RangeAlignment),
         (FIRST_RANGE + 8, &(5 * PAGE).to_le_bytes(), Error::RangeOrder),
         (FIRST_RANGE + 16, &[0], Error::RangeClass),
-        (FIRST_RANGE + 16, &[5], Error::RangeClass),
+        (FIRST_RANGE + 16, &[6], Error::RangeClass),
         (FIRST_RANGE + 20, &[1], Error::Reserved),
         (FIRST_RANGE + 16, &[2], Error::NoPrivate),
         (SECOND_RANGE + 16, &[4], Error::Transports),
+        (SECOND_RANGE + 16, &[5], Error::Transports),
         (SECOND_RANGE, &[0; 8], Error::RangeOrder),
         (SECOND_RANGE, &(9 * PAGE).to_le_bytes(), Error::RangeOrder),
         (SECOND_RANGE, &ADDRESS_END.to_le_bytes(), Error::RangeEnd),
@@ -229,19 +232,31 @@ fn every_fault_has_its_own_error() {
 }
 
 #[test]
-fn virtio_devices_are_on_one_page_and_have_a_shared_range_each() {
+fn virtio_devices_are_in_one_range_and_have_a_shared_range_each() {
+    for (class, pages) in [(Class::Virtio, 1), (Class::VirtioPci, 32)] {
+        transports(class, pages);
+    }
+}
+
+fn transports(class: Class, enough: u64) {
     let shared = |count: u64| {
         let add = |ticket: Ticket, at| ticket.range((at + 1) << 20, 66 * PAGE, Class::Shared);
         (0..count).fold(EMPTY.range(0, PAGE, Class::Private), add)
     };
-    let with = |count, pages| shared(count).range(32 << 20, pages * PAGE, Class::Virtio);
+    let with = |count, pages| shared(count).range(32 << 20, pages * PAGE, class);
     let made = |ticket: Ticket| ticket.bytes().map(drop);
     assert_eq!(made(shared(9)), Ok(()));
     for (count, expected) in [(0, false), (1, true), (8, true), (9, false)] {
-        assert_eq!(made(with(count, 1)).is_ok(), expected, "{count}");
+        assert_eq!(made(with(count, enough)).is_ok(), expected, "{count}");
     }
-    assert_eq!(made(with(1, 2)), Err(Error::Transports));
-    assert_eq!(made(with(1, 1).range(40 << 20, PAGE, Class::Virtio)), Err(Error::Transports));
+    for wrong in [enough - 1, enough + 1] {
+        let wrong = made(with(1, wrong.max(2)));
+        assert_eq!(wrong, Err(Error::Transports));
+    }
+    for (more, pages) in [(Class::Virtio, 1), (Class::VirtioPci, 32)] {
+        let both = with(1, enough).range(64 << 20, pages * PAGE, more);
+        assert_eq!(made(both), Err(Error::Transports));
+    }
 }
 
 #[test]
@@ -272,8 +287,25 @@ fn only_what_begins_in_the_reset_state_may_be_started_anew() {
     let mut ticket = EMPTY.range(0, PAGE, Class::Private);
     ticket.restarts = u32::MAX;
     assert_eq!(ticket.bytes().map(drop), Ok(()));
+    ticket.state = State::ResetIn(PAGE.try_into().unwrap());
+    assert_eq!(ticket.bytes().map(drop), Ok(()));
     ticket.state = State::Hashed([1; 32]);
     assert_eq!(ticket.bytes().map(drop), Err(Error::RestartState));
+}
+
+#[test]
+fn a_state_after_reset_elsewhere_is_an_address_of_a_page_and_nothing_else() {
+    let at = |base| Ticket { state: State::ResetIn(base), ..small() };
+    let mut bytes = at(0xffff_f000).bytes().unwrap();
+    assert_eq!(
+        (&bytes[64..68], &bytes[72..78]),
+        (&[2, 0, 0, 0][..], &[0, 0xf0, 0xff, 0xff, 0, 0][..])
+    );
+    for wrong in [1, 0x800, 0x10_0010] {
+        assert_eq!(at(wrong).bytes().map(drop), Err(Error::StateHash));
+    }
+    bytes[76] = 1;
+    assert_eq!(read(&bytes), Err(Error::StateHash), "it has 32 bits");
 }
 
 #[test]

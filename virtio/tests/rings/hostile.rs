@@ -84,10 +84,9 @@ pub(crate) fn guest(run: &mut Run, trick: &Trick) {
     }
 }
 
-/// Plays `tricks` with a host that lies. The VM only ever gets back what it has asked for, nothing else of
+/// Plays `tricks` with a host that lies, from `run` on, which has queues of `sizes`. The VM only ever gets back what it has asked for, nothing else of
 /// its memory is touched, and it can begin anew.
-pub(crate) fn lying_host(sizes: &[u16], tricks: &[Trick]) {
-    let mut run = Run::new(sizes);
+pub(crate) fn lying_host(mut run: Run, sizes: &[u16], tricks: &[Trick]) {
     run.drivers.iter_mut().for_each(|driver| driver.host_lies = true);
     let mut is_broken = false;
     for trick in tricks {
@@ -105,10 +104,9 @@ pub(crate) fn lying_host(sizes: &[u16], tricks: &[Trick]) {
     begin_anew(run, sizes);
 }
 
-/// Plays `tricks` with a VM that keeps to no rule: the host is told of nothing but its own memory, and
+/// Plays `tricks` with a VM that keeps to no rule, likewise: the host is told of nothing but its own memory, and
 /// the VM can still begin anew.
-pub(crate) fn wild_guest(sizes: &[u16], tricks: &[Trick]) {
-    let mut run = Run::new(sizes);
+pub(crate) fn wild_guest(mut run: Run, sizes: &[u16], tricks: &[Trick]) {
     run.drivers.clear();
     for trick in tricks {
         guest(&mut run, trick);

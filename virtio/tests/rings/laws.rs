@@ -2,6 +2,7 @@
 
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof, proptest};
 use proptest::{collection::vec, sample::select};
+use virtio::layout::Layout;
 
 use crate::hostile::{Trick, lying_host, wild_guest};
 use crate::run::{LONGEST, Run, Step};
@@ -46,18 +47,33 @@ fn lie() -> impl Strategy<Value = Trick> {
     ]
 }
 
+fn layout() -> impl Strategy<Value = Layout> {
+    select(vec![Layout::Mmio, Layout::Pci])
+}
+
 /// What a hostile VM does.
 fn wild() -> impl Strategy<Value = Trick> {
     let register = prop_oneof![
         select(vec![0x30, 0x38, 0x44, 0x50, 0x50, 0x50, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4]),
         0..0x200_u64,
     ];
+    // On PCI; virtio-mmio has nothing there.
+    let pci = select(vec![
+        (0x16_u64, 2_u8),
+        (0x18, 2),
+        (0x1c, 2),
+        (0x20, 4),
+        (0x28, 4),
+        (0x30, 4),
+        (0x3000, 2),
+    ]);
     let value = prop_oneof![0..5_u64, any::<u64>(), select(vec![0x10_0000, 0x10_0f90, 64, 15])];
     let ring = select(vec![0xf90_u64, 0x1ffe, 0x2ffc, 0x5_0f90, 0x5_1ffe]);
     prop_oneof![
         4 => step().prop_map(Trick::Step),
         6 => (ring, 0..64_u64, bytes()).prop_map(|(at, offset, bytes)| Trick::Poke(at + offset, bytes)),
         2 => (register.clone(), value.clone()).prop_map(|(at, value)| Trick::Store(at, 4, value)),
+        2 => (pci, value.clone()).prop_map(|((at, bytes), value)| Trick::Store(at, bytes, value)),
         1 => (register, 0..9_u8, value).prop_map(|(at, bytes, value)| Trick::Load(at, bytes, value)),
     ]
 }
@@ -66,10 +82,10 @@ proptest! {
     #![proptest_config(ProptestConfig::default())]
     #[test]
     fn every_request_is_seen_once_and_gets_its_own_answer(
-        sizes in vec(select(vec![1_u16, 2, 4, 8, 64]), 2),
+        layout in layout(), sizes in vec(select(vec![1_u16, 2, 4, 8, 64]), 2),
         steps in vec(step(), 1..120),
     ) {
-        let mut run = Run::new(&sizes);
+        let mut run = Run::on(layout, &sizes);
         for step in &steps {
             run.step(step);
         }
@@ -79,17 +95,17 @@ proptest! {
 
     #[test]
     fn a_lying_host_gets_and_changes_nothing_but_what_it_was_asked(
-        sizes in vec(select(vec![1_u16, 4, 64]), 2),
+        layout in layout(), sizes in vec(select(vec![1_u16, 4, 64]), 2),
         tricks in vec(lie(), 1..120),
     ) {
-        lying_host(&sizes, &tricks);
+        lying_host(Run::on(layout, &sizes), &sizes, &tricks);
     }
 
     #[test]
     fn a_vm_that_keeps_to_no_rule_harms_only_itself(
-        sizes in vec(select(vec![1_u16, 4, 64]), 2),
+        layout in layout(), sizes in vec(select(vec![1_u16, 4, 64]), 2),
         tricks in vec(wild(), 1..120),
     ) {
-        wild_guest(&sizes, &tricks);
+        wild_guest(Run::on(layout, &sizes), &sizes, &tricks);
     }
 }

@@ -1,6 +1,7 @@
 //! The registers, one by one.
 
 use virtio::device::{Device, SMALLEST};
+use virtio::layout::Layout;
 use virtio::memory::Failure;
 
 use crate::run::Run;
@@ -9,12 +10,12 @@ use crate::world::PART;
 #[test]
 fn a_device_needs_its_part_of_the_shared_range() {
     let mut device = Box::new(Device::NONE);
-    assert_eq!(device.assign(0, SMALLEST), None);
-    assert_eq!(device.assign(PART + 1, SMALLEST), None);
-    assert_eq!(device.assign(1 << 51, SMALLEST), None);
-    assert_eq!(device.assign(PART, SMALLEST - 1), None);
-    assert_eq!(device.assign(PART, (1 << 30) + 1), None);
-    assert_eq!(device.assign(PART, SMALLEST), Some(()));
+    assert_eq!(device.assign(0, SMALLEST, Layout::Mmio), None);
+    assert_eq!(device.assign(PART + 1, SMALLEST, Layout::Mmio), None);
+    assert_eq!(device.assign(1 << 51, SMALLEST, Layout::Mmio), None);
+    assert_eq!(device.assign(PART, SMALLEST - 1, Layout::Mmio), None);
+    assert_eq!(device.assign(PART, (1 << 30) + 1, Layout::Mmio), None);
+    assert_eq!(device.assign(PART, SMALLEST, Layout::Mmio), Some(()));
 }
 
 #[test]
@@ -27,7 +28,7 @@ fn a_queue_comes_up_with_rings_in_the_shared_range() {
 
 /// The features that a VM is offered by a host that has all, of a device of this kind.
 fn offered(version: u64, kind: u64) -> (u64, u64) {
-    let mut run = Run::bare();
+    let mut run = Run::bare(Layout::Mmio);
     let _ = run.device.loaded(0x04, 4, version);
     let kind = run.device.loaded(0x08, 4, kind);
     let mut features = 0;
@@ -59,7 +60,7 @@ fn devices_that_reach_memory_in_other_ways_are_not_there() {
 fn a_legacy_device_is_not_there() {
     for version in [0, 1, 3] {
         assert_eq!(offered(version, 1), (0, 0));
-        assert_eq!(Run::bare().device.loaded(0x04, 4, version), 0);
+        assert_eq!(Run::bare(Layout::Mmio).device.loaded(0x04, 4, version), 0);
     }
 }
 
@@ -96,7 +97,7 @@ fn a_queue_needs_a_size_that_is_a_power_of_two() {
 
 #[test]
 fn a_device_without_its_part_has_no_queue() {
-    let mut run = Run::bare();
+    let mut run = Run::bare(Layout::Mmio);
     *run.device = Device::NONE;
     run.set_up(&[8]);
     assert_eq!(run.fail(), Some(Failure::Setup));
@@ -175,6 +176,81 @@ fn a_queue_that_is_ready_stays_as_it_is() {
     run.world.log.borrow_mut().clear();
     run.store(0x44, 1);
     assert!(run.world.log.borrow().is_empty());
+}
+
+/// Features that a device on PCI offers, all of which the VM accepts.
+const ON_PCI: [u64; 2] = [0x00bf_effd, 0xeffc_0001];
+
+#[test]
+fn a_device_on_pci_has_the_same_registers_elsewhere() {
+    let mut run = Run::on(Layout::Pci, &[64, 8, 1]);
+    assert_eq!(run.fail(), None);
+    assert!(run.host.queues.iter().take(3).all(|queue| queue.is_ready));
+    assert_eq!(run.host.accepted, ON_PCI, "no kind of device gets what another must not have");
+    for half in [0, 1, 2] {
+        run.store(0x24, half);
+        run.store(0x20, 0xffff_ffff);
+    }
+    assert_eq!(run.host.accepted, ON_PCI);
+    // A host that has more queues.
+    assert_eq!(run.device.loaded(0x12, 2, 3), 3);
+    assert_eq!(run.device.loaded(0x12, 2, 1000), 4);
+    for (queue, entries) in [(3, 64), (4, 0), (0xffff, 0)] {
+        run.store(0x30, queue);
+        assert_eq!(run.load(0x34), entries);
+        let expected = if queue < 4 { queue } else { 0 };
+        assert_eq!(run.device.loaded(0x1e, 2, 77), expected, "where it is notified");
+    }
+}
+
+#[test]
+fn what_a_device_on_pci_has_beside_rings_is_the_hosts() {
+    let mut run = Run::on(Layout::Pci, &[]);
+    let places = [(0x10, 2), (0x1a, 2), (0x2000, 1), (0x2001, 2), (0x2ffc, 4), (0x2000, 8)];
+    for (offset, bytes) in places {
+        assert_eq!(run.device.store(offset, bytes, 0x12, &run.world), Ok(0x12));
+        assert_eq!(run.device.loaded(offset, bytes, 0x34), 0x34);
+    }
+    for (offset, bytes) in [(0x14, 1), (0x15, 1), (0x1c, 2), (0x1000, 1)] {
+        assert_eq!(run.device.loaded(offset, bytes, 0x5_0000_0001), 1);
+    }
+    assert_eq!(run.device.loaded(0x14, 1, 0x1ff), 0xff, "no more than a byte comes");
+}
+
+#[test]
+fn registers_on_pci_without_a_rule_are_0_for_both_sides() {
+    let mut run = Run::on(Layout::Pci, &[8]);
+    // Data for notifications, reset of a queue, beyond; ISR status but the first byte; reads to notify.
+    let mut places: Vec<(u64, u8)> = [0x38, 0x3a, 0x3c, 0x44, 0x70, 0xfff, 0x1001, 0x1fff, 0x4000]
+        .into_iter()
+        .flat_map(|offset| [1, 2, 4, 8].map(|bytes| (offset, bytes)))
+        .collect();
+    // Other widths, and between registers.
+    places.extend([(0x14, 2), (0x14, 4), (0x16, 1), (0x18, 4), (0x1c, 1), (0x1c, 4), (0x20, 8)]);
+    places.extend([(0x15, 2), (0x1d, 2), (0x22, 4), (0x3000, 1), (0x3000, 4), (0x3000, 8)]);
+    for (offset, bytes) in places {
+        assert_eq!(run.device.store(offset, bytes, 1, &run.world), Ok(0), "{offset:#x} {bytes}");
+        assert_eq!(run.device.loaded(offset, bytes, 1), 0, "{offset:#x} {bytes}");
+    }
+    assert!(run.host.queues[0].is_ready);
+    // Read or written only.
+    for (offset, bytes) in [(0x04, 4), (0x12, 2), (0x15, 1), (0x1e, 2), (0x1000, 1)] {
+        assert_eq!(run.device.store(offset, bytes, 1, &run.world), Ok(0), "{offset:#x}");
+    }
+    for (offset, bytes) in [(0x00, 4), (0x08, 4), (0x0c, 4), (0x16, 2), (0x20, 4), (0x34, 4)] {
+        assert_eq!(run.device.loaded(offset, bytes, 1), 0, "{offset:#x}");
+    }
+}
+
+#[test]
+fn a_device_on_pci_that_broke_asks_for_a_reset_and_works_afterwards() {
+    let mut run = Run::on(Layout::Pci, &[]);
+    run.make_ready(0, 3, [0x10_0000; 3]);
+    assert_eq!(run.load(0x70), 15 | 0x40);
+    assert_eq!(run.fail(), Some(Failure::Setup));
+    run.store(0x70, 0);
+    run.set_up(&[8]);
+    assert!(run.host.queues[0].is_ready);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A VM, a device, and the visor in between.
 
-use virtio::device::{Device, QUEUE_NOTIFY};
+use virtio::device::Device;
+use virtio::layout::Layout;
 use virtio::memory::{Failure, Missing};
 
 use crate::driver::{BUFFER, Driver, answers, pattern};
@@ -24,6 +25,7 @@ pub(crate) enum Step {
 }
 
 pub(crate) struct Run {
+    layout: Layout,
     pub(crate) world: World,
     pub(crate) device: Box<Device>,
     pub(crate) host: Host,
@@ -36,26 +38,56 @@ pub(crate) struct Run {
 
 pub(crate) const NETWORK: u64 = 1;
 
+/// Where a queue's number tells that it was notified.
+const QUEUE_NOTIFY: u64 = 0x50;
+
+/// Registers by their offsets with virtio-mmio (virtio 1.2, 4.2.2), and their offsets and bytes on PCI (4.1.4.3).
+const ON_PCI: [(u64, u64, u8); 16] = [
+    (0x10, 0x04, 4),
+    (0x14, 0x00, 4),
+    (0x20, 0x0c, 4),
+    (0x24, 0x08, 4),
+    (0x30, 0x16, 2),
+    (0x38, 0x18, 2),
+    (0x34, 0x18, 2),
+    (0x44, 0x1c, 2),
+    (0x60, 0x1000, 1),
+    (0x70, 0x14, 1),
+    (0x80, 0x20, 4),
+    (0x84, 0x24, 4),
+    (0x90, 0x28, 4),
+    (0x94, 0x2c, 4),
+    (0xa0, 0x30, 4),
+    (0xa4, 0x34, 4),
+];
+
 impl Run {
     /// A transport that the VM has not used, with its part of the shared range.
-    pub(crate) fn bare() -> Self {
+    pub(crate) fn bare(layout: Layout) -> Self {
         let mut device = Box::new(Device::NONE);
-        device.assign(PART, PART_BYTES).unwrap();
+        device.assign(PART, PART_BYTES, layout).unwrap();
         let (world, host) = (World::new(), Host::default());
-        Self { world, device, host, drivers: Vec::new(), answers: Vec::new(), serial: 0 }
+        Self { layout, world, device, host, drivers: Vec::new(), answers: Vec::new(), serial: 0 }
     }
 
-    /// A network device with queues of these sizes, set up as virtio 1.2, 3.1.1 and 4.2.3.2 say.
+    /// A network device on virtio-mmio with queues of these sizes, set up.
     pub(crate) fn new(sizes: &[u16]) -> Self {
-        let mut run = Self::bare();
+        Self::on(Layout::Mmio, sizes)
+    }
+
+    /// Likewise, set up as virtio 1.2, 3.1.1 and 4.2.3.2 or 4.1.5.1 say.
+    pub(crate) fn on(layout: Layout, sizes: &[u16]) -> Self {
+        let mut run = Self::bare(layout);
         run.set_up(sizes);
         run
     }
 
     pub(crate) fn set_up(&mut self, sizes: &[u16]) {
         self.store(0x70, 0);
-        assert_eq!(self.load(0x04), 2);
-        assert_eq!(self.load(0x08), NETWORK);
+        if self.layout == Layout::Mmio {
+            assert_eq!(self.load(0x04), 2);
+            assert_eq!(self.load(0x08), NETWORK);
+        }
         self.store(0x70, 3);
         for half in [0, 1] {
             self.store(0x14, half);
@@ -86,31 +118,59 @@ impl Run {
         self.store(0x44, 1);
     }
 
-    /// The VM stores a word.
-    pub(crate) fn store(&mut self, offset: u64, value: u64) {
-        self.store_any(offset, 4, value);
+    /// Where a register of virtio-mmio is, and its bytes. There is one to notify each queue on PCI.
+    pub(crate) fn place(&self, register: u64, value: u64) -> (u64, u8) {
+        match self.layout {
+            Layout::Mmio => (register, 4),
+            Layout::Pci if register == QUEUE_NOTIFY => (0x3000 + 4 * value, 2),
+            Layout::Pci => {
+                let found = ON_PCI.iter().find(|(mmio, ..)| *mmio == register);
+                found.map(|(_, offset, bytes)| (*offset, *bytes)).unwrap()
+            }
+        }
     }
 
-    /// The VM loads a word.
-    pub(crate) fn load(&mut self, offset: u64) -> u64 {
-        let value = self.device.loaded(offset, 4, self.host.load(offset, NETWORK));
+    /// The register of virtio-mmio that the host takes a store for.
+    fn register(&self, offset: u64, bytes: u8) -> Option<u64> {
+        match self.layout {
+            Layout::Mmio => (bytes == 4 && offset.is_multiple_of(4)).then_some(offset),
+            Layout::Pci if bytes == 2 && offset >= 0x3000 => Some(QUEUE_NOTIFY),
+            Layout::Pci => {
+                let found = ON_PCI.iter().find(|(_, at, of)| (*at, *of) == (offset, bytes));
+                found.map(|(mmio, ..)| *mmio)
+            }
+        }
+    }
+
+    /// The VM stores to a register of virtio-mmio, or to what that is on PCI.
+    pub(crate) fn store(&mut self, register: u64, value: u64) {
+        let (offset, bytes) = self.place(register, value);
+        self.store_any(offset, bytes, value);
+    }
+
+    /// The VM loads such a register.
+    pub(crate) fn load(&mut self, register: u64) -> u64 {
+        let (offset, bytes) = self.place(register, 0);
+        let value = self.device.loaded(offset, bytes, self.host.load(register, NETWORK));
         self.pay();
         value
     }
 
     /// The host is told what it is owed.
     fn pay(&mut self) {
-        while let Some(queue) = self.device.kick() {
+        while let Some((offset, queue)) = self.device.kick() {
+            assert_eq!(offset, self.place(QUEUE_NOTIFY, queue).0);
             self.host.store(QUEUE_NOTIFY, queue);
         }
     }
 
     /// A store of any kind.
     pub(crate) fn store_any(&mut self, offset: u64, bytes: u8, value: u64) {
+        let register = self.register(offset, bytes);
         let Self { world, device, host, .. } = self;
         let shown = again(|| device.store(offset, bytes, value, world));
-        if bytes == 4 && offset.is_multiple_of(4) {
-            host.store(offset, shown);
+        if let Some(register) = register {
+            host.store(register, shown);
         }
         self.pay();
     }

@@ -114,6 +114,9 @@ fn begin(
 ) -> Result<(), NoRun> {
     let begins = begins_as(state, slot, host, registers);
     adopt(machine, slot, (vm, None), (host, registers))?;
+    if let (ticket::State::ResetIn(base), Some(vcpu)) = (state, &mut slot.protected) {
+        vcpu.guarded.reset_in(base);
+    }
     begins.map_err(|cause| stop_vcpu(machine, vm, cause))
 }
 
@@ -159,7 +162,9 @@ fn begins_as(
 ) -> Result<(), guard::Cause> {
     let fields = slot.vcpu.fields();
     let fits = match state {
-        ticket::State::Reset => guard::start::kind(fields, registers) == Start::Reset,
+        ticket::State::Reset | ticket::State::ResetIn(_) => {
+            guard::start::kind(fields, registers) == Start::Reset
+        }
         ticket::State::Hashed(hash) => vectors::with(|| {
             let mut found = Sha256::new();
             guard::start::state(fields, host, registers, |word| found.update(word.to_le_bytes()));

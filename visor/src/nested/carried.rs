@@ -10,8 +10,9 @@ use ept::shadow::Access;
 use membrane::map::Transport;
 use membrane::vm::Cause;
 use spin::Mutex;
-use ticket::{MAX_TRANSPORTS, TRANSPORT_SHARED};
-use virtio::device::{Device, LARGEST, QUEUE_NOTIFY, SMALLEST};
+use ticket::{Class, MAX_TRANSPORTS, TRANSPORT_SHARED};
+use virtio::device::{Device, LARGEST, SMALLEST};
+use virtio::layout::Layout;
 use virtio::memory::Missing;
 
 use super::guest_memory::Space;
@@ -104,7 +105,8 @@ fn device<'s>(
     }
     let carried = place.as_mut()?;
     if carried.launch != launch {
-        carried.device.assign(transport.shared.start, transport.shared.length)?;
+        let layout = if transport.class == Class::VirtioPci { Layout::Pci } else { Layout::Mmio };
+        carried.device.assign(transport.shared.start, transport.shared.length, layout)?;
         (carried.launch, carried.said) = (launch, 0);
     }
     Some(carried)
@@ -166,6 +168,6 @@ pub(super) fn kick(space: &Space<'_>, address: u64) -> Option<(u64, u64)> {
         return None;
     }
     let transport = transport(space, address)?;
-    let queue = with(space, &transport, Device::kick)??;
-    Some((address - transport.offset + QUEUE_NOTIFY, queue))
+    let (offset, queue) = with(space, &transport, Device::kick)??;
+    Some((address - transport.offset + offset, queue))
 }

@@ -10,7 +10,7 @@ const LINE: u64 = 5;
 /// Words for the kernel that tell of so many virtio devices.
 pub(super) fn words(devices: u8) -> String {
     let word = |number| {
-        let (at, line) = (DEVICES + number * ticket::TRANSPORT_BYTES, LINE + number);
+        let (at, line) = (DEVICES + number * 0x200, LINE + number);
         format!("virtio_mmio.device=512@{at:#x}:{line} ")
     };
     (0..u64::from(devices)).map(word).collect()

@@ -189,6 +189,23 @@ fn the_first_entry_takes_the_state_and_leaves_decoys() {
 }
 
 #[test]
+fn a_vm_that_begins_elsewhere_differs_in_the_base_of_its_code_alone() {
+    let plain = Vm::in_real_mode();
+    let mut moved = Vm::new(reset);
+    moved.guarded.first_entry(&mut moved.shown, &HOST, &moved.gprs).unwrap();
+    moved.guarded.reset_in(0x10_0000);
+    let shown = |vm: &Vm| encodings(&[Class::Guest]).map(|at| vm.reads(at)).collect::<Vec<_>>();
+    assert_eq!(shown(&moved), shown(&plain), "the host sees nothing of it");
+    moved.enter().unwrap();
+    let base = Segment::Cs.fields().base;
+    assert_eq!((plain.v02.read(base), moved.v02.read(base)), (0xffff_0000, 0x10_0000));
+    assert_eq!(moved.v02.read(f::GUEST_RIP), 0xfff0);
+    for encoding in encodings(&[Class::Guest]).filter(|at| *at != base.encoding()) {
+        assert_eq!(moved.v02.read_raw(encoding), plain.v02.read_raw(encoding), "{encoding:#x}");
+    }
+}
+
+#[test]
 fn a_vm_does_not_start_with_hidden_features_or_in_pae_paging() {
     type Change = fn(&mut Vmcs12);
     let rows: [(Change, Cause); 4] = [

@@ -1,4 +1,4 @@
-//! Shadow rings: a byte for the hostile side, one for the sizes of the queues, then 12 bytes for each
+//! Shadow rings: a byte for the hostile side and the kind of transport, one for the sizes of the queues, then 12 bytes for each
 //! thing that a side does. What must hold is in the tests of `virtio`.
 #![no_main]
 
@@ -15,6 +15,7 @@ mod world;
 
 use hostile::{Trick, lying_host, wild_guest};
 use run::{LONGEST, Run, Step};
+use virtio::layout::Layout;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let [side, sizes, tricks @ ..] = data else {
@@ -23,16 +24,17 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let size = |raw: u8| [1, 2, 8, 64][usize::from(raw & 3)];
     let sizes = [size(*sizes), size(*sizes >> 4)];
     let tricks: Vec<Trick> = tricks.chunks_exact(12).take(100).map(trick).collect();
+    let layout = if side / 3 % 2 == 0 { Layout::Mmio } else { Layout::Pci };
+    let run = Run::on(layout, &sizes);
     match side % 3 {
-        0 => honest(&sizes, &tricks),
-        1 => lying_host(&sizes, &tricks),
-        _ => wild_guest(&sizes, &tricks),
+        0 => honest(run, &tricks),
+        1 => lying_host(run, &sizes, &tricks),
+        _ => wild_guest(run, &sizes, &tricks),
     }
 });
 
 /// Every request is seen once and answered once.
-fn honest(sizes: &[u16], tricks: &[Trick]) {
-    let mut run = Run::new(sizes);
+fn honest(mut run: Run, tricks: &[Trick]) {
     for trick in tricks {
         if let Trick::Step(step) = trick {
             run.step(step);
@@ -66,7 +68,10 @@ fn trick(bytes: &[u8]) -> Trick {
         7 => Trick::Scribble(u64::from(*a) << 4 | u64::from(*b) << 12, words.to_vec()),
         8 => Trick::Poke(ring, words.to_vec()),
         _ if *b & 1 == 0 => {
-            Trick::Store(u64::from(*a) << 2 & 0x1ff, if *b < 240 { 4 } else { *b & 15 }, both)
+            let bytes = if *b < 240 { 4 } else { *b & 15 };
+            // On PCI there are registers of 1 and 2 bytes, and far from each other.
+            let offset = if queue == 0 { u64::from(*a) << 2 & 0x1ff } else { u64::from(first >> 16 & 0x3fff) };
+            Trick::Store(offset, bytes, both)
         }
         _ => Trick::Load(u64::from(*a) << 1, 4, both),
     }

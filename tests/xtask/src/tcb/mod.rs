@@ -20,7 +20,7 @@ const BUDGETS: [(&[&str], usize); 10] = [
     (&["nested-vmx"], 5_200),
     (&["seal"], 350),
     (&["membrane", "ticket"], 2_400),
-    (&["virtio"], 750),
+    (&["virtio"], 800),
     (&["iommu"], 1_750),
     (&["disk"], 1_800),
     (&["attest"], 1_100),
