@@ -1,5 +1,6 @@
 //! The rings, case by case.
 
+use virtio::layout::Layout;
 use virtio::memory::Failure;
 
 use crate::hostile::{Trick, host};
@@ -9,6 +10,13 @@ use crate::world::{Done, PART, PART_BYTES};
 /// Where the shadow of queue 0 has its rings.
 const AVAILABLE: u64 = PART + 0x400;
 const USED: u64 = PART + 0x500;
+
+impl Run {
+    /// A network device on virtio-mmio with queues of these sizes, set up.
+    pub(crate) fn new(sizes: &[u16]) -> Self {
+        Self::on(Layout::Mmio, sizes)
+    }
+}
 
 /// A run with one request at the host, which it has not answered.
 fn asked(said: &[u32], room: &[u32]) -> Run {

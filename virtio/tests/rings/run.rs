@@ -70,12 +70,7 @@ impl Run {
         Self { layout, world, device, host, drivers: Vec::new(), answers: Vec::new(), serial: 0 }
     }
 
-    /// A network device on virtio-mmio with queues of these sizes, set up.
-    pub(crate) fn new(sizes: &[u16]) -> Self {
-        Self::on(Layout::Mmio, sizes)
-    }
-
-    /// Likewise, set up as virtio 1.2, 3.1.1 and 4.2.3.2 or 4.1.5.1 say.
+    /// A network device with queues of these sizes, set up as virtio 1.2, 3.1.1 and 4.2.3.2 or 4.1.5.1 say.
     pub(crate) fn on(layout: Layout, sizes: &[u16]) -> Self {
         let mut run = Self::bare(layout);
         run.set_up(sizes);

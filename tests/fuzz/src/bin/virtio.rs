@@ -70,7 +70,11 @@ fn trick(bytes: &[u8]) -> Trick {
         _ if *b & 1 == 0 => {
             let bytes = if *b < 240 { 4 } else { *b & 15 };
             // On PCI there are registers of 1 and 2 bytes, and far from each other.
-            let offset = if queue == 0 { u64::from(*a) << 2 & 0x1ff } else { u64::from(first >> 16 & 0x3fff) };
+            let offset = if queue == 0 {
+                u64::from(*a) << 2 & 0x1ff
+            } else {
+                u64::from(first >> 16 & 0x3fff)
+            };
             Trick::Store(offset, bytes, both)
         }
         _ => Trick::Load(u64::from(*a) << 1, 4, both),
