@@ -7,11 +7,12 @@
 //! kernel           kernel, which unpacks itself from there on  (image.bin)
 //! window           the page of the window, which is not in the map
 //! end of RAM       a share for each virtio device, neither
+//! 0xc0000000       registers of PCI devices, of a machine that has them
 //! 0xffff0000       stub.rom
 //! ```
 
-use super::Fault;
 use super::kernel::Kernel;
+use super::{Fault, Machine, q35};
 
 pub(super) const PAGE: u64 = 4096;
 pub(super) const PAGE_LEN: usize = 4096;
@@ -41,17 +42,23 @@ pub(super) struct Layout {
     pub(super) initrd: u32,
     /// Of the window, one past the last byte of memory that the kernel knows of.
     pub(super) window: u32,
+    /// Whose memory it is.
+    pub(super) machine: Machine,
 }
 
 impl Layout {
     /// The layout for `kernel` and an initial RAM disk of so many bytes in `memory` bytes, of which `shared`
-    /// are for devices, above the first MiB and `reserved` bytes.
+    /// are for devices, above the first MiB and what `machine` keeps there.
     pub(super) fn new(
         kernel: &Kernel<'_>,
         initrd: usize,
         (memory, shared): (u64, u64),
-        reserved: u64,
+        machine: Machine,
     ) -> Result<Self, Fault> {
+        if machine == Machine::Q35 && memory > q35::MEMORY {
+            return Err(Fault::MemoryOfPc);
+        }
+        let (_, reserved) = machine.stub();
         let kept = shared + PAGE;
         let window = memory.checked_sub(kept).ok_or(Fault::Memory(kept))?;
         let initrd = u64::try_from(initrd).unwrap_or(u64::MAX);
@@ -73,16 +80,22 @@ impl Layout {
         }
         // Memory is below 4 GiB.
         let short = |at| u32::try_from(at).map_err(|_| Fault::Memory(end));
-        Ok(Self { kernel: short(start)?, initrd: short(initrd)?, window: short(window)? })
+        let (kernel, initrd) = (short(start)?, short(initrd)?);
+        Ok(Self { kernel, initrd, window: short(window)?, machine })
     }
 
-    /// The kernel's memory map: starts, ends, kinds. What is in none is a device's, or nothing.
-    pub(super) const fn map(&self) -> [(u32, u32, Kind); 3] {
-        [
+    /// The kernel's memory map: starts, ends, kinds. What is in none is a device's, or nothing. Where the kernel
+    /// places devices itself, that is above what the VM shares.
+    pub(super) fn map(&self) -> Vec<(u32, u32, Kind)> {
+        let mut map = vec![
             (0, LOW_END, Kind::Ram),
             (LOW_END, 0xa_0000, Kind::Reserved),
             (0x10_0000, self.window, Kind::Ram),
-        ]
+        ];
+        if self.machine == Machine::Q35 {
+            map.push((self.window, q35::HOLE, Kind::Reserved));
+        }
+        map
     }
 
     /// Where the image begins: with the initial RAM disk, or the kernel if there is none.
@@ -101,4 +114,20 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
     };
     let bytes = digits.parse().ok().and_then(|count: u64| count.checked_mul(unit));
     bytes.filter(|bytes| MEMORY.contains(bytes)).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MIB, memory};
+
+    #[test]
+    fn sizes_of_memory_are_whole_mebibytes_within_limits() {
+        assert_eq!(memory("16M"), Ok(16 * MIB));
+        assert_eq!(memory("3G"), Ok(3072 * MIB));
+        for wrong in
+            ["", "M", "256", "256K", "15M", "4G", "-1M", "1.5G", "99999999999999999999M", "€"]
+        {
+            assert!(memory(wrong).is_err(), "{wrong}");
+        }
+    }
 }

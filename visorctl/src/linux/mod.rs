@@ -10,6 +10,7 @@ mod kernel;
 mod layout;
 mod mp;
 mod params;
+mod q35;
 mod qemu;
 mod rom;
 mod xen;
@@ -27,12 +28,6 @@ use crate::make::{self, Made};
 use kernel::Kernel;
 use layout::{Layout, PAGE};
 
-/// What a kernel must be told here. Each word keeps it from looking for what is not there, in pages of the
-/// ROM that are also below 1 MiB (tables of ACPI and of a PCI BIOS), from calling what is not there
-/// (services of UEFI), or from sharing its memory with the host (interfaces of KVM). The
-/// command line that was asked for comes behind.
-const WORDS: &str = "acpi=off pci=off nopv efi=noruntime";
-
 /// A VM that is asked for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Order {
@@ -42,7 +37,7 @@ pub(crate) struct Order {
     /// The initial RAM disk
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// The kernel's command line, after "acpi=off pci=off nopv efi=noruntime"
+    /// The kernel's command line, after "acpi=off pci=off nopv efi=noruntime" and the like
     #[arg(long, value_name = "WORDS", default_value = "console=ttyS0")]
     cmdline: String,
     /// The VM's memory, 16M to 3G in whole MiB
@@ -51,7 +46,8 @@ pub(crate) struct Order {
     /// How many virtual processors the VM has, 1 to 15
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u8).range(1..=15))]
     processors: u8,
-    /// How many virtio devices the VM has, 0 to 8: those on QEMU's buses virtio-mmio-bus.0 and so on
+    /// How many virtio devices the VM has, 0 to 8: those on QEMU's buses virtio-mmio-bus.0 and so on, or in
+    /// the slots 1 and so on of a q35's PCI bus
     #[arg(long, value_name = "COUNT", default_value_t = 0, value_parser = value_parser!(u8).range(..=8))]
     virtio: u8,
     /// Who runs the VM
@@ -74,6 +70,8 @@ pub(crate) struct Order {
 pub(crate) enum Machine {
     /// QEMU on KVM, as a microvm
     Qemu,
+    /// QEMU on KVM, as a q35, a PC with PCI Express
+    Q35,
     /// Xen, as an HVM guest of xl
     Xen,
 }
@@ -83,6 +81,7 @@ impl Machine {
     const fn stub(self) -> (u32, u64) {
         match self {
             Self::Qemu => (rom::BASE, 0),
+            Self::Q35 => (q35::STUB, rom::LENGTH),
             Self::Xen => (xen::STUB, rom::LENGTH),
         }
     }
@@ -90,10 +89,21 @@ impl Machine {
     /// The ids of so many processors' local APICs.
     fn apic_ids(self, processors: u8) -> Vec<u8> {
         let apart = match self {
-            Self::Qemu => 1,
+            Self::Qemu | Self::Q35 => 1,
             Self::Xen => xen::APIC_IDS_APART,
         };
         (0..processors).map(|number| number.saturating_mul(apart)).collect()
+    }
+
+    /// What a kernel must be told here. Each word keeps it from looking for what is not there, in pages of the
+    /// ROM that are also below 1 MiB (tables of ACPI and of a PCI BIOS), from calling what is not there
+    /// (services of UEFI), or from sharing its memory with the host (interfaces of KVM). The
+    /// command line that was asked for comes behind.
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Qemu | Self::Xen => "acpi=off pci=off nopv efi=noruntime",
+            Self::Q35 => "acpi=off pci=conf1 nopv efi=noruntime",
+        }
     }
 }
 
@@ -116,6 +126,8 @@ pub(crate) enum Fault {
     Memory(u64),
     /// More than one processor, virtio devices or restarts, for another machine than QEMU's.
     OnlyQemu,
+    /// More memory than a q35 has below its devices.
+    MemoryOfPc,
 }
 
 /// Everything that the VM's memory holds at first.
@@ -136,11 +148,11 @@ impl Image {
         if machine == Machine::Xen && (order.virtio, order.restarts) != (0, 0) {
             return Err(Fault::OnlyQemu);
         }
-        let kernel = Kernel::parse(kernel)?;
-        let (base, reserved) = machine.stub();
+        let (kernel, (base, _)) = (Kernel::parse(kernel)?, machine.stub());
         let shared = u64::from(order.virtio) * layout::SHARE;
-        let layout = Layout::new(&kernel, initrd.len(), (order.memory, shared), reserved)?;
-        let line = format!("{WORDS} {}{}", qemu::words(order.virtio), order.cmdline);
+        let layout = Layout::new(&kernel, initrd.len(), (order.memory, shared), machine)?;
+        let devices = if machine == Machine::Qemu { order.virtio } else { 0 };
+        let line = format!("{} {}{}", machine.words(), qemu::words(devices), order.cmdline);
         let most = kernel.command_line.min(rom::LINE_ROOM - 1);
         if line.len() > most {
             return Err(Fault::CommandLine { bytes: line.len(), most });
@@ -150,10 +162,11 @@ impl Image {
             params: &params,
             line: line.as_bytes(),
             efi: &efi::tables(&layout),
-            mp: &mp::tables(&machine.apic_ids(order.processors)),
+            mp: &mp::tables(&machine.apic_ids(order.processors), machine),
         };
         let stub = match machine {
-            Machine::Qemu => rom::rom(&low, layout.kernel),
+            Machine::Qemu => rom::rom(&low, base, &[], layout.kernel),
+            Machine::Q35 => rom::rom(&low, base, &q35::registers(order.virtio), layout.kernel),
             Machine::Xen => rom::flat(&low, base, layout.kernel),
         };
         let mut content = initrd.to_vec();
@@ -165,16 +178,31 @@ impl Image {
     /// Adds what the VM has, and what must be in it, to `ticket`.
     fn fill(&self, ticket: Ticket) -> Result<Ticket, String> {
         let (stub, window) = (u64::from(self.machine.stub().0), u64::from(self.layout.window));
-        let mut ticket = ticket.range(0, window, Class::Private).range(window, PAGE, Class::Window);
+        let mut ticket = match self.machine {
+            Machine::Qemu | Machine::Xen => ticket.range(0, window, Class::Private),
+            Machine::Q35 => ticket.range(0, q35::VGA, Class::Private).range(
+                q35::SHADOW,
+                window - q35::SHADOW,
+                Class::Private,
+            ),
+        };
+        ticket = ticket.range(window, PAGE, Class::Window);
         for number in 0..u64::from(self.virtio) {
             let share = window + PAGE + number * layout::SHARE;
             ticket = ticket.range(share, layout::SHARE, Class::Shared);
         }
         if self.virtio != 0 {
-            ticket = ticket.range(qemu::DEVICES, PAGE, Class::Virtio);
+            ticket = match self.machine {
+                Machine::Q35 => {
+                    let devices = q35::DEVICES.into();
+                    ticket.range(devices, q35::DEVICES_LENGTH, Class::VirtioPci)
+                }
+                Machine::Qemu | Machine::Xen => ticket.range(qemu::DEVICES, PAGE, Class::Virtio),
+            };
         }
         match self.machine {
             Machine::Qemu => ticket = ticket.range(stub, rom::LENGTH, Class::Private),
+            Machine::Q35 => ticket.state = State::ResetIn(q35::STUB),
             Machine::Xen => ticket.state = State::Hashed(xen::first_state(self)),
         }
         for (start, content) in
@@ -207,7 +235,7 @@ pub(crate) fn linux(order: &Order) -> Result<Made, Failure> {
     let bytes = ticket.bytes().map_err(|why| wrong(why.to_string()))?;
     fs::create_dir_all(folder).map_err(|why| Failure::File(folder.clone(), why))?;
     let mut files = match order.machine {
-        Machine::Qemu => {
+        Machine::Qemu | Machine::Q35 => {
             let arguments = qemu::arguments(image.layout.start(), order);
             vec![
                 ("stub.rom", image.stub, make::PUBLIC),
@@ -252,6 +280,9 @@ impl fmt::Display for Fault {
             }
             Self::OnlyQemu => {
                 write!(f, "only VMs for QEMU have virtio devices or restarts")
+            }
+            Self::MemoryOfPc => {
+                write!(f, "a q35 has at most {} MiB here", q35::MEMORY / layout::MIB)
             }
             Self::Memory(end) => {
                 write!(

@@ -1,9 +1,10 @@
 //! The MP tables (Intel, MultiProcessor Specification 1.4, chapter 4): processors, one I/O APIC with
-//! the lines of the ISA bus.
+//! the lines of the ISA bus, and those of a PCI bus if there is one.
 
 use std::iter;
 
 use super::bytes::{balance, put};
+use super::{Machine, q35};
 
 /// Where Linux looks for the floating pointer first that is there: the last KiB of base memory.
 pub(super) const PLACE: u32 = 0x9_fc00;
@@ -17,10 +18,10 @@ const VERSIONS: [u8; 2] = [0x14, 0x11];
 const POINTER: u8 = 16;
 const HEADER: usize = 44;
 
-/// The floating pointer and the table of processors whose local APICs have these ids, at most 15, for [`PLACE`].
-/// The first one boots.
-pub(super) fn tables(ids: &[u8]) -> Vec<u8> {
-    let entries = entries(ids);
+/// The floating pointer and the table of processors whose local APICs have these ids, at most 15, in `machine`, for
+/// [`PLACE`]. The first one boots.
+pub(super) fn tables(ids: &[u8], machine: Machine) -> Vec<u8> {
+    let entries = entries(ids, machine);
     let mut table = vec![0; HEADER];
     put(&mut table, 0, b"PCMP");
     put(&mut table, 6, &[4]);
@@ -48,7 +49,7 @@ fn pointer() -> Vec<u8> {
     pointer
 }
 
-fn entries(ids: &[u8]) -> Vec<Vec<u8>> {
+fn entries(ids: &[u8], machine: Machine) -> Vec<Vec<u8>> {
     let [local, io] = VERSIONS;
     let (usable, boots) = (1, 2);
     // The first id that no local APIC has. An I/O APIC's has 4 bits.
@@ -59,13 +60,24 @@ fn entries(ids: &[u8]) -> Vec<Vec<u8>> {
         put(&mut processor, 1, &[*id, local, flags]);
         entries.push(processor);
     }
+    // A PCI bus must have its own number, 0.
+    let mut isa = 0;
+    if machine == Machine::Q35 {
+        entries.push(b"\x01\x00PCI   ".to_vec());
+        isa = 1;
+    }
     let mut io_apic = vec![2, io_apic_id, io, usable];
     io_apic.extend(IO_APIC.to_le_bytes());
-    entries.extend([b"\x01\x00ISA   ".to_vec(), io_apic]);
+    entries.extend([[&[1, isa], b"ISA   ".as_slice()].concat(), io_apic]);
     // The timer's line is at pin 2, every other at the pin of its number.
     entries.extend((0..16).filter(|irq| *irq != 2).map(|irq| {
         let pin = if irq == 0 { 2 } else { irq };
-        vec![3, 0, 0, 0, 0, irq, io_apic_id, pin]
+        vec![3, 0, 0, 0, isa, irq, io_apic_id, pin]
     }));
+    if machine == Machine::Q35 {
+        // Active high, level-triggered.
+        let line = |(source, pin)| vec![3, 0, 0b1101, 0, 0, source, io_apic_id, pin];
+        entries.extend(q35::lines().map(line));
+    }
     entries
 }

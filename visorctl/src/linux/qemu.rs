@@ -1,6 +1,6 @@
 //! The machine around the VM.
 
-use super::Order;
+use super::{Machine, Order};
 
 /// Where the first virtio device of QEMU's `microvm` has its registers, as long as there is no ACPI.
 pub(super) const DEVICES: u64 = 0xfeb0_0000;
@@ -25,11 +25,20 @@ pub(super) fn words(devices: u8) -> String {
 pub(super) fn arguments(start: u32, order: &Order) -> String {
     let (memory, processors) = (order.memory, order.processors);
     let resets = if order.restarts == 0 { "-no-reboot" } else { "" };
+    let machine = match order.machine {
+        // It insists on a firmware, too, which nothing runs.
+        Machine::Q35 => {
+            "q35,acpi=off,hpet=off,i8042=off,sata=off,smbus=off,smm=off,vmport=off \
+             -device loader,file=stub.rom,addr=0x100000,force-raw=on"
+        }
+        Machine::Qemu | Machine::Xen => {
+            "microvm,acpi=off,pic=on,pit=on,rtc=on,isa-serial=on,auto-kernel-cmdline=off,\
+             x-option-roms=off -global virtio-mmio.force-legacy=false"
+        }
+    };
     let words = format!(
         "-no-user-config -nodefaults -display none {resets} -serial stdio -accel kvm -cpu host -smp {processors} \
-         -global virtio-mmio.force-legacy=false \
-         -machine microvm,acpi=off,pic=on,pit=on,rtc=on,isa-serial=on,auto-kernel-cmdline=off,\
-         x-option-roms=off -m {}M -bios stub.rom \
+         -machine {machine} -m {}M -bios stub.rom \
          -device loader,file=image.bin,addr={start:#x},force-raw=on",
         memory >> 20
     );

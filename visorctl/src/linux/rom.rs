@@ -26,6 +26,7 @@ const PARAMS_AT: u16 = 0;
 const LINE_AT: u16 = 0x1000;
 const EFI_AT: u16 = 0x2000;
 const MP_AT: u16 = 0x3000;
+const REGISTERS_AT: u16 = 0xfe00;
 const TABLE_AT: u16 = 0xff00;
 const POINTER_AT: u16 = 0xff20;
 const PROTECTED_AT: u16 = 0xff40;
@@ -52,10 +53,14 @@ pub(super) struct Low<'a> {
     pub(super) mp: &'a [u8],
 }
 
-/// The ROM for a kernel with its 32-bit entry at `entry`.
-pub(super) fn rom(low: &Low<'_>, entry: u32) -> Vec<u8> {
-    let mut rom = block(low, BASE, entry);
-    for (at, content) in [(REAL_AT, real()), (RESET_AT, reset())] {
+/// The ROM, for `base`, for a kernel with its 32-bit entry at `entry`. It sets `registers` of PCI devices first: addresses for
+/// port 0xcf8, values, at most 32 of them.
+pub(super) fn rom(low: &Low<'_>, base: u32, registers: &[[u32; 2]], entry: u32) -> Vec<u8> {
+    let setup = if registers.is_empty() { Vec::new() } else { set(base, registers.len()) };
+    let mut rom = block(low, base, [loaded(), setup, copied(base, entry)].concat());
+    let registers: Vec<u8> =
+        registers.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
+    for (at, content) in [(REGISTERS_AT, registers), (REAL_AT, real(base)), (RESET_AT, reset())] {
         put(&mut rom, at.into(), &content);
     }
     rom
@@ -64,13 +69,13 @@ pub(super) fn rom(low: &Low<'_>, entry: u32) -> Vec<u8> {
 /// The same as memory at `base`, for a processor that begins in protected mode with flat segments, at
 /// [`FLAT_AT`].
 pub(super) fn flat(low: &Low<'_>, base: u32, entry: u32) -> Vec<u8> {
-    let mut block = block(low, base, entry);
+    let mut block = block(low, base, [loaded(), copied(base, entry)].concat());
     put(&mut block, FLAT_AT.into(), &enter_flat(base));
     block
 }
 
-/// What both have: what is copied, descriptors, and the code that copies.
-fn block(low: &Low<'_>, base: u32, entry: u32) -> Vec<u8> {
+/// What both have: what is copied, descriptors, and the `protected` code.
+fn block(low: &Low<'_>, base: u32, protected: Vec<u8>) -> Vec<u8> {
     let mut block = vec![0; LENGTH_LEN];
     let table: Vec<u8> = TABLE.into_iter().flat_map(u64::to_le_bytes).collect();
     for (at, content) in [
@@ -80,7 +85,7 @@ fn block(low: &Low<'_>, base: u32, entry: u32) -> Vec<u8> {
         (MP_AT, low.mp),
         (TABLE_AT, &table),
         (POINTER_AT, &pointer(base)),
-        (PROTECTED_AT, &protected(base, entry)),
+        (PROTECTED_AT, &protected),
     ] {
         put(&mut block, at.into(), content);
     }
@@ -105,7 +110,7 @@ fn pointer(base: u32) -> Vec<u8> {
 }
 
 /// In real mode, with the ROM as the code segment: to protected mode.
-fn real() -> Vec<u8> {
+fn real(base: u32) -> Vec<u8> {
     [
         // cli; cld
         [0xfa, 0xfc].as_slice(),
@@ -116,7 +121,7 @@ fn real() -> Vec<u8> {
         &[0x66, 0xb8, 0x11, 0, 0, 0, 0x0f, 0x22, 0xc0],
         // jmp CODE:PROTECTED
         &[0x66, 0xea],
-        &address(BASE, PROTECTED_AT).to_le_bytes(),
+        &address(base, PROTECTED_AT).to_le_bytes(),
         &[CODE, 0],
     ]
     .concat()
@@ -138,11 +143,36 @@ fn enter_flat(base: u32) -> Vec<u8> {
     .concat()
 }
 
-/// In protected mode: copies, and enters the kernel with ESI = boot parameters, EBX = EBP = EDI = 0.
-fn protected(base: u32, entry: u32) -> Vec<u8> {
+/// In protected mode: loads the segments.
+fn loaded() -> Vec<u8> {
     let mut code = vec![0xb8, DATA, 0, 0, 0];
     // mov ds, eax; es; ss; fs; gs
     code.extend([0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0, 0x8e, 0xe0, 0x8e, 0xe8]);
+    code
+}
+
+/// Sets so many registers of PCI devices.
+fn set(base: u32, count: usize) -> Vec<u8> {
+    let count = u32::try_from(count).unwrap_or_default();
+    [
+        // mov esi, REGISTERS; mov ecx, COUNT
+        [0xbe].as_slice(),
+        &address(base, REGISTERS_AT).to_le_bytes(),
+        &[0xb9],
+        &count.to_le_bytes(),
+        // lodsd; mov edx, 0xcf8; out dx, eax
+        &[0xad, 0xba, 0xf8, 0x0c, 0, 0, 0xef],
+        // lodsd; mov dl, 0xfc; out dx, eax
+        &[0xad, 0xb2, 0xfc, 0xef],
+        // loop to the first lodsd
+        &[0xe2, 0xf3],
+    ]
+    .concat()
+}
+
+/// Copies, and enters the kernel with ESI = boot parameters, EBX = EBP = EDI = 0.
+fn copied(base: u32, entry: u32) -> Vec<u8> {
+    let mut code = Vec::new();
     for (from, to, bytes) in [(PARAMS_AT, PARAMS, PAGES_LEN), (MP_AT, mp::PLACE, mp::LENGTH)] {
         let count = u32::try_from(bytes / 4).unwrap_or_default();
         // mov esi, FROM; mov edi, TO; mov ecx, COUNT; rep movsd

@@ -11,12 +11,10 @@ use ticket::{Class, State};
 
 use super::bytes::{array, put};
 use super::kernel::Kernel;
-use super::layout::{Layout, memory};
-use super::{Fault, Image, Machine, Order, WORDS, efi, mp, params, rom};
+use super::layout::{Layout, MIB};
+use super::{Fault, Image, Machine, Order, efi, mp, params, rom};
 use crate::fake::Fake;
 use crate::tests::{Folder, json, text};
-
-const MIB: u64 = 1 << 20;
 
 /// A bzImage with one sector of setup and `code` sectors of code, all 0xcc, and a byte behind.
 pub(super) fn bzimage(code: usize) -> Vec<u8> {
@@ -42,6 +40,10 @@ pub(super) fn bzimage(code: usize) -> Vec<u8> {
         put(&mut file, at, field);
     }
     file
+}
+
+fn small_layout(kernel: u32, initrd: u32) -> Layout {
+    Layout { kernel, initrd, window: 0xfff_f000, machine: Machine::Qemu }
 }
 
 fn changed(at: usize, field: &[u8]) -> Vec<u8> {
@@ -138,7 +140,7 @@ proptest! {
         prop_assume!(bytes >= MIB);
         let first = disk.next_multiple_of(4096) + MIB;
         let place = first.max(16 * MIB).next_multiple_of(2 * MIB);
-        match Layout::new(&kernel, initrd, (all, shared), 0) {
+        match Layout::new(&kernel, initrd, (all, shared), Machine::Qemu) {
             Ok(layout) => {
                 prop_assert_eq!(u64::from(layout.kernel), place);
                 prop_assert!(movable || place == 16 * MIB);
@@ -165,7 +167,7 @@ proptest! {
 fn an_initial_ram_disk_may_lie_up_to_the_last_byte_that_the_kernel_takes() {
     for (last, expected) in [(0xff_ffff_u32, Ok(0x100_0000)), (0xff_fffe, Err(Fault::Initrd(9)))] {
         let file = changed(0x22c, &last.to_le_bytes());
-        let layout = Layout::new(&Kernel::parse(&file).unwrap(), 9, (64 * MIB, 0), 0);
+        let layout = Layout::new(&Kernel::parse(&file).unwrap(), 9, (64 * MIB, 0), Machine::Qemu);
         assert_eq!(layout.map(|layout| layout.kernel), expected);
     }
 }
@@ -174,7 +176,7 @@ fn an_initial_ram_disk_may_lie_up_to_the_last_byte_that_the_kernel_takes() {
 fn the_boot_parameters_have_the_header_the_places_and_the_memory_map() {
     let file = bzimage(8);
     let kernel = Kernel::parse(&file).unwrap();
-    let layout = Layout { kernel: 0x140_0000, initrd: 5000, window: 0xfff_f000 };
+    let layout = small_layout(0x140_0000, 5000);
     let page = params::page(&kernel, &layout);
     assert_eq!(&page[0x1f1..0x210], &file[0x1f1..0x210]);
     assert_eq!(page[0x210], 0xff);
@@ -199,7 +201,7 @@ fn the_boot_parameters_have_the_header_the_places_and_the_memory_map() {
 #[test]
 fn without_an_initial_ram_disk_the_kernel_is_told_of_none() {
     let file = bzimage(8);
-    let layout = Layout { kernel: 0x100_0000, initrd: 0, window: 0xfff_f000 };
+    let layout = small_layout(0x100_0000, 0);
     let page = params::page(&Kernel::parse(&file).unwrap(), &layout);
     assert_eq!([0x218, 0x21c].map(|at| word(&page, at)), [0, 0]);
     assert_eq!(layout.start(), layout.kernel);
@@ -211,8 +213,8 @@ fn sum(bytes: &[u8]) -> u8 {
 
 #[test]
 fn the_mp_tables_are_found_and_whole() {
-    assert!(mp::tables(&Machine::Qemu.apic_ids(15)).len() <= mp::LENGTH);
-    let tables = mp::tables(&[0, 1, 2]);
+    assert!(mp::tables(&Machine::Qemu.apic_ids(15), Machine::Qemu).len() <= mp::LENGTH);
+    let tables = mp::tables(&[0, 1, 2], Machine::Qemu);
     let (pointer, table) = tables.split_at(16);
     assert_eq!((&pointer[..4], sum(pointer), word(pointer, 4)), (&b"_MP_"[..], 0, 0x9_fc10));
     assert_eq!((pointer[8], pointer[9]), (1, 4));
@@ -231,7 +233,7 @@ fn the_mp_tables_tell_of_every_processor_and_all_lines_of_the_isa_bus() {
 }
 
 fn processors_and_lines(ids: &[u8], io_apic: u8) {
-    let tables = mp::tables(ids);
+    let tables = mp::tables(ids, Machine::Qemu);
     let (mut entries, mut rest) = (Vec::new(), &tables[16 + 44..]);
     while let Some(kind) = rest.first() {
         let (entry, next) = rest.split_at(if *kind == 0 { 20 } else { 8 });
@@ -255,7 +257,7 @@ fn processors_and_lines(ids: &[u8], io_apic: u8) {
 #[test]
 fn the_efi_tables_tell_of_the_memory_and_of_nothing_else() {
     let file = bzimage(8);
-    let layout = Layout { kernel: 0x140_0000, initrd: 5000, window: 0xfff_f000 };
+    let layout = small_layout(0x140_0000, 5000);
     let page = params::page(&Kernel::parse(&file).unwrap(), &layout);
     let tables = efi::tables(&layout);
     let long = |at| array(&tables, at).map(u64::from_le_bytes).unwrap();
@@ -281,11 +283,11 @@ fn the_efi_tables_tell_of_the_memory_and_of_nothing_else() {
 /// The ROM of parts that can be told apart.
 fn some_rom(entry: u32) -> Vec<u8> {
     let low = rom::Low { params: &[7; 4096], line: b"words", efi: &[8; 700], mp: &[9; 300] };
-    rom::rom(&low, entry)
+    rom::rom(&low, rom::BASE, &[], entry)
 }
 
 /// The instructions at `address` up to a jump, as text.
-fn listing(rom: &[u8], address: u64, bits: u32) -> Vec<String> {
+pub(super) fn listing(rom: &[u8], address: u64, bits: u32) -> Vec<String> {
     let at = usize::try_from(address & 0xffff).unwrap();
     let mut decoder = Decoder::with_ip(bits, &rom[at..], address, DecoderOptions::NONE);
     let mut lines = Vec::new();
@@ -346,16 +348,6 @@ fn the_rom_holds_what_it_copies_and_flat_segments() {
     assert_eq!(descriptors, [0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
 }
 
-#[test]
-fn sizes_of_memory_are_whole_mebibytes_within_limits() {
-    assert_eq!(memory("16M"), Ok(16 * MIB));
-    assert_eq!(memory("3G"), Ok(3072 * MIB));
-    for wrong in ["", "M", "256", "256K", "15M", "4G", "-1M", "1.5G", "99999999999999999999M", "€"]
-    {
-        assert!(memory(wrong).is_err(), "{wrong}");
-    }
-}
-
 /// Runs the command; the folder of what it made is `name` in `folder`.
 pub(super) fn made(folder: &Folder, name: &str, more: &[&str]) -> serde_json::Value {
     let kernel = folder.write("kernel", &bzimage(20));
@@ -403,7 +395,7 @@ fn a_vm_of_several_processors_has_them_in_its_ticket_its_tables_and_its_machine(
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();
     assert_eq!(ticket.processors, 2);
-    assert!(read("stub.rom")[0x3000..].starts_with(&mp::tables(&[0, 1])));
+    assert!(read("stub.rom")[0x3000..].starts_with(&mp::tables(&[0, 1], Machine::Qemu)));
     assert!(String::from_utf8(read("qemu.args")).unwrap().contains("\n-smp\n2\n"));
 }
 
@@ -413,7 +405,7 @@ fn each_virtio_device_has_a_share_of_memory_and_a_word_for_the_kernel() {
     let _ = made(&folder, "vm", &["--memory", "64M", "--cmdline", "quiet", "--virtio", "2"]);
     let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
     let line = "virtio_mmio.device=512@0xfeb00000:5 virtio_mmio.device=512@0xfeb00200:6 quiet\0";
-    let line = format!("{WORDS} {line}");
+    let line = format!("{} {line}", Machine::Qemu.words());
     assert!(read("stub.rom")[0x1000..].starts_with(line.as_bytes()));
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();
@@ -471,7 +463,7 @@ fn the_same_vm_is_made_twice_but_for_what_is_random() {
 #[test]
 fn what_makes_no_vm_leaves_nothing_and_is_told_in_one_line() {
     let folder = Folder::new("linux-faults");
-    let long = "x".repeat(2047 - WORDS.len());
+    let long = "x".repeat(2047 - Machine::Qemu.words().len());
     let cases = [
         (["--memory", "36M"], "the kernel needs memory up to 0x2400000"),
         (["--cmdline", &long], "the command line has 2048 bytes, of at most 2047"),
