@@ -112,14 +112,13 @@ fn made_tests() -> Vec<Test> {
         "vm-2",
         &["*guest: init: cpu1 offline, online now 0", "*guest: init: cpu1 online, online now 0-1"],
     );
-    let virtio: (&str, &[&str]) = (
-        "vm-virtio",
-        &[
-            "*guest: init: disk is right",
-            "*guest: init: network is right",
-            "*guest: init: random numbers are there",
-        ],
-    );
+    let data = &[
+        "*guest: init: disk is right",
+        "*guest: init: network is right",
+        "*guest: init: random numbers are there",
+    ];
+    let (virtio, pc_virtio) = (("vm-virtio", data.as_slice()), ("vm-q35-virtio", data.as_slice()));
+    let pc: (&str, &[&str]) = ("vm-q35", &[]);
     let plain = |vm| made(Stack::bare, vm, "modules,boot,slay");
     let protected = |vm| made(with_tickets, vm, "modules,submit,boot,running,slay");
     vec![
@@ -127,10 +126,16 @@ fn made_tests() -> Vec<Test> {
         protected(one).test("protected/qemu", 25),
         plain(two).test("protected/qemu-2-vcpus-control", 20),
         protected(two).test("protected/qemu-2-vcpus", 40),
+        plain(pc).test("protected/q35-control", 14),
+        protected(pc).test("protected/q35", 25),
         made(Stack::bare, virtio, "modules,devices,boot,written,slay")
             .test("protected/qemu-virtio-control", 30),
         made(with_tickets, virtio, "modules,submit,devices,boot,running,written,slay")
             .test("protected/qemu-virtio", 60),
+        made(Stack::bare, pc_virtio, "modules,devices_on_pci,boot,written,slay")
+            .test("protected/q35-virtio-control", 30),
+        made(with_tickets, pc_virtio, "modules,submit,devices_on_pci,boot,running,written,slay")
+            .test("protected/q35-virtio", 60),
         lies().test("protected/qemu-virtio-lies", 60),
         Test::new("protected/qemu-life-control", 40, |rig| {
             marks(&rig.check("", &life(Stack::bare, "modules,life,slay"))?, |count| count > 1000)

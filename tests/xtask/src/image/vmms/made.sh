@@ -20,6 +20,17 @@ devices() {
     devices="$disk $network -device virtio-rng-device,bus=virtio-mmio-bus.2"
 }
 
+# Likewise, on a PCI bus: with interrupts by messages, and by lines.
+devices_on_pci() {
+    devices="-drive if=none,id=disk,format=raw,file=/data/disk -netdev user,id=network,tftp=/data/served"
+    on_pci virtio-blk-pci,drive=disk,queue-size=64 1
+    on_pci virtio-net-pci,netdev=network,romfile=,vectors=0 2
+    on_pci virtio-rng-pci,vectors=0 3
+}
+on_pci() {
+    devices="$devices -device $1,disable-legacy=on,addr=$2"
+}
+
 # What the VM has written is on its disk.
 written() {
     [ "$(sha256sum </data/disk)" = "$(cat /data/disk.after)" ]
