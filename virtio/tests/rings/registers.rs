@@ -4,7 +4,8 @@ use virtio::device::{Device, SMALLEST};
 use virtio::layout::Layout;
 use virtio::memory::Failure;
 
-use crate::run::Run;
+use crate::driver::Driver;
+use crate::run::{Run, Step};
 use crate::world::PART;
 
 #[test]
@@ -239,6 +240,27 @@ fn registers_on_pci_without_a_rule_are_0_for_both_sides() {
     }
     for (offset, bytes) in [(0x00, 4), (0x08, 4), (0x0c, 4), (0x16, 2), (0x20, 4), (0x34, 4)] {
         assert_eq!(run.device.loaded(offset, bytes, 1), 0, "{offset:#x}");
+    }
+}
+
+#[test]
+fn addresses_of_rings_have_both_halves() {
+    for layout in [Layout::Mmio, Layout::Pci] {
+        for ring in 0..3 {
+            let mut run = Run::on(layout, &[]);
+            let driver = Driver::new(&run.world, 0, 8);
+            let mut rings = driver.rings;
+            run.drivers.push(driver);
+            rings[ring] |= 1 << 32;
+            run.make_ready(0, 8, rings);
+            run.step(&Step::Offer(0, vec![16], vec![16]));
+            run.step(&Step::Notify(0));
+            run.step(&Step::Answer(0, 0, 255));
+            run.complete();
+            let failure = run.fail();
+            let is_high = |address| address >= 1 << 32;
+            assert!(matches!(failure, Some(Failure::Nowhere(at)) if is_high(at)), "{failure:?}");
+        }
     }
 }
 
