@@ -37,13 +37,18 @@ const MADE_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=relia
 
 /// Such a VM: its folder, what its `init` does, and how it differs from others.
 type Made = (&'static str, &'static str, &'static [&'static str]);
-const MADE_VMS: [Made; 8] = [
+const MADE_VMS: [Made; 9] = [
     ("vm", "", &[]),
     ("vm-2", "cpu-hotplug", &["--processors", "2"]),
     ("vm-beats", "beats", &["--processors", "2"]),
     ("vm-reset", "secret,reboot-always reboot=t", &["--processors", "2", "--restarts", "3"]),
     ("vm-virtio", "disk,network,random ip=dhcp", &["--virtio", "3"]),
     ("vm-q35", "", &["--machine", "q35"]),
+    (
+        "vm-q35-reset",
+        "secret,reboot-always reboot=t",
+        &["--machine", "q35", "--processors", "2", "--restarts", "3"],
+    ),
     ("vm-q35-virtio", "disk,network,random ip=dhcp", &["--machine", "q35", "--virtio", "3"]),
     ("vm-lies", "disk,stay,disk ip=dhcp", &["--virtio", "4"]),
 ];

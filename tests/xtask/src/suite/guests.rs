@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::protected::with_tickets;
-use super::{Boot, Host, Stack, Test};
+use super::{Boot, Host, Rig, Stack, Test};
 use crate::machine::{Bios, End, Machine};
 
 /// What QEMU's guest is put through.
@@ -146,20 +146,30 @@ fn made_tests() -> Vec<Test> {
             marks(&rig.check("", &boot)?, |count| count == 0)
         })
         .on_demand(),
-        Test::new("protected/qemu-reset-control", 40, |rig| {
-            let boot = resets(Stack::bare, "modules,resets,slay");
-            let left = lives_left(&rig.check("", &boot)?)?;
-            ensure!(left > 0, "nothing is left of a VM without a ticket");
-            Ok(())
-        }),
-        Test::new("protected/qemu-reset", 60, |rig| {
-            let boot = resets(with_tickets, "modules,submit,resets,exhausted,slay");
-            let boot = boot.expect(&["*init: PASS exhausted*", "*init: PASS slay*", "*init: done"]);
-            let left = lives_left(&rig.check("", &boot)?)?;
-            ensure!(left == 0, "{left} secrets of earlier lives are left");
-            Ok(())
-        }),
+        Test::new("protected/qemu-reset-control", 40, |rig| bare_resets(rig, "vm-reset")),
+        Test::new("protected/qemu-reset", 60, |rig| protected_resets(rig, "vm-reset")),
+        Test::new("protected/q35-reset-control", 40, |rig| bare_resets(rig, "vm-q35-reset"))
+            .on_demand(),
+        Test::new("protected/q35-reset", 60, |rig| protected_resets(rig, "vm-q35-reset"))
+            .on_demand(),
     ]
+}
+
+/// Nothing may be left of earlier lives of a VM with a ticket, and it has as many as that says.
+fn protected_resets(rig: &Rig<'_>, vm: &str) -> Result<()> {
+    let boot = resets(with_tickets, vm, "modules,submit,resets,exhausted,slay");
+    let boot = boot.expect(&["*init: PASS exhausted*", "*init: PASS slay*", "*init: done"]);
+    let left = lives_left(&rig.check("", &boot)?)?;
+    ensure!(left == 0, "{left} secrets of earlier lives are left");
+    Ok(())
+}
+
+/// Without a ticket something is left: or the search would prove nothing.
+fn bare_resets(rig: &Rig<'_>, vm: &str) -> Result<()> {
+    let boot = resets(Stack::bare, vm, "modules,resets,slay");
+    let left = lives_left(&rig.check("", &boot)?)?;
+    ensure!(left > 0, "nothing is left of a VM without a ticket");
+    Ok(())
 }
 
 /// QEMU's memory is changed so that its virtio devices lie to a VM with a ticket: those are not served any more,
@@ -208,8 +218,8 @@ fn marks(log: &str, is_good: fn(u32) -> bool) -> Result<()> {
 }
 
 /// QEMU runs a VM that resets itself, and is reset, in a host that does `actions`.
-fn resets(stack: fn(Host) -> Stack, actions: &str) -> Boot {
-    Boot::of(stack(Host::Made(format!("init.vm=vm-reset init.do={actions}"))))
+fn resets(stack: fn(Host) -> Stack, vm: &str, actions: &str) -> Boot {
+    Boot::of(stack(Host::Made(format!("init.vm={vm} init.do={actions}"))))
         .on(roomy)
         .expect(&["*guest: init: rebooting", "*init: PASS resets*"])
         .never("*init: FAIL *")
