@@ -222,31 +222,55 @@ fn expanded(compressed: &Path, name: &str) -> Result<PathBuf> {
     Ok(plain)
 }
 
-/// The small kernel, a bzImage, built from the distribution's kernel source.
-pub(crate) fn small_kernel() -> Result<PathBuf> {
-    Ok(small()?.join("bzImage"))
+/// A kernel that is built from the distribution's source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Built {
+    /// The small one of the quick tests.
+    Small,
+    /// The small one, and what moves the memory of processes about.
+    Life,
 }
 
-/// The folder of the small kernel: `bzImage` and the modules of [`KVM_MODULES`].
-fn small() -> Result<PathBuf> {
-    let source = "linux-source-6.1";
-    refresh_lists(&[source])?;
-    let version = candidate(source)?;
-    let config = paths::root().join("tests/kernels/small.config");
-    let text = fs::read(&config).with_context(|| format!("cannot read {}", config.display()))?;
-    let name = format!("linux-small_{}", key(&[version.as_bytes(), &text]));
-    cached(&name, |dir| build_kernel(source, &config, dir))
+impl Built {
+    /// Its name, and its options: of two for the same thing the later one counts.
+    fn config(self) -> Result<(&'static str, String)> {
+        let (name, files): (_, &[&str]) = match self {
+            Self::Small => ("small", &["small.config"]),
+            Self::Life => ("life", &["small.config", "life.config"]),
+        };
+        let folder = paths::root().join("tests/kernels");
+        let texts = files.iter().map(|file| {
+            let path = folder.join(file);
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+        });
+        Ok((name, texts.collect::<Result<_>>()?))
+    }
+
+    /// Its folder: `bzImage` and the modules of [`KVM_MODULES`].
+    fn folder(self) -> Result<PathBuf> {
+        let source = "linux-source-6.1";
+        refresh_lists(&[source])?;
+        let version = candidate(source)?;
+        let (name, config) = self.config()?;
+        let folder = format!("linux-{name}_{}", key(&[version.as_bytes(), config.as_bytes()]));
+        cached(&folder, |dir| build_kernel(source, &config, dir))
+    }
+
+    /// The bzImage.
+    pub(crate) fn kernel(self) -> Result<PathBuf> {
+        Ok(self.folder()?.join("bzImage"))
+    }
+
+    /// KVM's modules, in the order in which they are loaded.
+    pub(crate) fn kvm(self) -> Result<Vec<PathBuf>> {
+        let dir = self.folder()?;
+        Ok(KVM_MODULES.iter().map(|module| dir.join(file_name(module))).collect())
+    }
 }
 
 /// KVM's modules in the order in which they are loaded, where a kernel tree keeps them.
 const KVM_MODULES: [&str; 3] =
     ["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-intel.ko"];
-
-/// KVM's modules of the small kernel, in the order in which they are loaded.
-pub(crate) fn small_kvm() -> Result<Vec<PathBuf>> {
-    let dir = small()?;
-    Ok(KVM_MODULES.iter().map(|module| dir.join(file_name(module))).collect())
-}
 
 /// KVM's modules of the distribution's own kernel, in the order in which they are loaded.
 pub(crate) fn stock_kvm() -> Result<Vec<PathBuf>> {
@@ -325,7 +349,7 @@ fn key(parts: &[&[u8]]) -> String {
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn build_kernel(source: &str, config: &Path, dir: &Path) -> Result<()> {
+fn build_kernel(source: &str, config: &str, dir: &Path) -> Result<()> {
     install(&[Need::Build, Need::Kernel])?;
     eprintln!("xtask: fetching {source}");
     tool::run(Command::new("apt-get").args(["download", "-qq", source]).current_dir(dir))?;
@@ -334,10 +358,12 @@ fn build_kernel(source: &str, config: &Path, dir: &Path) -> Result<()> {
     let archive = dir.join(format!("usr/src/{source}.tar.xz"));
     tool::run(Command::new("tar").arg("-xf").arg(&archive).arg("-C").arg(dir))?;
     let tree = dir.join(source);
-    make_kernel(&tree, config)?;
+    let options = dir.join("config");
+    fs::write(&options, config).context("cannot write the kernel's options")?;
+    make_kernel(&tree, &options)?;
     for part in ["arch/x86/boot/bzImage"].iter().chain(&KVM_MODULES) {
         let _ = fs::copy(tree.join(part), dir.join(file_name(part)))
-            .with_context(|| format!("cannot keep {part} of the small kernel"))?;
+            .with_context(|| format!("cannot keep {part} of the kernel"))?;
     }
     for leftover in [tree, dir.join("usr")] {
         fs::remove_dir_all(leftover).context("cannot remove the kernel's source")?;
@@ -350,7 +376,7 @@ fn make_kernel(tree: &Path, config: &Path) -> Result<()> {
     let _ = configure.args(["-s", "allnoconfig"]).env("KCONFIG_ALLCONFIG", config);
     tool::run(configure.current_dir(tree))?;
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    eprintln!("xtask: building the small kernel, once: 12 minutes of processor time, {jobs} jobs");
+    eprintln!("xtask: building a kernel, once: 12 minutes of processor time, {jobs} jobs");
     let mut make = Command::new("nice");
     let wanted = ["bzImage", "modules"];
     let _ = make.args(["make", "-s", &format!("-j{jobs}")]).args(wanted).current_dir(tree);

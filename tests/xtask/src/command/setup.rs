@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::packages::{self, Need};
+use crate::packages::{self, Built, Need};
 
 /// Makes the machine ready for every other command, which would otherwise do its part itself.
 pub(crate) fn setup() -> Result<()> {
@@ -11,7 +11,8 @@ pub(crate) fn setup() -> Result<()> {
         ("stock kernel", packages::stock_kernel()?),
         ("Xen", packages::xen()?),
         ("tboot", packages::tboot()?),
-        ("small kernel", packages::small_kernel()?),
+        ("small kernel", Built::Small.kernel()?),
+        ("kernel of daily life", Built::Life.kernel()?),
     ] {
         println!("{what}: {}", path.display());
     }

@@ -17,6 +17,8 @@ const STEPS: &str = include_str!("vmms/steps.sh");
 const QEMU: &str = include_str!("vmms/qemu.sh");
 const XL: &str = include_str!("vmms/xl.sh");
 const MADE: &str = include_str!("vmms/made.sh");
+/// Sourced by that.
+const LIFE: &str = include_str!("vmms/life.sh");
 const ATTACKED: &str = include_str!("vmms/attacked.sh");
 /// The script of Xen's guests.
 const DOMU: &str = include_str!("vmms/domu.sh");
@@ -40,7 +42,7 @@ type Made = (&'static str, &'static str, &'static [&'static str]);
 const MADE_VMS: [Made; 9] = [
     ("vm", "", &[]),
     ("vm-2", "cpu-hotplug", &["--processors", "2"]),
-    ("vm-beats", "beats", &["--processors", "2"]),
+    ("vm-beats", "beats", &["--memory", "40M"]),
     ("vm-reset", "secret,reboot-always reboot=t", &["--processors", "2", "--restarts", "3"]),
     ("vm-virtio", "disk,network,random ip=dhcp", &["--virtio", "3"]),
     ("vm-q35", "", &["--machine", "q35"]),
@@ -134,6 +136,7 @@ pub(crate) struct Parts {
 /// An initial RAM file system in which QEMU runs VMs that `visorctl` makes, made at `out`.
 pub(crate) fn made(of: &Parts, out: &Path) -> Result<PathBuf> {
     let (mut programs, parts) = with_made(of, (MADE, &MADE_VMS), out)?;
+    programs.add("life.sh", &written(&parts, "life.sh", LIFE)?);
     disk_of_made(&mut programs, &parts)?;
     finish(&programs, out)
 }
@@ -161,8 +164,11 @@ fn with_made(
     for (name, actions, more) in vms {
         let vm = parts.join(name);
         let line = format!("{MADE_WORDS} init.do={actions}");
-        let mut words = vec!["--cmdline", &line, "--memory", "64M"];
+        let mut words = vec!["--cmdline", &line];
         words.extend(*more);
+        if !more.contains(&"--memory") {
+            words.extend(["--memory", "64M"]);
+        }
         build::linux_vm(&of.tool, [&of.kernel, &of.initrd], &words, &vm)?;
         for file in ["ticket", "stub.rom", "qemu.args"] {
             programs.add(&format!("{name}/{file}"), &vm.join(file));

@@ -69,7 +69,7 @@ fn xl(xen: &str, actions: &str) -> Case {
 }
 
 /// Room for an initial RAM file system of 60 MB and for guests.
-fn roomy(machine: &mut Machine) {
+pub(super) fn roomy(machine: &mut Machine) {
     machine.memory_mib = 1024;
     machine.seconds = 400;
 }
@@ -137,15 +137,6 @@ fn made_tests() -> Vec<Test> {
         made(with_tickets, pc_virtio, "modules,submit,devices_on_pci,boot,running,written,slay")
             .test("protected/q35-virtio", 60),
         lies().test("protected/qemu-virtio-lies", 60),
-        Test::new("protected/qemu-life-control", 40, |rig| {
-            marks(&rig.check("", &life(Stack::bare, "modules,life,slay"))?, |count| count > 1000)
-        })
-        .on_demand(),
-        Test::new("protected/qemu-life", 60, |rig| {
-            let boot = life(with_tickets, "modules,submit,life,running,slay");
-            marks(&rig.check("", &boot)?, |count| count == 0)
-        })
-        .on_demand(),
         Test::new("protected/qemu-reset-control", 40, |rig| bare_resets(rig, "vm-reset")),
         Test::new("protected/qemu-reset", 60, |rig| protected_resets(rig, "vm-reset")),
         Test::new("protected/q35-reset-control", 40, |rig| bare_resets(rig, "vm-q35-reset"))
@@ -193,28 +184,6 @@ fn lies() -> Boot {
         .expect(&lines)
         .never("*init: FAIL *")
         .ends(End::PowerOff)
-}
-
-/// QEMU runs a VM that works on, in a host that saves it in several ways.
-fn life(stack: fn(Host) -> Stack, actions: &str) -> Boot {
-    Boot::of(stack(Host::Made(format!("init.vm=vm-beats init.do={actions}"))))
-        .on(roomy)
-        .expect(&["*guest: init: beat 1", "*init: PASS life*", "*init: PASS slay*", "*init: done"])
-        .never("*init: FAIL *")
-        .never("*guest: init: beats: *")
-        .ends(End::PowerOff)
-}
-
-/// Each of the three ways to save a VM must have so much of its memory in clear.
-fn marks(log: &str, is_good: fn(u32) -> bool) -> Result<()> {
-    for file in ["pmemsave", "dump", "saved"] {
-        let start = format!("/run/{file}: ");
-        let line = log.lines().find_map(|line| line.split_once(&start)).context(file)?;
-        let count = line.1.split(' ').next().and_then(|count| count.parse().ok());
-        let count = count.context("no count")?;
-        ensure!(is_good(count), "{file}: {count} lines in clear");
-    }
-    Ok(())
 }
 
 /// QEMU runs a VM that resets itself, and is reset, in a host that does `actions`.

@@ -9,7 +9,8 @@ use anyhow::{Context, Error, Result};
 use crate::build::{self, Guests};
 use crate::image::{vmms, works};
 use crate::machine::{Image, Machine, Payload};
-use crate::{packages, paths};
+use crate::packages::{self, Built};
+use crate::paths;
 
 /// What every Linux host is told, bare or not: a serial console, nothing that waits, nothing that
 /// differs between runs. `idle=halt`, because Bochs loses wake-ups from MWAIT;
@@ -55,6 +56,8 @@ pub(crate) enum Host {
     StockQemu(String),
     /// The small kernel with KVM's modules, QEMU, `visorctl`, and a VM that this has made.
     Made(String),
+    /// As [`Host::Made`], with the kernel that moves memory about as the host.
+    Life(String),
     /// As [`Host::Made`], with a program that attacks the VM.
     Attacked(String),
     /// As [`Host::Attacked`], with the distribution's kernel as the host.
@@ -132,6 +135,7 @@ pub(crate) struct Kit {
     qemu: Once<PathBuf>,
     stock_qemu: Once<PathBuf>,
     made: Once<PathBuf>,
+    life: Once<PathBuf>,
     attacked: Once<PathBuf>,
     stock_attacked: Once<PathBuf>,
     xl: Once<PathBuf>,
@@ -163,6 +167,7 @@ impl Kit {
             qemu: Once::new(),
             stock_qemu: Once::new(),
             made: Once::new(),
+            life: Once::new(),
             attacked: Once::new(),
             stock_attacked: Once::new(),
             xl: Once::new(),
@@ -203,7 +208,7 @@ impl Kit {
 
     /// The small kernel, a bzImage.
     pub(crate) fn small(&self) -> Result<PathBuf> {
-        self.small.get(packages::small_kernel)
+        self.small.get(|| Built::Small.kernel())
     }
 
     /// The distribution's kernel, a bzImage.
@@ -228,7 +233,7 @@ impl Kit {
     }
 
     fn small_kvm(&self) -> Result<PathBuf> {
-        self.small_kvm.get(|| self.with_kvm(&packages::small_kvm()?, "kvm-small.cpio"))
+        self.small_kvm.get(|| self.with_kvm(&Built::Small.kvm()?, "kvm-small.cpio"))
     }
 
     fn stock_kvm(&self) -> Result<PathBuf> {
@@ -262,7 +267,7 @@ impl Kit {
     }
 
     fn qemu(&self) -> Result<PathBuf> {
-        self.qemu.get(|| self.with_qemu(&packages::small_kvm()?, "qemu-small.cpio"))
+        self.qemu.get(|| self.with_qemu(&Built::Small.kvm()?, "qemu-small.cpio"))
     }
 
     fn stock_qemu(&self) -> Result<PathBuf> {
@@ -282,12 +287,19 @@ impl Kit {
     fn made(&self) -> Result<PathBuf> {
         self.made.get(|| {
             let out = paths::target("guests")?.join("made.cpio");
-            vmms::made(&self.parts(packages::small_kvm()?)?, &out)
+            vmms::made(&self.parts(Built::Small.kvm()?)?, &out)
+        })
+    }
+
+    fn life(&self) -> Result<PathBuf> {
+        self.life.get(|| {
+            let out = paths::target("guests")?.join("life.cpio");
+            vmms::made(&self.parts(Built::Life.kvm()?)?, &out)
         })
     }
 
     fn attacked(&self) -> Result<PathBuf> {
-        self.attacked.get(|| self.with_intruder(packages::small_kvm()?, "attacked-small.cpio"))
+        self.attacked.get(|| self.with_intruder(Built::Small.kvm()?, "attacked-small.cpio"))
     }
 
     fn stock_attacked(&self) -> Result<PathBuf> {
@@ -326,6 +338,7 @@ impl Kit {
             Host::Qemu(_) => (Self::small, Self::qemu),
             Host::StockQemu(_) => (Self::stock, Self::stock_qemu),
             Host::Made(_) => (Self::small, Self::made),
+            Host::Life(_) => (|_| Built::Life.kernel(), Self::life),
             Host::Attacked(_) => (Self::small, Self::attacked),
             Host::StockAttacked(_) => (Self::stock, Self::stock_attacked),
             Host::Xl { .. } => (Self::small, Self::xl),
@@ -348,6 +361,7 @@ impl Kit {
             | Host::Qemu(words)
             | Host::StockQemu(words)
             | Host::Made(words)
+            | Host::Life(words)
             | Host::Attacked(words)
             | Host::StockAttacked(words) => (LINUX, words),
             Host::Xen { dom0, .. }
@@ -396,6 +410,7 @@ impl Kit {
             | Host::Qemu(_)
             | Host::StockQemu(_)
             | Host::Made(_)
+            | Host::Life(_)
             | Host::Attacked(_)
             | Host::StockAttacked(_) => {
                 let initrd = images.next().map(|image| image.file);

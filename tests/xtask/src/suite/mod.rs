@@ -8,6 +8,7 @@ pub(crate) mod iommu;
 mod iommu_linux;
 mod kit;
 mod kvm;
+mod life;
 mod probes;
 pub(crate) mod protected;
 mod protected_smp;
@@ -84,6 +85,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(same::tests());
     tests.extend(kvm::tests());
     tests.extend(guests::tests());
+    tests.extend(life::tests());
     tests.extend(protected::tests());
     tests.extend(protected_smp::tests());
     tests.extend(protected_xen::tests());

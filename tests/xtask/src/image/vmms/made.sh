@@ -3,6 +3,7 @@
 # init.vm= names. What it says on its serial line comes as "guest: ...".
 
 . /steps.sh
+. /life.sh
 vm=/$(word init.vm)
 return=$(printf '\r')
 
@@ -153,51 +154,6 @@ exhausted() {
     shut_down
 }
 
-# beats COUNT: the VM goes on, with all of its memory as it was.
-beats() {
-    for beat in $(seq "$1"); do
-        says "init: beat " || return 1
-    done
-}
-
-# monitor COMMAND: QEMU does it, and is asked for its state until it answers.
-monitor() {
-    echo "monitor: $1"
-    echo "$1" >/run/monitor.in
-    echo "info status" >/run/monitor.in
-    while read -r line <&4; do
-        line=${line%$return}
-        case "$line" in
-        "VM status: "*)
-            echo "monitor: $line"
-            return 0
-            ;;
-        *Error*) echo "monitor: $line" ;;
-        esac
-    done
-}
-
-# marks FILE: in how many of its lines the VM's pattern is.
-marks() {
-    echo "$1: $(grep -acF "a visor's beats" "$1") lines with the VM's memory, $(wc -c <"$1") bytes"
-    rm "$1"
-}
-
-# What operators do with VMs: each time the VM goes on.
-life() {
-    mkfifo /run/monitor.in /run/monitor.out
-    exec 4<>/run/monitor.out
-    start -monitor pipe:/run/monitor
-    beats 2 || return 1
-    monitor 'pmemsave 0 0x3ff0000 "/run/pmemsave"' && marks /run/pmemsave && beats 2 || return 1
-    monitor "dump-guest-memory /run/dump" && marks /run/dump && beats 2 || return 1
-    monitor "migrate \"exec:cat >/run/saved\"" && marks /run/saved || return 1
-    monitor cont && beats 2 || return 1
-    monitor stop && monitor cont && beats 2 || return 1
-    echo 1 >/proc/sys/vm/compact_memory
-    beats 4
-}
-
 # The visor still has the VM.
 running() {
     /visorctl vms
@@ -207,6 +163,11 @@ running() {
 # QEMU is killed; KVM gives back what it had.
 slay() {
     kill -9 "$(cat /run/qemu)"
+    unload
+}
+
+# QEMU has ended, or is about to.
+unload() {
     wait
     rmmod kvm_intel && rmmod kvm && [ ! -e /dev/kvm ]
 }
