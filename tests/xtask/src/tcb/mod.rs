@@ -17,18 +17,18 @@ use crate::{paths, tool};
 const BUDGETS: [(&[&str], usize); 10] = [
     (&["ept"], 2_400),
     (&["emulate"], 1_150),
-    (&["nested-vmx"], 5_200),
+    (&["nested-vmx"], 5_250),
     (&["seal"], 350),
-    (&["membrane", "ticket"], 2_400),
+    (&["membrane", "ticket"], 2_500),
     (&["virtio"], 800),
-    (&["iommu"], 1_750),
+    (&["iommu"], 1_800),
     (&["disk"], 1_800),
     (&["attest"], 1_100),
-    (&["visor", "boot"], 8_000),
+    (&["visor", "boot"], 8_200),
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 21_700;
+const TOTAL: usize = 22_200;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";
