@@ -67,6 +67,8 @@ enum Lack {
     TooManyReserved,
     /// The table cannot be written.
     Visible,
+    /// There are so many.
+    Tables(u32),
 }
 
 impl fmt::Display for Lack {
@@ -81,6 +83,7 @@ impl fmt::Display for Lack {
                 write!(f, "firmware's devices need {:#x}, which is the visor's", frame.base())
             }
             Self::TooManyReserved => f.write_str("DMAR: more than 64 pieces of reserved memory"),
+            Self::Tables(count) => write!(f, "there are {count} tables DMAR"),
             Self::Visible => f.write_str("the table DMAR cannot be hidden from the host"),
         }
     }
@@ -191,8 +194,9 @@ pub(crate) fn hide(rsdp: Option<&[u8]>) -> Option<Units> {
 fn hide_table(rsdp: Option<&[u8]>) -> Result<(), Lack> {
     let root = Root::find(&BootMemory, rsdp).map_err(Lack::Acpi)?;
     let find = || root.address(&BootMemory, Signature::DMAR).map_err(Lack::Acpi);
-    // Firmware may have more than one.
+    let mut tables = 0;
     while let Some(address) = find()? {
+        tables += 1;
         let mut head = [0; 10];
         memory::read_bytes(address, &mut head);
         memory::write_bytes(address, &hidden(head));
@@ -200,7 +204,8 @@ fn hide_table(rsdp: Option<&[u8]>) -> Result<(), Lack> {
             return Err(Lack::Visible);
         }
     }
-    Ok(())
+    // The others may have units that nobody looked at.
+    if tables == 1 { Ok(()) } else { Err(Lack::Tables(tables)) }
 }
 
 impl Units {
