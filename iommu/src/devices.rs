@@ -32,7 +32,8 @@ fn bits(end: u64) -> u8 {
 
 impl<'d, R: Registers> Devices<'d, R> {
     /// Builds the domain by `frames`, without what is `denied` to devices, for addresses of `width` bits
-    /// and RAM below `ram_end`; and starts the `units` with it. Without leaves of all sizes they translate no more than RAM and what is below 4 GiB.
+    /// and RAM below `ram_end`; and starts the `units` with it. Without leaves of all sizes they
+    /// translate no more than RAM and what is below 4 GiB.
     ///
     /// # Errors
     /// [`Error`] of the first unit that cannot be started. Those before it are.
