@@ -31,6 +31,12 @@ impl Capabilities {
         if coherent { Walks::Coherent } else { Walks::Incoherent }
     }
 
+    /// What its leaves can say of caches.
+    #[must_use]
+    pub const fn snoop(self) -> Snoop {
+        if self.extends(7) { Snoop::Always } else { Snoop::AsAsked }
+    }
+
     /// Levels of second-stage tables that it walks, of 3 and 4 the more; `None` if neither.
     #[must_use]
     pub const fn levels(self) -> Option<u8> {
@@ -138,6 +144,15 @@ pub enum Walks {
     Incoherent,
 }
 
+/// Whether what devices read and write goes through the processors' caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Snoop {
+    /// All of it: leaves say so (snoop control).
+    Always,
+    /// As a device asks for: with No-Snoop it reads and writes memory alone.
+    AsAsked,
+}
+
 /// What tables must be like for every unit of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
@@ -146,6 +161,7 @@ pub struct Format {
     /// Leaves of 1 GiB.
     pub(crate) huge: bool,
     pub(crate) walks: Walks,
+    pub(crate) snoop: Snoop,
     /// Some unit must be told of what appears, too.
     pub(crate) announce: bool,
     /// One past the last address that every unit translates.
@@ -161,6 +177,7 @@ impl Format {
             large: true,
             huge: true,
             walks: Walks::Coherent,
+            snoop: Snoop::Always,
             announce: false,
             end: end.max(HUGE),
         }
@@ -173,6 +190,7 @@ impl Format {
             large: self.large && unit.large(),
             huge: self.huge && unit.huge(),
             walks: self.walks.max(unit.walks()),
+            snoop: self.snoop.max(unit.snoop()),
             announce: self.announce || unit.remembers_absence() || unit.buffers_writes(),
             end: self.end.min((1 << unit.width()).max(HUGE)),
         }

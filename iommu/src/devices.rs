@@ -6,6 +6,7 @@ use ept::entry::Level;
 use ept::ept01::{self, Exhausted};
 use ept::frames::FrameTable;
 
+use crate::capabilities::Snoop;
 use crate::error::{Cause, Error};
 use crate::fault::{Fault, Faults};
 use crate::policy::Policy;
@@ -55,6 +56,13 @@ impl<'d, R: Registers> Devices<'d, R> {
             unit.start(mem, &domain, None, Mode::Legacy)?;
         }
         Ok(Self { units, domain, denied, stale: Stale::new(Span::EMPTY) })
+    }
+
+    /// Whether what devices read and write goes through the processors' caches. If not, a page leaves them
+    /// whenever it changes its owner: a device may have written to memory alone, and may read that alone.
+    #[must_use]
+    pub const fn snoop(&self) -> Snoop {
+        self.domain.snoop()
     }
 
     /// Takes from devices what `frames` do not let them have of `span` any more. Until the flush they may

@@ -3,6 +3,7 @@
 use ept::addr::Frame;
 use ept::entry::Level;
 
+use crate::capabilities::Snoop;
 use crate::policy::Target;
 
 /// What an entry means.
@@ -20,17 +21,22 @@ const READ: u64 = 1;
 const WRITE: u64 = 1 << 1;
 /// Makes an entry above the lowest level a leaf.
 const LARGE_PAGE: u64 = 1 << 7;
+/// A device's request goes through the processors' caches, whatever it asks for. Reserved where a unit has
+/// no snoop control.
+const SNOOP: u64 = 1 << 11;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
 impl Entry {
     /// The entry in the unit's format.
-    pub(crate) fn encode(self, level: Level) -> u64 {
+    pub(crate) fn encode(self, level: Level, snoop: Snoop) -> u64 {
         match self {
             Self::Absent => 0,
             Self::Table(table) => table.base() | READ | WRITE,
             Self::Leaf(target) => {
                 let kind = if level == Level::Pt { 0 } else { LARGE_PAGE };
-                target.frame.base() | kind | READ | if target.writable { WRITE } else { 0 }
+                let write = if target.writable { WRITE } else { 0 };
+                let snoop = if snoop == Snoop::Always { SNOOP } else { 0 };
+                target.frame.base() | kind | READ | write | snoop
             }
         }
     }

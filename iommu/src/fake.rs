@@ -68,6 +68,8 @@ pub(crate) const CAP: u64 = 0b110 << 8
     | 0b11 << 5
     | 0b11 << 54;
 pub(crate) const ECAP: u64 = 0b1_1011;
+/// Adds snoop control.
+pub(crate) const SNOOP: u64 = 1 << 7;
 /// Adds scalable mode.
 pub(crate) const SCALABLE: u64 = 1 << 43 | 1 << 46 | 1 << 48;
 

@@ -25,7 +25,7 @@ mod unit;
 use ept::addr::Frame;
 use ept::ept01::TableMem;
 
-pub use capabilities::{Capabilities, Format, Walks};
+pub use capabilities::{Capabilities, Format, Snoop, Walks};
 pub use devices::Devices;
 pub use directory::Mode;
 pub use error::{Cause, Error, Feature, Step};

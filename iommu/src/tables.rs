@@ -10,7 +10,7 @@ use ept::ept01::{self, Exhausted};
 use ept::list::List;
 
 use crate::Memory;
-use crate::capabilities::{Format, Walks};
+use crate::capabilities::{Format, Snoop, Walks};
 use crate::entry::Entry;
 use crate::policy::{Policy, Target};
 
@@ -186,6 +186,10 @@ impl Domain {
         self.format.walks
     }
 
+    pub(crate) const fn snoop(&self) -> Snoop {
+        self.format.snoop
+    }
+
     /// First half of following a change of `policy` within `span`: takes away what it does not
     /// confirm. A leaf that leads to another frame than it should is redirected at once, with no more
     /// rights than it had: the caller has made ready what is seen there.
@@ -252,7 +256,7 @@ impl<M: Memory> Pass<'_, M> {
     }
 
     fn set(&mut self, at: Slot, entry: Entry) {
-        let raw = entry.encode(at.place.level);
+        let raw = entry.encode(at.place.level, self.format.snoop);
         store(self.mem, self.format.walks, (at.place.table, at.index), raw);
     }
 

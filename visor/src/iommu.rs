@@ -3,7 +3,7 @@
 //! frame table as EPT01 does, under the lock of `crate::tables`.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use boot::acpi::{AcpiError, Root, Signature, hidden};
 use ept::addr::{Frame, HUGE, Span};
@@ -11,7 +11,7 @@ use ept::ept01::Flushed;
 use ept::frames::FrameTable;
 use ept::list::List;
 use iommu::dmar::{Dmar, DmarError, UNITS};
-use iommu::{Cause, Devices, Error, Policy, Registers, Unit, Window};
+use iommu::{Cause, Devices, Error, Policy, Registers, Snoop, Unit, Window};
 use membrane::audit::{Audit, Entry};
 use spin::{Mutex, MutexGuard};
 use ticket::audit::Kind;
@@ -116,6 +116,8 @@ static FOUND: Mutex<Found> = Mutex::new(Found {
 });
 /// What devices reach. Only touched while the lock of `crate::tables` is held.
 static DEVICES: Mutex<Option<Devices<'static, Mmio>>> = Mutex::new(None);
+/// Whether devices can go round the caches to what units let them reach.
+static ROUND_CACHES: AtomicBool = AtomicBool::new(false);
 /// Faults of devices so far.
 static REFUSED: AtomicU32 = AtomicU32::new(0);
 /// When the units are asked for faults again, by the TSC.
@@ -227,6 +229,10 @@ impl Units {
         });
         match started {
             Ok(devices) => {
+                if devices.snoop() == Snoop::AsAsked {
+                    ROUND_CACHES.store(true, Ordering::Relaxed);
+                    log::info!("VT-d: devices may go round the caches, so pages leave them");
+                }
                 *DEVICES.lock() = Some(devices);
                 STATE.store(State::On.word(), Ordering::Relaxed);
                 for place in registers {
@@ -262,8 +268,19 @@ pub(crate) fn flush(pool: &mut Pool) {
     }
 }
 
-/// As [`Devices::complete`].
+/// Has the caches forget `frame`, which devices do not reach, if they can go round the caches: what a device
+/// wrote to memory alone is what the visor reads from here on; and what the visor wrote is in memory before a
+/// device may read that alone.
+pub(crate) fn leave_caches(frame: Frame) {
+    if ROUND_CACHES.load(Ordering::Relaxed) {
+        cpu::write_back_page(memory::linear(frame.base()));
+    }
+}
+
+/// As [`Devices::complete`]. Units have forgotten `page` by then, and have done what devices asked before:
+/// what is a table of a VM's from here on is read after it has left the caches.
 pub(crate) fn complete(pool: &mut Pool, frames: &FrameTable<'_>, page: Span, leave: &Flushed) {
+    leave_caches(Frame::containing(page.start()));
     if let Some(devices) = &mut *DEVICES.lock() {
         must(devices.complete(pool, frames, page, leave));
     }

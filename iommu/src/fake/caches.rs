@@ -32,6 +32,8 @@ pub(crate) struct Caches {
     pub(crate) root: u64,
     pub(crate) interrupts: u64,
     pub(crate) flaw: Option<Flaw>,
+    /// Leaves that were found without the bit that has devices look into the caches.
+    pub(crate) unsnooped: u32,
     /// Whether the root table is looked at when it is set.
     pub(crate) checks_root: bool,
     contexts: HashMap<u16, Context>,
@@ -71,7 +73,7 @@ impl Caches {
             Some((bits, *page))
         });
         let (bits, page) = remembered.unwrap_or_else(|| {
-            let (bits, page) = self.walk(ram, unit.0, (root, levels, domain), address);
+            let (bits, page) = self.walk(ram, unit, (root, levels, domain), address);
             if page.is_some() || unit.0 >> 7 & 1 != 0 {
                 let _ = self.pages.insert((domain, bits, address >> bits), page);
             }
@@ -84,7 +86,13 @@ impl Caches {
         }
     }
 
-    fn walk(&mut self, ram: &Ram, cap: u64, context: Context, address: u64) -> (u32, Page) {
+    fn walk(
+        &mut self,
+        ram: &Ram,
+        (cap, ecap): (u64, u64),
+        context: Context,
+        address: u64,
+    ) -> (u32, Page) {
         let (root, levels, domain) = context;
         let mut bits = 12 + 9 * (u32::from(levels) - 1);
         let mut table = root;
@@ -104,8 +112,13 @@ impl Caches {
             if raw & 3 == NONE {
                 return (12, None);
             }
-            assert_eq!(raw & !(0xf_ffff_ffff_f000 | 0x83), 0, "a reserved or unused bit");
-            if bits == 12 || raw & 0x80 != 0 {
+            let leaf = bits == 12 || raw & 0x80 != 0;
+            // Only a unit with snoop control has its bit, and only in leaves.
+            let snoop = if leaf { (ecap >> 7 & 1) << 11 } else { 0 };
+            let known = 0xf_ffff_ffff_f000 | 0x83 | snoop;
+            assert_eq!(raw & !known, 0, "a reserved or unused bit");
+            if leaf {
+                self.unsnooped += u32::from(raw & 1 << 11 == 0);
                 assert!(bits == 12 || cap >> 34 & 1 << ((bits - 21) / 9) != 0, "no such leaf");
                 assert_eq!(base % (1 << bits), 0, "a leaf that is not aligned");
                 return (bits, Some((base, raw & 2 != 0)));

@@ -13,8 +13,8 @@ use ept::mtrr::Mtrrs;
 use proptest::prelude::*;
 
 use super::world::{DENIED, DEVICE, PLACE, VISOR, World, frame, page, take, view};
-use crate::fake::{CAP, ECAP, Fake, Flaw, Mem, Ram, Sight, Try};
-use crate::{Cause, Devices, Error, Fault, Unit};
+use crate::fake::{CAP, ECAP, Fake, Flaw, Mem, Ram, SNOOP, Sight, Try};
+use crate::{Cause, Devices, Error, Fault, Snoop, Unit};
 
 /// Where the host has tables for a VM, from the root on.
 const TABLES: [u64; 4] = [PLACE, PLACE + PAGE, PLACE + 2 * PAGE, PLACE + LARGE];
@@ -150,6 +150,30 @@ fn a_page_that_a_vm_takes_is_out_of_every_devices_reach_until_it_gives_it_back()
         joined.machine().release(&[frame(PLACE)]).unwrap();
         assert!(joined.reaches(PLACE, Try::Write));
         joined.check(&PLACES);
+    }
+}
+
+#[test]
+fn devices_look_into_the_caches_if_every_unit_can_have_them_do_so() {
+    let with = (CAP, ECAP | SNOOP);
+    for (units, snoop) in [
+        ([with, with], Snoop::Always),
+        ([with, (CAP, ECAP)], Snoop::AsAsked),
+        ([(CAP, ECAP), with], Snoop::AsAsked),
+    ] {
+        let mut joined = Joined::new(Sight::Coherent, &units);
+        assert_eq!(joined.board.devices.snoop(), snoop);
+        // Leaves of all sizes, what is split, what is read-only, views, and what is merged again.
+        joined.check(&[0x10_0000, HUGE, 2 * HUGE, PLACE]);
+        joined.machine().take(frame(PLACE), vm(), guest(7)).unwrap();
+        joined.machine().show(frame(PLACE), View(2)).unwrap();
+        joined.check(&PLACES);
+        joined.machine().release(&[frame(PLACE)]).unwrap();
+        joined.check(&PLACES);
+        for fake in &joined.world.fakes {
+            let unsnooped = fake.0.borrow().caches.unsnooped;
+            assert_eq!(unsnooped == 0, snoop == Snoop::Always, "{unsnooped} of {units:x?}");
+        }
     }
 }
 

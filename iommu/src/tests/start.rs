@@ -9,7 +9,7 @@ use super::world::{DEVICE, PLACE, VISOR, World, frame_table, take};
 use crate::fake::{CAP, ECAP, Fake, Flaw, IRE, Mem, PROTECTED, QIE, Ram, SCALABLE, Sight, TE, Try};
 use crate::{
     Access, Capabilities, Cause, Destinations, Domain, Error, Fault, Faults, Feature, Format,
-    Interrupts, Mode, Policy, Reason, Registers, Source, Step, Unit, Window, format,
+    Interrupts, Mode, Policy, Reason, Registers, Snoop, Source, Step, Unit, Window, format,
 };
 
 fn start(world: &mut World, mode: Mode) -> Result<(), Error> {
@@ -22,8 +22,9 @@ fn firmware(world: &World, mode: Mode) {
     let mut mem = world.mem.clone();
     let empty = frame_table_without_visor();
     let policy = Policy { frames: &empty, denied: &[] };
-    let domain = Domain::build(&mut mem, &policy, Format::new(39)).expect("tables");
     let mut unit = Unit::probe(world.fakes[0].clone(), 0).expect("a unit");
+    let format = Format::new(39).and(unit.capabilities());
+    let domain = Domain::build(&mut mem, &policy, format).expect("tables");
     unit.start(&mut mem, &domain, None, mode).expect("a start");
     assert_eq!(world.fakes[0].dma(DEVICE, VISOR.start(), Try::Write), Ok(VISOR.start()));
 }
@@ -332,6 +333,7 @@ fn capabilities_are_read_where_the_specification_has_them() {
     assert_eq!(qemu.walks(), crate::Walks::Incoherent);
     assert_eq!((qemu.fault_records(), qemu.largest_block()), ((0x220, 1), Some(18)));
     assert!(qemu.interrupts() && qemu.wide_destinations() && !qemu.scalable());
+    assert_eq!((qemu.snoop(), Capabilities::new(0, 0x80).snoop()), (Snoop::AsAsked, Snoop::Always));
     assert!(!qemu.protects_low() && !qemu.protects_high() && !qemu.buffers_writes());
 }
 

@@ -179,6 +179,15 @@ pub(crate) fn write_back_line(linear: u64, index: usize) {
     }
 }
 
+/// Writes the page that appears at `linear` back to memory, and has the caches forget it, before whatever
+/// follows.
+pub(crate) fn write_back_page(linear: u64) {
+    const WORDS_OF_LINE: usize = 8;
+    for line in (0..512).step_by(WORDS_OF_LINE) {
+        write_back_line(linear, line);
+    }
+}
+
 /// Stops this processor for good: only reset ends it.
 pub(crate) fn stop() -> ! {
     x86_64::instructions::interrupts::disable();

@@ -109,17 +109,26 @@ impl direct::HostMemory for AllProcessors<'_> {
 
 impl membrane::Pages for AllProcessors<'_> {
     fn with_page<T>(&mut self, frame: Frame, work: impl FnOnce(&mut [u8; 4096]) -> T) -> T {
+        // All content that changes its owner passes here or through `copy`: what is admitted (unsealed,
+        // compared with the manifest, zeroed), what is sealed, in place or in a view, and what is zeroed
+        // because its VM was stopped or could not have it.
+        iommu::leave_caches(frame);
         // SAFETY: `membrane` only names frames that it has taken from the host, which nobody else
         // reaches, under the lock of `HostTables`, and keeps no reference.
-        work(unsafe { memory::page_mut(frame) })
+        let done = work(unsafe { memory::page_mut(frame) });
+        iommu::leave_caches(frame);
+        done
     }
 
     fn copy(&mut self, from: Frame, to: Frame) {
+        // The VM's page only ever changed through the caches. The view was a device's to write.
+        iommu::leave_caches(to);
         // SAFETY: its VM can only read it meanwhile, nobody else reaches it: under the lock of
         // `HostTables`, as for `with_page`.
         let from = unsafe { memory::page_mut(from) };
         // SAFETY: a view that nobody sees; the same.
         unsafe { memory::page_mut(to) }.copy_from_slice(from);
+        iommu::leave_caches(to);
     }
 
     fn cpu(&self) -> u32 {

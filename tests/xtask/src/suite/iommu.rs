@@ -127,6 +127,8 @@ pub(super) fn tests() -> Vec<Test> {
             .test("iommu/sizes", 2),
         Case::passes(&format!("{REMAPS},aw-bits=48 -m 2048"), "works owners sizes", WIDE)
             .test("iommu/48-bits", 3),
+        Case::passes(&format!("{REMAPS},snoop-control=on"), "works owners roles", SNOOPING)
+            .test("iommu/snoop-control", 4),
         Case::passes(&format!("{REMAPS},caching-mode=on"), "works owners load", CACHING)
             .test("iommu/caching-mode", 8),
         Case::passes(
@@ -184,6 +186,7 @@ const TAKEN: &[&str] = &[
     "dma: unit at 0xfed90000: Legacy, Firmware until on, status 0xc7000000, *",
     "dma: PASS take-over",
 ];
+const SNOOPING: &[&str] = &["dma: PASS works", "dma: PASS owners", "dma: PASS roles"];
 const CACHING: &[&str] = &["dma: PASS works", "dma: PASS owners", "dma: PASS load"];
 const WIDE: &[&str] = &["dma: PASS works", "dma: PASS owners", "dma: PASS sizes"];
 const SCALABLE: &[&str] = &[
