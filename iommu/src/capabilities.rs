@@ -123,9 +123,10 @@ impl Capabilities {
         if self.has(39) { Some(u32::from_le_bytes([largest, 0, 0, 0])) } else { None }
     }
 
-    /// Bits 7:6 of an invalidation: it waits for reads and writes under way, as far as the unit can.
-    pub(crate) const fn drains(self) -> u64 {
-        (self.cap >> 54 & 1) << 6 | (self.cap >> 55 & 1) << 7
+    /// Whether an invalidation can wait for the reads and writes that are under way.
+    #[must_use]
+    pub const fn drains(self) -> bool {
+        self.has(54) && self.has(55)
     }
 
     /// Offset of the first fault record, and how many there are.

@@ -35,6 +35,8 @@ pub enum Feature {
     Width,
     /// Queued invalidation.
     Queue,
+    /// Invalidations that end when reads and writes under way have.
+    Drain,
     /// Interrupt remapping.
     Interrupts,
     /// Interrupt destinations of 32 bits.
@@ -69,6 +71,7 @@ impl fmt::Display for Feature {
             Self::SecondStage => "second-stage tables of 3 or 4 levels",
             Self::Width => "addresses up to the end of RAM",
             Self::Queue => "queued invalidation",
+            Self::Drain => "draining of reads and writes under way",
             Self::Interrupts => "interrupt remapping",
             Self::WideDestinations => "interrupt destinations of 32 bits",
             Self::Scalable => "scalable mode with second-stage translation",

@@ -27,13 +27,14 @@ pub(crate) enum Request {
 }
 
 impl Request {
-    /// The descriptor, for a unit whose drain bits are these.
-    fn encode(self, drains: u64) -> [u64; 2] {
+    /// The descriptor; those of translations also wait for the reads and writes under way.
+    fn encode(self) -> [u64; 2] {
         const CONTEXTS: u64 = 1;
         const TRANSLATIONS: u64 = 2;
         const INTERRUPTS: u64 = 4;
         const PASIDS: u64 = 7;
-        let translations = |granularity: u64| TRANSLATIONS | granularity << 4 | drains;
+        const DRAIN: u64 = 0b11 << 6;
+        let translations = |granularity: u64| TRANSLATIONS | granularity << 4 | DRAIN;
         match self {
             Self::Contexts => [CONTEXTS | 1 << 4, 0],
             Self::Pasids => [PASIDS | 3 << 4, 0],
@@ -99,8 +100,8 @@ impl Queue {
 
     /// Adds a request. There are at most a handful before each [`Queue::end`], and the unit has done
     /// all of them before the next, so there is always room.
-    pub(crate) fn push(&mut self, mem: &mut impl Memory, request: Request, unit: Capabilities) {
-        self.write(mem, request.encode(unit.drains()));
+    pub(crate) fn push(&mut self, mem: &mut impl Memory, request: Request) {
+        self.write(mem, request.encode());
     }
 
     /// Asks the unit to tell when it has done all that was asked before; the value of its tail

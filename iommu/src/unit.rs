@@ -63,6 +63,10 @@ impl<R: Registers> Unit<R> {
         if !capabilities.queue() {
             return Err(lacks(Feature::Queue));
         }
+        // A write that is on its way must not arrive at a page that has another owner by then.
+        if !capabilities.drains() {
+            return Err(lacks(Feature::Drain));
+        }
         Ok(Self { base, capabilities, levels, ..Self::none(registers) })
     }
 
@@ -160,11 +164,10 @@ impl<R: Registers> Unit<R> {
         requests: impl FnOnce(&mut dyn FnMut(Request)),
     ) -> Result<(), Error> {
         self.flush_writes()?;
-        let unit = self.capabilities;
         let Some(queue) = self.queue.as_mut() else {
             return Err(self.error(Cause::Lacks(Feature::Queue)));
         };
-        requests(&mut |request| queue.push(mem, request, unit));
+        requests(&mut |request| queue.push(mem, request));
         let tail = queue.end(mem);
         self.registers.write64(at::QUEUE_TAIL, tail);
         Ok(())
