@@ -183,6 +183,14 @@ pub struct Faults {
     pub lost: bool,
 }
 
+/// Whether units are to be asked `now` for what they have refused, when they were last asked at `last`, by a
+/// clock that others may set to anything, and `period` is long enough. A clock that was set back delays
+/// nothing.
+#[must_use]
+pub const fn is_due(last: u64, now: u64, period: u64) -> bool {
+    now.wrapping_sub(last) >= period
+}
+
 /// Reads and frees the records of a unit, each once, whatever devices do meanwhile.
 pub(crate) fn poll(
     registers: &mut impl Registers,

@@ -120,8 +120,8 @@ static DEVICES: Mutex<Option<Devices<'static, Mmio>>> = Mutex::new(None);
 static ROUND_CACHES: AtomicBool = AtomicBool::new(false);
 /// Faults of devices so far.
 static REFUSED: AtomicU32 = AtomicU32::new(0);
-/// When the units are asked for faults again, by the TSC.
-static NEXT_POLL: AtomicU64 = AtomicU64::new(0);
+/// When the units were last asked for faults, by the TSC, which the host can write.
+static LAST_POLL: AtomicU64 = AtomicU64::new(0);
 static STATE: AtomicU32 = AtomicU32::new(State::Absent.word());
 
 /// Notes and says that devices reach all memory.
@@ -301,10 +301,10 @@ pub(crate) fn poll(audit: &mut Audit, cpu: u32) {
     /// A millisecond or so.
     const PERIOD: u64 = 1 << 21;
     let now = cpu::tsc();
-    if now < NEXT_POLL.load(Ordering::Relaxed) {
+    if !iommu::is_due(LAST_POLL.load(Ordering::Relaxed), now, PERIOD) {
         return;
     }
-    NEXT_POLL.store(now + PERIOD, Ordering::Relaxed);
+    LAST_POLL.store(now, Ordering::Relaxed);
     let Some(devices) = &mut *DEVICES.lock() else { return };
     let _ = devices.poll(|fault| {
         let before = REFUSED.fetch_add(1, Ordering::Relaxed);

@@ -161,6 +161,8 @@ fn a_unit_that_cannot_is_named_with_what_it_lacks() {
     assert_eq!(probe(0, 0), lacks(Feature::Registers));
     assert_eq!(probe(CAP & !(0b110 << 8), ECAP), lacks(Feature::SecondStage));
     assert_eq!(probe(CAP, ECAP & !2), lacks(Feature::Queue));
+    assert_eq!(probe(CAP & !(1 << 54), ECAP), lacks(Feature::Drain));
+    assert_eq!(probe(CAP & !(1 << 55), ECAP), lacks(Feature::Drain));
     let line = lacks(Feature::Queue).unwrap_err().to_string();
     assert_eq!(line, "VT-d unit 0xfed90000: lacks queued invalidation");
 
@@ -294,6 +296,17 @@ fn a_device_that_faults_while_records_are_read_does_not_hold_the_visor() {
     });
     assert_eq!(faults.records, 4);
     assert_eq!(world.units[0].registers().read32(0x34) & 2, 2);
+}
+
+#[test]
+fn units_are_asked_again_whatever_becomes_of_the_clock() {
+    let due = |last, now| crate::is_due(last, now, 100);
+    assert!(!due(5, 5) && !due(5, 104) && due(5, 105));
+    // Set to its end, and from there back.
+    assert!(due(5, u64::MAX) && due(u64::MAX, 1_000) && due(u64::MAX - 1, 98));
+    assert!(!due(u64::MAX, 98), "it went round");
+    // Set back by a little, and by much.
+    assert!(due(1_000, 999) && due(1_000, 0) && due(u64::MAX / 2, 7));
 }
 
 #[test]
