@@ -101,6 +101,8 @@ pub enum DmarError {
     Shared(usize),
     /// There is no unit.
     NoUnit,
+    /// No unit works for the devices of this segment that none names.
+    NoRest(Segment),
     /// There are more than [`UNITS`].
     TooMany,
 }
@@ -115,6 +117,9 @@ impl fmt::Display for DmarError {
             Self::Place(at) => write!(f, "the structure at {at:#x} names an impossible address"),
             Self::Shared(at) => write!(f, "the unit at {at:#x} has the registers of another"),
             Self::NoUnit => f.write_str("it lists no unit"),
+            Self::NoRest(Segment(number)) => {
+                write!(f, "no unit works for all other devices of segment {number}")
+            }
             Self::TooMany => write!(f, "it lists more than {UNITS} units"),
         }
     }
@@ -145,7 +150,15 @@ impl<'t> Dmar<'t> {
                 }
             }
         }
-        if count == 0 { Err(DmarError::NoUnit) } else { Ok(dmar) }
+        if count == 0 {
+            return Err(DmarError::NoUnit);
+        }
+        // What no unit works for reaches all memory.
+        let named = dmar.structures().filter_map(Structure::segment);
+        let bare =
+            |segment: &Segment| !dmar.units().any(|unit| unit.rest && unit.segment == *segment);
+        let bare = [Segment(0)].into_iter().chain(named).find(bare);
+        bare.map_or(Ok(dmar), |segment| Err(DmarError::NoRest(segment)))
     }
 
     /// Bits of the addresses that devices can use: 1 to 256, as firmware says.
@@ -274,6 +287,17 @@ impl<'t> Structure<'t> {
             segment: Segment(u16::from_le_bytes(segment)),
             scopes: Scopes::read(scopes).ok_or(DmarError::Scope(at))?,
         }))
+    }
+
+    /// Whose devices it is about.
+    const fn segment(self) -> Option<Segment> {
+        match self {
+            Self::Unit(Drhd { segment, .. })
+            | Self::Reserved(Rmrr { segment, .. })
+            | Self::Ports(Ats { segment, .. })
+            | Self::Integrated(Ats { segment, .. }) => Some(segment),
+            Self::Node(..) | Self::Name(..) | Self::Other(_) => None,
+        }
     }
 
     const fn unit(self) -> Option<Drhd<'t>> {

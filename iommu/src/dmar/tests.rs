@@ -69,7 +69,7 @@ fn server() -> Vec<u8> {
             unit(0, 0, 0xe0ff_c000, &[scope(2, 0, 0x5d, &[[0, 0]])]),
             unit(0, 0, 0xfbff_c000, &[scope(1, 0, 0x80, &[[4, 0], [0, 1]])]),
             unit(1, 0, 0xc5ff_c000, &[scope(3, 8, 0, &[[5, 4]])]),
-            unit(0, 1, 0xc6ff_c000, &[scope(1, 0, 0, &[[3, 0]])]),
+            unit(1, 1, 0xc6ff_c000, &[scope(1, 0, 0, &[[3, 0]])]),
             structure(2, &[&[1, 0, 0, 0][..], &scope(2, 0, 0x3a, &[[0, 0]])].concat()),
             node(0xd37f_c000, 0),
             node(0xfbff_c000, 1),
@@ -162,8 +162,30 @@ fn segments_are_kept_apart() {
     let bytes = server();
     assert_eq!(owner(&bytes, 1, (0, 3, 0)), Some(4));
     assert_eq!(owner(&bytes, 0, (0, 3, 0)), Some(3));
-    // No unit of the segment has the rest.
-    assert_eq!(owner(&bytes, 1, (0, 4, 0)), None);
+    assert_eq!(owner(&bytes, 1, (0, 4, 0)), Some(4));
+    // There is no such segment.
+    assert_eq!(owner(&bytes, 2, (0, 3, 0)), None);
+}
+
+#[test]
+fn devices_that_no_unit_works_for_make_no_sense() {
+    let bare = |structures: &[Vec<u8>]| Dmar::parse(&table(39, 0, structures)).err();
+    let named = [scope(1, 0, 0, &[[2, 0]])];
+    let rest = unit(1, 0, 0xfed9_1000, &[]);
+    assert_eq!(bare(&[rest.clone()]), None);
+    assert_eq!(bare(&[unit(0, 0, 0xfed9_0000, &named)]), Some(DmarError::NoRest(Segment(0))));
+    assert_eq!(bare(&[unit(1, 3, 0xfed9_0000, &[])]), Some(DmarError::NoRest(Segment(0))));
+    let other = unit(0, 3, 0xfed9_0000, &named);
+    assert_eq!(bare(&[other.clone(), rest.clone()]), Some(DmarError::NoRest(Segment(3))));
+    assert_eq!(bare(&[other, rest.clone(), unit(1, 3, 0xfed9_2000, &[])]), None);
+    let mut memory = reserved(0x9b80_0000, 0x9fff_ffff, &named);
+    memory[6] = 2;
+    let error = bare(&[rest.clone(), memory]).unwrap();
+    assert_eq!(error.to_string(), "DMAR: no unit works for all other devices of segment 2");
+    for kind in [2, 5] {
+        let ats = structure(kind, &[&[1, 0, 4, 0][..], &named[0]].concat());
+        assert_eq!(bare(&[rest.clone(), ats]), Some(DmarError::NoRest(Segment(4))));
+    }
 }
 
 #[test]
@@ -231,7 +253,7 @@ fn a_broken_scope_is_refused_with_the_place_of_its_structure() {
 
 #[test]
 fn more_units_than_there_is_room_for_are_refused() {
-    let units = |count: u64| (1..=count).map(|n| unit(0, 0, n << 12, &[])).collect::<Vec<_>>();
+    let units = |count: u64| (1..=count).map(|n| unit(1, 0, n << 12, &[])).collect::<Vec<_>>();
     let bytes = table(39, 0, &units(64));
     assert_eq!(Dmar::parse(&bytes).unwrap().units().count(), UNITS);
     assert_eq!(Dmar::parse(&table(39, 0, &units(65))).unwrap_err(), DmarError::TooMany);
