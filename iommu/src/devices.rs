@@ -101,10 +101,11 @@ impl<'d, R: Registers> Devices<'d, R> {
         let policy = Policy { frames, denied: self.denied };
         let mut flushed = Flushed::with(leave, span.intersect(self.domain.all()));
         while !flushed.is_complete() {
-            let given = self.domain.complete(mem, &policy, flushed);
+            let (given, filled) = self.domain.complete(mem, &policy, flushed);
+            flushed = flush(self.units, mem, given)?;
             let first = self.units.first().map_or(0, |unit| unit.base);
             let exhausted = |Exhausted| Error { unit: first, cause: Cause::Exhausted };
-            flushed = flush(self.units, mem, given.map_err(exhausted)?)?;
+            filled.map_err(exhausted)?;
         }
         Ok(())
     }

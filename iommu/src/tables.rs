@@ -163,8 +163,8 @@ impl Domain {
     ) -> Result<Self, Exhausted> {
         let domain = Self { root: fresh(mem, format.walks)?, format };
         // No unit has seen it, so there is nothing to flush.
-        let _new = domain.complete(mem, policy, Flushed(domain.all()))?;
-        Ok(domain)
+        let (_new, built) = domain.complete(mem, policy, Flushed(domain.all()));
+        built.map(|()| domain)
     }
 
     /// All that the tables can translate.
@@ -205,22 +205,22 @@ impl Domain {
     /// of function, where units remember that something was absent. If tables may be left to be merged,
     /// the next [`Flushed`] is not complete.
     ///
-    /// # Errors
-    /// [`Exhausted`] when `mem` has no frame left. What could not be filled in stays absent.
+    /// [`Exhausted`] when `mem` has no frame left: what could not be filled in stays absent. What was given and
+    /// merged before that is to be flushed all the same.
     pub fn complete(
         &self,
         mem: &mut impl Memory,
         policy: &Policy<'_>,
         flushed: Flushed,
-    ) -> Result<Stale, Exhausted> {
+    ) -> (Stale, Result<(), Exhausted>) {
         let stale = Stale::new(Span::EMPTY);
         let mut pass = Pass { format: self.format, mem, policy, stale };
-        pass.fill(self.top(), flushed.0)?;
+        let filled = pass.fill(self.top(), flushed.0);
         let mut stale = pass.stale;
-        if stale.retired.len() == MERGED {
+        if filled.is_ok() && stale.retired.len() == MERGED {
             stale.revised = flushed.0;
         }
-        Ok(stale)
+        (stale, filled)
     }
 
     /// What `address` translates to, as a unit would find it, and the level of the leaf.

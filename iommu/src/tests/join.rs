@@ -330,6 +330,28 @@ fn without_memory_devices_lose_what_is_the_hosts_and_never_gain() {
     joined.check(&PLACES);
 }
 
+#[test]
+fn what_was_given_before_memory_ran_out_is_flushed_all_the_same() {
+    // Units that remember absence.
+    let mut joined = Joined::new(Sight::Coherent, &[(CAP | 1 << 7, ECAP)]);
+    joined.machine().take(frame(PLACE), vm(), guest(7)).unwrap();
+    joined.world.ram.borrow_mut().left = 0;
+    joined.world.change(PLACE + LARGE, take(0));
+    let Joined { world, board, .. } = &mut joined;
+    let gone = board.devices.revise(&mut board.mem, &world.frames, page(PLACE + LARGE));
+    assert!(gone.covers(page(PLACE + LARGE)));
+    board.devices.flush(&mut board.mem).unwrap();
+    assert!(!joined.reaches(PLACE, Try::Write));
+    joined.world.change(PLACE, Event::Release);
+    joined.world.ram.borrow_mut().left = 0;
+    let leave = joined.ept.stale().flush(&mut joined.board);
+    let both = Span::sized(PLACE - PLACE % LARGE, 2 * LARGE).unwrap();
+    let Joined { world, board, .. } = &mut joined;
+    let done = board.devices.complete(&mut board.mem, &world.frames, both, &leave);
+    assert!(joined.reaches(PLACE, Try::Write), "{done:?}");
+    assert_eq!(done.unwrap_err().cause, Cause::Exhausted);
+}
+
 /// Something that the visor does.
 #[derive(Clone, Copy, Debug)]
 enum Act {

@@ -101,9 +101,10 @@ impl World {
         let stale = self.domain.revise(mem, &policy, span);
         let mut flushed = flush(units, mem, stale)?;
         while !flushed.is_complete() {
-            let given = self.domain.complete(mem, &policy, flushed);
+            let (given, filled) = self.domain.complete(mem, &policy, flushed);
+            flushed = flush(units, mem, given)?;
             let exhausted = |Exhausted| Error { unit: 0, cause: Cause::Exhausted };
-            flushed = flush(units, mem, given.map_err(exhausted)?)?;
+            filled.map_err(exhausted)?;
         }
         Ok(())
     }

@@ -190,7 +190,8 @@ impl Guard {
         let stale = domain.revise(tables, &policy, span);
         let mut flushed = must(iommu::flush(units, tables, stale));
         while !flushed.is_complete() {
-            let given = must(domain.complete(tables, &policy, flushed));
+            let (given, filled) = domain.complete(tables, &policy, flushed);
+            must(filled);
             flushed = must(iommu::flush(units, tables, given));
         }
     }
