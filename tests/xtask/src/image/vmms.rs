@@ -220,24 +220,17 @@ fn add_device_model(programs: &mut Programs) -> Result<()> {
 }
 
 /// As [`made`], for Xen's `xl` in a dom0.
-pub(crate) fn made_for_xen(of: &Parts, intruder: &Path, out: &Path) -> Result<PathBuf> {
+pub(crate) fn made_for_xen(of: &Parts, out: &Path) -> Result<PathBuf> {
     let root = packages::vmms()?;
     let parts = parts(out)?;
     let mut programs = dom0(&root, &parts)?;
     add_device_model(&mut programs)?;
     programs.add("visorctl", &of.tool);
-    programs.add("intruder", intruder);
-    for (name, actions, processors) in
-        [("vm", "", "1"), ("vm-2", "cpu-hotplug", "2"), ("vm-heart", "heart", "1")]
-    {
-        let vm = parts.join(name);
-        let line = format!("{MADE_WORDS} init.do={actions}");
-        let words = ["--machine", "xen", "--cmdline", &line, "--memory", "64M"];
-        let words = [&words[..], &["--processors", processors]].concat();
-        build::linux_vm(&of.tool, [&of.kernel, &of.initrd], &words, &vm)?;
-        for file in ["ticket", "image.elf", "firmware.bin", "xl.cfg"] {
-            programs.add(&format!("{name}/{file}"), &vm.join(file));
-        }
+    let vm = parts.join("vm");
+    let words = ["--machine", "xen", "--cmdline", MADE_WORDS, "--memory", "64M"];
+    build::linux_vm(&of.tool, [&of.kernel, &of.initrd], &words, &vm)?;
+    for name in ["ticket", "image.elf", "firmware.bin", "xl.cfg"] {
+        programs.add(&format!("vm/{name}"), &vm.join(name));
     }
     finish(&programs, out)
 }

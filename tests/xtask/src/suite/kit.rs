@@ -319,7 +319,7 @@ impl Kit {
     fn xl_made(&self) -> Result<PathBuf> {
         self.xl_made.get(|| {
             let out = paths::target("guests")?.join("xl-made.cpio");
-            vmms::made_for_xen(&self.parts(Vec::new())?, &self.guests()?.intruder, &out)
+            vmms::made_for_xen(&self.parts(Vec::new())?, &out)
         })
     }
 

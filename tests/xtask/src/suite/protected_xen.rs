@@ -29,20 +29,8 @@ const ATTACKS: &[(&str, Want)] = &[
 /// The tests of this file.
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        made(Stack::bare, ("vm", "daemons,made"), &[]).test("protected/xen-linux-control", 60),
-        made(with_tickets, ("vm", MADE), &[]).test("protected/xen-linux", 80),
-        made(Stack::bare, ("vm-2", "daemons,made"), BOTH)
-            .test("protected/xen-linux-2-vcpus-control", 60)
-            .on_demand(),
-        made(with_tickets, ("vm-2", MADE), BOTH)
-            .test("protected/xen-linux-2-vcpus", 80)
-            .on_demand(),
-        dumped(Stack::bare, "daemons,dumped", "found")
-            .test("protected/xen-dump-control", 200)
-            .on_demand(),
-        dumped(with_tickets, "daemons,submit,dumped,running", "not found")
-            .test("protected/xen-dump", 240)
-            .on_demand(),
+        made(Stack::bare, "daemons,made").test("protected/xen-linux-control", 60),
+        made(with_tickets, "daemons,submit,made,running").test("protected/xen-linux", 80),
         boot(with_tickets, "xen-first").test("protected/xen-first", 20).on_demand(),
         Test::new("protected/xen-left", 15, |rig| {
             judge_memory(
@@ -59,37 +47,13 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// What dom0 does to have a VM run that `visorctl` has made.
-const MADE: &str = "daemons,submit,made,running";
-/// What that says if its second processor comes and goes.
-const BOTH: &[&str] =
-    &["*guest: init: cpu1 offline, online now 0", "*guest: init: cpu1 online, online now 0-1"];
-
-/// A dom0 that does `actions` to the VM in this folder.
-fn xl(vm: &str, actions: &str) -> Host {
+/// `xl` runs the VM that `visorctl` has made, in a dom0 that does `actions`.
+fn made(stack: fn(Host) -> Stack, actions: &str) -> Boot {
     let xen = "dom0_mem=384M,max:384M".to_owned();
-    Host::XlMade { xen, dom0: format!("init.vm={vm} init.do={actions}") }
-}
-
-/// `xl` runs the VM in this folder that `visorctl` has made, in a dom0 that does `actions`. The VM says
-/// these lines.
-fn made(stack: fn(Host) -> Stack, (vm, actions): (&str, &str), lines: &[&str]) -> Boot {
-    let boot =
-        Boot::of(stack(xl(vm, actions))).on(fast).expect(&["*guest: *init: userspace reached*"]);
-    boot.expect(lines)
-        .expect(&["*guest: init: done", "*init: PASS made*", "*init: done"])
-        .never("*init: FAIL *")
-        .ends(End::PowerOff)
-}
-
-/// Likewise; what of the VM's secret `xl dump-core` writes.
-fn dumped(stack: fn(Host) -> Stack, actions: &str, secret: &str) -> Boot {
-    let boot = Boot::of(stack(xl("vm-heart", actions))).on(fast);
-    boot.expect(&[&format!("root: FIND in /run/core, * bytes: {secret}"), "*init: PASS dumped*"])
-        .expect(&["*init: done"])
-        .never("*harmed*")
-        .never("*init: FAIL *")
-        .ends(End::PowerOff)
+    let host = Host::XlMade { xen, dom0: format!("init.do={actions}") };
+    let lines = ["*guest: *init: userspace reached*", "*guest: *init: done", "*init: PASS made*"];
+    let boot = Boot::of(stack(host)).on(fast).expect(&lines);
+    boot.expect(&["*init: done"]).never("*init: FAIL *").ends(End::PowerOff)
 }
 
 /// A dom0 that runs `test` of `vmm`.

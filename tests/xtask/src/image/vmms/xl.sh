@@ -41,40 +41,21 @@ destroy() {
         xl destroy stays && gone xl domid stays && [ "$(xl info free_memory)" = "$before" ]
 }
 
-# The folder of the VM that `visorctl ticket linux` has made.
-vm() {
-    echo "/$(word init.vm)"
-}
-
-# Gives the visor its ticket.
+# Gives the visor the ticket of the VM in /vm, which `visorctl ticket linux` has made.
 submit() {
-    /visorctl submit "$(vm)/ticket"
+    /visorctl submit /vm/ticket
 }
 
-# says LINE: the VM is made, and says this on its serial line.
-says() {
+# That VM gets to its last line. It says it on its serial line.
+made() {
     log=/run/line
     >$log
-    xl create -q "$(vm)/xl.cfg" "firmware_override=\"$(vm)/image.elf\"" \
-        "bios_path_override=\"$(vm)/firmware.bin\"" "serial=\"file:$log\"" && await $log "$1"
-}
-
-# It gets to its last line.
-made() {
-    says "init: done"
+    xl create -q /vm/xl.cfg 'firmware_override="/vm/image.elf"' \
+        'bios_path_override="/vm/firmware.bin"' "serial=\"file:$log\"" &&
+        await $log "init: done"
     status=$?
     sed "s/^/guest: /" $log
     [ $status = 0 ] || { /visorctl audit; xl vcpu-list; xl dmesg | tail -40; cat /var/log/xen/*linux*; }
-    return $status
-}
-
-# Root in dom0 writes all of its memory and its registers to a file, and looks for its secret there. It beats on.
-dumped() {
-    says "init: beat 2 ok" && xl dump-core linux /run/core || return 1
-    /intruder find /run/core $(sed -n 's/\r//; s/^init: secret //p' $log) || return 1
-    await $log "init: beat $(($(grep -c "init: beat" $log) + 2)) ok"
-    status=$?
-    sed "s/^/guest: /" $log
     return $status
 }
 
