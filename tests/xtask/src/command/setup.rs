@@ -12,7 +12,6 @@ pub(crate) fn setup() -> Result<()> {
         ("Xen", packages::xen()?),
         ("tboot", packages::tboot()?),
         ("small kernel", Built::Small.kernel()?),
-        ("kernel of daily life", Built::Life.kernel()?),
     ] {
         println!("{what}: {}", path.display());
     }
