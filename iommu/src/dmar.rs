@@ -101,8 +101,6 @@ pub enum DmarError {
     Shared(usize),
     /// There is no unit.
     NoUnit,
-    /// No unit works for the devices of this segment that none names.
-    NoRest(Segment),
     /// There are more than [`UNITS`].
     TooMany,
 }
@@ -117,9 +115,6 @@ impl fmt::Display for DmarError {
             Self::Place(at) => write!(f, "the structure at {at:#x} names an impossible address"),
             Self::Shared(at) => write!(f, "the unit at {at:#x} has the registers of another"),
             Self::NoUnit => f.write_str("it lists no unit"),
-            Self::NoRest(Segment(number)) => {
-                write!(f, "no unit works for all other devices of segment {number}")
-            }
             Self::TooMany => write!(f, "it lists more than {UNITS} units"),
         }
     }
@@ -150,15 +145,16 @@ impl<'t> Dmar<'t> {
                 }
             }
         }
-        if count == 0 {
-            return Err(DmarError::NoUnit);
-        }
-        // What no unit works for reaches all memory.
-        let named = dmar.structures().filter_map(Structure::segment);
-        let bare =
-            |segment: &Segment| !dmar.units().any(|unit| unit.rest && unit.segment == *segment);
-        let bare = [Segment(0)].into_iter().chain(named).find(bare);
-        bare.map_or(Ok(dmar), |segment| Err(DmarError::NoRest(segment)))
+        if count == 0 { Err(DmarError::NoUnit) } else { Ok(dmar) }
+    }
+
+    /// The first segment, of 0 and those that the table names, in which no unit works for what none names:
+    /// devices that are not named there reach all memory.
+    #[must_use]
+    pub fn open_segment(&self) -> Option<Segment> {
+        let closed = |segment| self.units().any(|unit| unit.rest && unit.segment == segment);
+        let named = self.structures().filter_map(Structure::segment);
+        [Segment(0)].into_iter().chain(named).find(|segment| !closed(*segment))
     }
 
     /// Bits of the addresses that devices can use: 1 to 256, as firmware says.
