@@ -90,16 +90,31 @@ impl<'m> Root<'m> {
         memory: &dyn Memory,
         signature: Signature,
     ) -> Result<Option<u64>, AcpiError> {
-        for entry in self.addresses.chunks_exact(self.width) {
+        self.all(memory, signature).next().transpose()
+    }
+
+    /// How many tables are called `signature`.
+    ///
+    /// # Errors
+    /// [`AcpiError`] if the name of a table cannot be read.
+    pub fn count(self, memory: &dyn Memory, signature: Signature) -> Result<usize, AcpiError> {
+        self.all(memory, signature).try_fold(0, |count, found| found.map(|_| count + 1))
+    }
+
+    /// The physical addresses of all tables called `signature`.
+    fn all(
+        self,
+        memory: &dyn Memory,
+        signature: Signature,
+    ) -> impl Iterator<Item = Result<u64, AcpiError>> {
+        self.addresses.chunks_exact(self.width).filter_map(move |entry| {
             let low = raw::word(entry, 0).map(u64::from);
             let address = raw::quad(entry, 0).or(low).unwrap_or_default();
-            let name = memory::bytes(memory, address, 4);
-            let name = name.ok_or(AcpiError::Unreadable(signature, address))?;
-            if name == signature.0 {
-                return Ok(Some(address));
+            match memory::bytes(memory, address, 4) {
+                Some(name) => (name == signature.0).then_some(Ok(address)),
+                None => Some(Err(AcpiError::Unreadable(signature, address))),
             }
-        }
-        Ok(None)
+        })
     }
 }
 

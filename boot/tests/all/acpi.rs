@@ -83,6 +83,20 @@ fn a_hidden_table_is_another_whose_checksum_is_right() {
 }
 
 #[test]
+fn tables_of_one_name_are_counted() {
+    let (other, dmar) = (table(*b"SSDT", b"one"), table(*b"DMAR", b"two"));
+    for (tables, count) in [
+        (&[other.clone(), other.clone()], 0),
+        (&[other.clone(), dmar.clone()], 1),
+        (&[dmar.clone(), dmar.clone()], 2),
+    ] {
+        let memory = machine(tables);
+        let root = root(&memory).expect("a root");
+        assert_eq!(root.count(&memory, Signature::DMAR), Ok(count));
+    }
+}
+
+#[test]
 fn without_a_copy_the_root_pointer_is_looked_for_in_the_bios() {
     for at in [0xe_0000, 0xf_5ad0, 0xf_ffe0] {
         let mut memory = machine(&[madt(&[&local_apic(0, 1)])]);
