@@ -162,6 +162,8 @@ pub enum Iommu {
     On,
     /// There is one that the visor cannot use; the serial line said why.
     Broken,
+    /// It does now; but devices could reach the visor while it started, as a unit has no protected region.
+    Late,
 }
 
 impl Iommu {
@@ -172,6 +174,7 @@ impl Iommu {
             Self::Absent => 0,
             Self::On => 1,
             Self::Broken => 2,
+            Self::Late => 3,
         }
     }
 
@@ -182,8 +185,15 @@ impl Iommu {
             0 => Some(Self::Absent),
             1 => Some(Self::On),
             2 => Some(Self::Broken),
+            3 => Some(Self::Late),
             _ => None,
         }
+    }
+
+    /// Whether an IOMMU keeps devices from memory by now: tickets are taken.
+    #[must_use]
+    pub const fn is_on(self) -> bool {
+        matches!(self, Self::On | Self::Late)
     }
 }
 
@@ -243,8 +253,9 @@ mod tests {
         for state in [VmState::None, VmState::Waiting, VmState::Running, VmState::Stopped] {
             assert_eq!(VmState::of_word(state.word()), Some(state));
         }
-        for state in [Iommu::Absent, Iommu::On, Iommu::Broken] {
+        for state in [Iommu::Absent, Iommu::On, Iommu::Broken, Iommu::Late] {
             assert_eq!(Iommu::of_word(state.word()), Some(state));
+            assert_eq!(state.is_on(), matches!(state.word(), 1 | 3));
         }
     }
 
@@ -254,6 +265,6 @@ mod tests {
             assert_eq!(Submission::of_word(word), None, "{word:#x}");
         }
         assert_eq!(VmState::of_word(4), None);
-        assert_eq!(Iommu::of_word(3), None);
+        assert_eq!(Iommu::of_word(4), None);
     }
 }

@@ -85,8 +85,9 @@ fn pass(access: Access, out: u32) -> u32 {
     match access.direction {
         Direction::In => cpu::port_in(access.port, access.size),
         Direction::Out => {
-            // SAFETY: the host may write any port that has no rule of its own, and the one with a
-            // rule was checked: the host bridge, which could remap memory, is not behind it.
+            // SAFETY: a write to a port changes no memory that the compiler knows of. The host bridge's
+            // registers, which could remap memory, were checked to be none of its; what others of a
+            // chipset can remap by ports or memory is an assumption: see `docs/threat-model.md`.
             unsafe { cpu::port_out(access.port, access.size, out) };
             0
         }

@@ -10,7 +10,7 @@ use ept::addr::{Frame, HUGE, Span};
 use ept::ept01::Flushed;
 use ept::frames::FrameTable;
 use ept::list::List;
-use iommu::dmar::{Dmar, DmarError, UNITS};
+use iommu::dmar::{Dmar, DmarError, Segment, UNITS};
 use iommu::{Cause, Devices, Error, Policy, Registers, Snoop, Unit, Window};
 use membrane::audit::{Audit, Entry};
 use spin::{Mutex, MutexGuard};
@@ -57,6 +57,8 @@ impl iommu::Memory for Pool {
 #[derive(Clone, Copy, Debug)]
 enum Lack {
     Table,
+    /// There is more than one.
+    Tables(usize),
     Acpi(AcpiError),
     Dmar(DmarError),
     Unit(Error),
@@ -67,14 +69,13 @@ enum Lack {
     TooManyReserved,
     /// The table cannot be written.
     Visible,
-    /// There are so many.
-    Tables(u32),
 }
 
 impl fmt::Display for Lack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Table => f.write_str("the machine has no VT-d, or it is off"),
+            Self::Tables(count) => write!(f, "the machine has {count} tables DMAR"),
             Self::Acpi(error) => error.fmt(f),
             Self::Dmar(error) => error.fmt(f),
             Self::Unit(error) => error.fmt(f),
@@ -83,7 +84,6 @@ impl fmt::Display for Lack {
                 write!(f, "firmware's devices need {:#x}, which is the visor's", frame.base())
             }
             Self::TooManyReserved => f.write_str("DMAR: more than 64 pieces of reserved memory"),
-            Self::Tables(count) => write!(f, "there are {count} tables DMAR"),
             Self::Visible => f.write_str("the table DMAR cannot be hidden from the host"),
         }
     }
@@ -95,6 +95,8 @@ struct Found {
     registers: List<Span, UNITS>,
     reserved: List<Span, 64>,
     width: u8,
+    /// What is to be said once the units are started.
+    state: State,
 }
 
 /// The units of the machine, ready to be started.
@@ -106,6 +108,8 @@ pub(crate) struct Units {
     reserved: &'static [Span],
     /// Bits of addresses.
     width: u8,
+    /// What is to be said once they are started.
+    state: State,
 }
 
 static FOUND: Mutex<Found> = Mutex::new(Found {
@@ -113,6 +117,7 @@ static FOUND: Mutex<Found> = Mutex::new(Found {
     registers: List::new(Span::EMPTY),
     reserved: List::new(Span::EMPTY),
     width: 0,
+    state: State::On,
 });
 /// What devices reach. Only touched while the lock of `crate::tables` is held.
 static DEVICES: Mutex<Option<Devices<'static, Mmio>>> = Mutex::new(None);
@@ -152,7 +157,14 @@ impl Found {
     fn search(&mut self, rsdp: Option<&[u8]>) -> Result<(), Lack> {
         let root = Root::find(&BootMemory, rsdp).map_err(Lack::Acpi)?;
         let table = root.table(&BootMemory, Signature::DMAR).map_err(Lack::Acpi)?;
+        let count = root.count(&BootMemory, Signature::DMAR).map_err(Lack::Acpi)?;
+        if count > 1 {
+            return Err(Lack::Tables(count));
+        }
         let dmar = Dmar::parse(table.ok_or(Lack::Table)?).map_err(Lack::Dmar)?;
+        if let Some(Segment(number)) = dmar.open_segment() {
+            log::warn!("DMAR: devices of segment {number} that it does not name reach all memory");
+        }
         self.width = u8::try_from(dmar.width()).unwrap_or(u8::MAX);
         for reserved in dmar.reserved() {
             self.reserved.push(reserved.memory).map_err(|_| Lack::TooManyReserved)?;
@@ -175,7 +187,10 @@ impl Found {
             let until_then = match unit.guard(visor).map_err(Lack::Unit)? {
                 Window::Closed => "keeps devices from the visor from now on",
                 Window::Firmware => "is on by firmware, and stays on",
-                Window::Open => "stops no device before its tables are on",
+                Window::Open => {
+                    self.state = State::Late;
+                    "stops no device before its tables are on"
+                }
             };
             log::info!("VT-d unit {:#x}: {until_then}", place.start());
         }
@@ -185,29 +200,25 @@ impl Found {
 
 /// Has the host find no units, if the visor has found some. They are its alone from here on.
 pub(crate) fn hide(rsdp: Option<&[u8]>) -> Option<Units> {
-    let Found { units, registers, reserved, width } = MutexGuard::leak(FOUND.lock());
+    let Found { units, registers, reserved, width, state } = MutexGuard::leak(FOUND.lock());
     if units.is_empty() {
         return None;
     }
     hide_table(rsdp).inspect_err(|why| give_up(State::Broken, *why)).ok()?;
-    Some(Units { units, registers, reserved, width: *width })
+    Some(Units { units, registers, reserved, width: *width, state: *state })
 }
 
 fn hide_table(rsdp: Option<&[u8]>) -> Result<(), Lack> {
-    let root = Root::find(&BootMemory, rsdp).map_err(Lack::Acpi)?;
-    let find = || root.address(&BootMemory, Signature::DMAR).map_err(Lack::Acpi);
-    let mut tables = 0;
-    while let Some(address) = find()? {
-        tables += 1;
-        let mut head = [0; 10];
-        memory::read_bytes(address, &mut head);
-        memory::write_bytes(address, &hidden(head));
-        if find()? == Some(address) {
-            return Err(Lack::Visible);
-        }
-    }
-    // The others may have units that nobody looked at.
-    if tables == 1 { Ok(()) } else { Err(Lack::Tables(tables)) }
+    // Nothing of firmware's memory is borrowed when the name is written.
+    let find = || {
+        let root = Root::find(&BootMemory, rsdp).map_err(Lack::Acpi)?;
+        root.address(&BootMemory, Signature::DMAR).map_err(Lack::Acpi)
+    };
+    let address = find()?.ok_or(Lack::Table)?;
+    let mut head = [0; 10];
+    memory::read_bytes(address, &mut head);
+    memory::write_bytes(address, &hidden(head));
+    if find()?.is_none() { Ok(()) } else { Err(Lack::Visible) }
 }
 
 impl Units {
@@ -234,7 +245,7 @@ impl Units {
                     log::info!("VT-d: devices may go round the caches, so pages leave them");
                 }
                 *DEVICES.lock() = Some(devices);
-                STATE.store(State::On.word(), Ordering::Relaxed);
+                STATE.store(self.state.word(), Ordering::Relaxed);
                 for place in registers {
                     let at = place.start();
                     log::info!("VT-d unit {at:#x}: devices reach only what the host reaches");

@@ -37,8 +37,9 @@ impl boot::memory::Memory for BootMemory {
         // SAFETY:
         // 1. The boot tables map the first 4 GiB; reading memory or device space that a table of
         //    firmware or boot loader names has no effect on the visor.
-        // 2. No processor but this one runs, and the visor writes nothing but its own memory and
-        //    the loader's area while such a slice lives.
+        // 2. No processor but this one runs, and while such a slice lives the visor writes nothing but its
+        //    own memory and the loader's area. Where it writes a table of firmware's (`iommu`), it has
+        //    given up all slices of such.
         Some(unsafe { core::slice::from_raw_parts(start, size(span.len())) })
     }
 }

@@ -9,7 +9,7 @@ use membrane::{Pages, Progress};
 use spin::Mutex;
 use ticket::error::Error;
 use ticket::parse::{Parser, Progress as Parsed};
-use ticket::port::{self, Iommu, Submission, VmState};
+use ticket::port::{self, Submission, VmState};
 
 use crate::iommu;
 use crate::machine::Machine;
@@ -145,7 +145,7 @@ pub(crate) fn write(machine: &Machine, index: u32, value: u32) -> Progress {
 impl Desk {
     fn begin(&mut self, machine: &Machine, length: u32) {
         let launch = random::bytes32().filter(|_| machine.dev_tickets);
-        let is_open = iommu::state() != Iommu::On && !machine.without_iommu;
+        let is_open = !iommu::state().is_on() && !machine.without_iommu;
         let parser = launch.ok_or(Error::ClearTickets).and_then(|launch| {
             let parser = if is_open { Err(Error::NoIommu) } else { Parser::new(length) }?;
             machine.tables.with_protected(|vms, trees| vms.begin(trees.hardware, launch));

@@ -132,6 +132,7 @@ fn devices<P: Port>(visor: &mut Visor<P>) -> Result<Devices, Failure> {
             Iommu::On => "on",
             Iommu::Absent => "absent",
             Iommu::Broken => "broken",
+            Iommu::Late => "late",
         },
         tickets_without: visor.value(INDEX_WITHOUT_IOMMU) == 1,
         refused: visor.value(INDEX_DMA_REFUSED),
@@ -198,8 +199,17 @@ impl fmt::Display for Protection {
 
 impl fmt::Display for Devices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.state == "on" {
-            return writeln!(f, "IOMMU:       on, refused {} accesses of devices", self.refused);
+        let since = match self.state {
+            "on" => Some("on"),
+            "late" => Some("on, but devices could reach the visor while it started"),
+            _ => None,
+        };
+        if let Some(since) = since {
+            return writeln!(
+                f,
+                "IOMMU:       {since}, refused {} accesses of devices",
+                self.refused
+            );
         }
         let why =
             if self.state == "absent" { "there is no IOMMU" } else { "the IOMMU is not used" };

@@ -83,6 +83,12 @@ fn the_status_says_loudly_that_devices_are_not_kept_out() {
     for (state, without, line) in [
         (Iommu::On, 0, "IOMMU:       on, refused 4 accesses of devices"),
         (Iommu::On, 1, "IOMMU:       on, refused 4 accesses of devices"),
+        (
+            Iommu::Late,
+            0,
+            "IOMMU:       on, but devices could reach the visor while it started, refused 4 accesses of \
+             devices",
+        ),
         (Iommu::Absent, 0, "NO IOMMU:    there is no IOMMU: tickets are refused"),
         (Iommu::Broken, 0, "NO IOMMU:    the IOMMU is not used: tickets are refused"),
         (
@@ -96,8 +102,9 @@ fn the_status_says_loudly_that_devices_are_not_kept_out() {
         let iommu = &answer["protection"]["iommu"];
         assert_eq!(iommu["tickets_without"], without == 1);
         assert_eq!(iommu["state"] == "on", state == Iommu::On);
+        assert_eq!(iommu["state"] == "late", state == Iommu::Late);
     }
-    let _ = fake.0.borrow_mut().fixed.insert(INDEX_IOMMU, 3);
+    let _ = fake.0.borrow_mut().fixed.insert(INDEX_IOMMU, 4);
     assert_eq!(visorctl(&fake, ["status"]).exit, Exit::Failed);
     // A visor of 1.2 knows nothing of it.
     fake.0.borrow_mut().version = WITH_TICKETS + 1;
