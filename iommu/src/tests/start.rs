@@ -161,8 +161,6 @@ fn a_unit_that_cannot_is_named_with_what_it_lacks() {
     assert_eq!(probe(0, 0), lacks(Feature::Registers));
     assert_eq!(probe(CAP & !(0b110 << 8), ECAP), lacks(Feature::SecondStage));
     assert_eq!(probe(CAP, ECAP & !2), lacks(Feature::Queue));
-    assert_eq!(probe(CAP & !(1 << 54), ECAP), lacks(Feature::Drain));
-    assert_eq!(probe(CAP & !(1 << 55), ECAP), lacks(Feature::Drain));
     let line = lacks(Feature::Queue).unwrap_err().to_string();
     assert_eq!(line, "VT-d unit 0xfed90000: lacks queued invalidation");
 
@@ -296,6 +294,20 @@ fn a_device_that_faults_while_records_are_read_does_not_hold_the_visor() {
     });
     assert_eq!(faults.records, 4);
     assert_eq!(world.units[0].registers().read32(0x34) & 2, 2);
+}
+
+#[test]
+fn a_unit_that_leaves_reads_or_writes_under_way_is_refused() {
+    let ram = Ram::new(VISOR.start(), Sight::Coherent);
+    for draining in [1 << 54, 1 << 55] {
+        let probed = Unit::probe(Fake::new(&ram, CAP & !draining, ECAP), 1);
+        let error = probed.map(drop).unwrap_err();
+        assert_eq!(error.cause, Cause::Lacks(Feature::Drain));
+        assert_eq!(
+            error.to_string(),
+            "VT-d unit 0x1: lacks draining of reads and writes under way"
+        );
+    }
 }
 
 #[test]
