@@ -31,15 +31,10 @@ pub trait Tlb {
 
     /// Takes from devices what `frames` do not let them have of `page` any more. Until the flush they
     /// may still have what this says. Without an IOMMU there is nothing to take.
-    fn revise_devices(&mut self, frames: &FrameTable<'_>, page: Span) -> Span {
-        let _ = (frames, page);
-        Span::EMPTY
-    }
+    fn revise_devices(&mut self, frames: &FrameTable<'_>, page: Span) -> Span;
 
     /// Gives devices what `frames` let them have of `page`, with the leave to give it to the host.
-    fn complete_devices(&mut self, frames: &FrameTable<'_>, page: Span, leave: &Flushed) {
-        let _ = (frames, page, leave);
-    }
+    fn complete_devices(&mut self, frames: &FrameTable<'_>, page: Span, leave: &Flushed);
 }
 
 /// There was no memory for a table. What could not be translated as it should be is absent.
@@ -66,10 +61,10 @@ pub const fn end(width: u8) -> u64 {
 /// anywhere in `ram`.
 #[must_use]
 pub fn tables_needed(end: u64, ram: &[Span]) -> u64 {
-    /// Places where rights or memory types may change: both ends of the reservation, of eight
-    /// denied spans, of the fixed ranges, and of twenty variable ranges; processors have ten, and
-    /// the host may move each, which leaves the tables of the old place behind.
-    const EDGES: u64 = 2 * (1 + 8 + 1 + 20);
+    /// Places where rights or memory types may change: both ends of the reservation, of the denied
+    /// registers of sixty-four units, of the fixed ranges, and of twenty variable ranges; processors have
+    /// ten, and the host may move each, which leaves the tables of the old place behind.
+    const EDGES: u64 = 2 * (1 + 64 + 1 + 20);
     // An edge cuts up one huge page and one large one, and so may every page of RAM.
     let blocks = |bytes: u64| ram.iter().map(|ram| ram.grow_to(bytes).len() / bytes).sum::<u64>();
     1 + end.div_ceil(Level::Pml4.bytes()) + 2 * EDGES + blocks(HUGE) + blocks(LARGE)

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use ept::addr::{Frame, HUGE, PAGE, Span};
 use ept::direct::{Direct, Generation, HostMemory, Machine};
-use ept::ept01::{Ept01, Rules, TableMem, Tlb};
+use ept::ept01::{Ept01, Flushed, Rules, TableMem, Tlb};
 use ept::frames::{FrameTable, Guard, Vm};
 use ept::mtrr::Mtrrs;
 use ept::shadow::Access;
@@ -138,6 +138,12 @@ impl Tlb for Board {
     fn flush(&mut self, _: Span) {
         self.flushes += 1;
     }
+
+    fn revise_devices(&mut self, _: &FrameTable<'_>, _: Span) -> Span {
+        Span::EMPTY
+    }
+
+    fn complete_devices(&mut self, _: &FrameTable<'_>, _: Span, _: &Flushed) {}
 }
 
 impl Pages for Board {

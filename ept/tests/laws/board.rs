@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ept::addr::{Frame, PAGE, Span};
 use ept::direct::{Generation, HostMemory};
-use ept::ept01::{TableMem, Tlb};
+use ept::ept01::{Flushed, TableMem, Tlb};
+use ept::frames::FrameTable;
 
 use crate::fake::Fake;
 
@@ -343,6 +344,12 @@ impl Tlb for Board<'_> {
         self.guarded.retain(|_, loaded| *loaded == now);
         self.observe();
     }
+
+    fn revise_devices(&mut self, _: &FrameTable<'_>, _: Span) -> Span {
+        Span::EMPTY
+    }
+
+    fn complete_devices(&mut self, _: &FrameTable<'_>, _: Span, _: &Flushed) {}
 }
 
 pub(crate) fn pick<T: Copy>(from: &[T], number: u64) -> T {

@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use ept::addr::{Frame, PAGE, Span};
-use ept::ept01::{TableMem, Tlb};
+use ept::ept01::{Flushed, TableMem, Tlb};
+use ept::frames::FrameTable;
 
 /// Where the fake's tables lie: outside everything that tests map on purpose.
 const TABLES: u64 = 1 << 47;
@@ -151,6 +152,12 @@ impl Tlb for Fake {
     fn flush(&mut self, span: Span) {
         self.stale.retain(|_, stale| !span.covers(*stale));
     }
+
+    fn revise_devices(&mut self, _: &FrameTable<'_>, _: Span) -> Span {
+        Span::EMPTY
+    }
+
+    fn complete_devices(&mut self, _: &FrameTable<'_>, _: Span, _: &Flushed) {}
 }
 
 impl Drop for Fake {

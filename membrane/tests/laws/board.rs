@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ept::addr::{Frame, PAGE, Span};
 use ept::direct::HostMemory;
-use ept::ept01::{TableMem, Tlb};
+use ept::ept01::{Flushed, TableMem, Tlb};
+use ept::frames::FrameTable;
 use membrane::Pages;
 
 pub(crate) type Page = [u8; 4096];
@@ -306,6 +307,12 @@ impl Tlb for Board {
         self.remember();
         self.check_secrets();
     }
+
+    fn revise_devices(&mut self, _: &FrameTable<'_>, _: Span) -> Span {
+        Span::EMPTY
+    }
+
+    fn complete_devices(&mut self, _: &FrameTable<'_>, _: Span, _: &Flushed) {}
 }
 
 /// What the window page holds at `index`.
