@@ -93,12 +93,12 @@ pub(super) fn tests() -> Vec<Test> {
             let log = SWAP.without(rig, "slay")?;
             SWAPPED.iter().try_for_each(|told| told.judge(&log, told.without))
         }),
-        Test::new("protected/qemu-swap", 80, |rig| {
+        Test::new("protected/qemu-swap", 135, |rig| {
             let log = SWAP.with(rig, "slay")?;
             SWAPPED.iter().try_for_each(|told| told.judge(&log, told.with))
         }),
         Test::new("protected/qemu-moves-control", 50, |rig| MOVES.without(rig, "slay").map(drop)),
-        Test::new("protected/qemu-moves", 80, |rig| MOVES.with(rig, "slay").map(drop)),
+        Test::new("protected/qemu-moves", 120, |rig| MOVES.with(rig, "slay").map(drop)),
     ]
 }
 
