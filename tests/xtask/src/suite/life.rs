@@ -80,6 +80,7 @@ impl Told {
 
 /// The tests of this file.
 pub(super) fn tests() -> Vec<Test> {
+    // What needs a kernel of its own, 12 minutes of a processor to build, is on demand.
     vec![
         Test::new("protected/qemu-save-control", 40, |rig| {
             let log = SAVE.without(rig, "restore,slay")?;
@@ -92,13 +93,16 @@ pub(super) fn tests() -> Vec<Test> {
         Test::new("protected/qemu-swap-control", 50, |rig| {
             let log = SWAP.without(rig, "slay")?;
             SWAPPED.iter().try_for_each(|told| told.judge(&log, told.without))
-        }),
+        })
+        .on_demand(),
         Test::new("protected/qemu-swap", 135, |rig| {
             let log = SWAP.with(rig, "slay")?;
             SWAPPED.iter().try_for_each(|told| told.judge(&log, told.with))
-        }),
-        Test::new("protected/qemu-moves-control", 50, |rig| MOVES.without(rig, "slay").map(drop)),
-        Test::new("protected/qemu-moves", 120, |rig| MOVES.with(rig, "slay").map(drop)),
+        })
+        .on_demand(),
+        Test::new("protected/qemu-moves-control", 50, |rig| MOVES.without(rig, "slay").map(drop))
+            .on_demand(),
+        Test::new("protected/qemu-moves", 120, |rig| MOVES.with(rig, "slay").map(drop)).on_demand(),
     ]
 }
 
