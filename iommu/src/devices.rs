@@ -31,6 +31,11 @@ fn bits(end: u64) -> u8 {
     u8::try_from(u64::BITS - last.leading_zeros()).unwrap_or(u8::MAX)
 }
 
+/// There was no memory for a table, which all units have in common: the first stands for them.
+fn exhausted<R>(units: &[Unit<R>]) -> Error {
+    Error { unit: units.first().map_or(0, |unit| unit.base), cause: Cause::Exhausted }
+}
+
 impl<'d, R: Registers> Devices<'d, R> {
     /// Builds the domain by `frames`, without what is `denied` to devices, for addresses of `width` bits
     /// and RAM below `ram_end`; and starts the `units` with it. Without leaves of all sizes they
@@ -48,10 +53,8 @@ impl<'d, R: Registers> Devices<'d, R> {
         let huge = capabilities.all(|unit| unit.large() && unit.huge());
         let width = if huge { width } else { width.min(bits(ram_end)) };
         let format = format(units, width, ram_end)?;
-        let first = units.first().map_or(0, |unit| unit.base);
-        let exhausted = |Exhausted| Error { unit: first, cause: Cause::Exhausted };
         let domain = Domain::build(mem, &Policy { frames, denied }, format);
-        let domain = domain.map_err(exhausted)?;
+        let domain = domain.map_err(|Exhausted| exhausted(units))?;
         for unit in units.iter_mut() {
             unit.start(mem, &domain, None, Mode::Legacy)?;
         }
@@ -103,9 +106,7 @@ impl<'d, R: Registers> Devices<'d, R> {
         while !flushed.is_complete() {
             let (given, filled) = self.domain.complete(mem, &policy, flushed);
             flushed = flush(self.units, mem, given)?;
-            let first = self.units.first().map_or(0, |unit| unit.base);
-            let exhausted = |Exhausted| Error { unit: first, cause: Cause::Exhausted };
-            filled.map_err(exhausted)?;
+            filled.map_err(|Exhausted| exhausted(self.units))?;
         }
         Ok(())
     }
