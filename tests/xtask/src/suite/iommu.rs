@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{FORBIDDEN, Rig, Script, Test, Then};
-use crate::machine::{self, End};
+use crate::machine::{self, End, Outcome};
 use crate::paths;
 
 /// Processor time of QEMU for one boot, ten times what the longest takes.
@@ -70,6 +70,36 @@ pub(crate) fn counted(rig: &Rig<'_>, words: &'static str) -> Result<String> {
     boot(rig, &Case::passes(&format!("{REMAPS} -m 2048 -icount shift=0"), words, &[]))
 }
 
+/// Boots a q35 with `machine` and `loading` in the test's folder, and checks that it prints `lines` and none of
+/// `never`, and then goes off. What came of that, and what was found for each of the lines.
+pub(super) fn powered_off(
+    rig: &Rig<'_>,
+    (machine, loading): (&str, &[String]),
+    limit: Duration,
+    (lines, never): (&[&str], &[&str]),
+) -> Result<(Outcome, Vec<String>)> {
+    // Interrupts are remapped only where QEMU has all interrupt controllers itself.
+    let machine = format!(
+        "-machine q35,kernel-irqchip=off -accel tcg -cpu max -nodefaults -display none \
+         -serial file:serial.log -no-reboot -qmp stdio \
+         -device isa-debug-exit,iobase=0xf4,iosize=4 {machine}"
+    );
+    let loading = loading.iter().map(String::as_str);
+    let arguments: Vec<&str> = machine.split_whitespace().chain(loading).collect();
+    let owned = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+    let (expected, mut forbidden) = (owned(lines), owned(never));
+    forbidden.extend(FORBIDDEN.map(str::to_owned));
+    let mut script = Script::new(&expected, &forbidden, Then::GoOn);
+    let outcome = machine::described(&arguments, &rig.dir.join(""), limit, &mut script)?;
+    rig.count(&outcome);
+    if let Err(wrong) = script.verdict() {
+        bail!("{wrong} (the run ended: {})", outcome.end);
+    }
+    ensure!(outcome.end == End::PowerOff, "the run ended: {}", outcome.end);
+    let found = script.found().to_vec();
+    Ok((outcome, found))
+}
+
 /// Boots the image as `case` says, and checks what it prints.
 fn boot(rig: &Rig<'_>, case: &Case) -> Result<String> {
     let dir = rig.dir.join("");
@@ -78,29 +108,12 @@ fn boot(rig: &Rig<'_>, case: &Case) -> Result<String> {
         let file = File::create(dir.join(disk).with_extension("img"));
         file.and_then(|file| file.set_len(1 << 20)).context("cannot make a disk")?;
     }
-    // Interrupts are remapped only where QEMU has all interrupt controllers itself.
-    let machine = format!(
-        "-machine q35,kernel-irqchip=off -accel tcg -cpu max -smp 2 -nodefaults -display none \
-         -serial file:serial.log -no-reboot -qmp stdio \
-         -device isa-debug-exit,iobase=0xf4,iosize=4 {} {DEVICES}",
-        case.machine
-    );
     let image = rig.kit.guests()?.dma;
     let image = image.to_str().context("the image has no plain path")?;
-    let mut arguments: Vec<&str> = machine.split_whitespace().collect();
-    arguments.extend(["-kernel", image, "-append", case.words]);
-    let expected: Vec<String> = case.lines.iter().map(|line| (*line).to_owned()).collect();
-    let mut forbidden = FORBIDDEN.map(str::to_owned).to_vec();
-    if case.fails == Fails::Never {
-        forbidden.push("dma: FAIL *".to_owned());
-    }
-    let mut script = Script::new(&expected, &forbidden, Then::GoOn);
-    let outcome = machine::described(&arguments, &dir, LIMIT, &mut script)?;
-    rig.count(&outcome);
-    if let Err(wrong) = script.verdict() {
-        bail!("{wrong} (the run ended: {})", outcome.end);
-    }
-    ensure!(outcome.end == End::PowerOff, "the run ended: {}", outcome.end);
+    let loading = ["-kernel", image, "-append", case.words].map(str::to_owned);
+    let fails: &[&str] = if case.fails == Fails::Never { &["dma: FAIL *"] } else { &[] };
+    let machine = format!("-smp 2 {} {DEVICES}", case.machine);
+    let (outcome, _) = powered_off(rig, (&machine, &loading), LIMIT, (case.lines, fails))?;
     let text = fs::read_to_string(&outcome.serial).context("cannot read the serial log")?;
     Ok(text.replace('\r', ""))
 }
