@@ -172,11 +172,8 @@ pub(crate) fn write_back_caches() {
 /// Writes the cache line with word `index` of the page that appears at `linear` back to memory, before
 /// whatever follows.
 pub(crate) fn write_back_line(linear: u64, index: usize) {
-    let word = core::ptr::without_provenance::<u8>(size(linear) + index * 8);
-    // SAFETY: changes no memory contents; callers pass pages that are mapped.
-    unsafe {
-        asm!("clflush [{}]", "mfence", in(reg) word, options(nostack, preserves_flags));
-    }
+    flush_line(linear, index);
+    fence();
 }
 
 /// Writes the page that appears at `linear` back to memory, and has the caches forget it, before whatever
@@ -184,7 +181,25 @@ pub(crate) fn write_back_line(linear: u64, index: usize) {
 pub(crate) fn write_back_page(linear: u64) {
     const WORDS_OF_LINE: usize = 8;
     for line in (0..512).step_by(WORDS_OF_LINE) {
-        write_back_line(linear, line);
+        flush_line(linear, line);
+    }
+    fence();
+}
+
+/// Begins to write the cache line with word `index` of the page that appears at `linear` back to memory.
+fn flush_line(linear: u64, index: usize) {
+    let word = core::ptr::without_provenance::<u8>(size(linear) + index * 8);
+    // SAFETY: changes no memory contents; callers pass pages that are mapped.
+    unsafe {
+        asm!("clflush [{}]", in(reg) word, options(nostack, preserves_flags));
+    }
+}
+
+/// Waits until what was begun to be written back is, before whatever follows.
+fn fence() {
+    // SAFETY: only orders what comes before and after.
+    unsafe {
+        asm!("mfence", options(nostack, preserves_flags));
     }
 }
 
