@@ -8,8 +8,8 @@ use crate::memory::{self, Memory};
 use crate::raw;
 
 pub use tables::{
-    ApicId, ECAM_REGIONS, Madt, McfgRegion, PROCESSORS, Processors, ResetRegister, mcfg,
-    reset_register,
+    ApicId, ECAM_REGIONS, Madt, McfgRegion, PROCESSORS, Processors, ResetRegister, TpmStart, mcfg,
+    reset_register, tpm,
 };
 
 /// Bytes of the header that all tables share.
@@ -35,6 +35,8 @@ impl Signature {
     pub const FADT: Self = Self(*b"FACP");
     /// Remapping units of VT-d.
     pub const DMAR: Self = Self(*b"DMAR");
+    /// A TPM 2.0.
+    pub const TPM2: Self = Self(*b"TPM2");
 }
 
 impl fmt::Display for Signature {

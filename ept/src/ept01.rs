@@ -98,14 +98,21 @@ impl Rules<'_> {
     }
 
     /// The same for the block of a leaf of `level`; `None` if a smaller leaf has to tell. Where
-    /// anything is withheld, each page tells by itself: that costs the visor's memory some tables
-    /// of absent entries, and spares counting what is withheld by its kind.
+    /// anything is withheld, each page tells by itself: that spares counting what is withheld by its
+    /// kind.
     fn seen_of(&self, block: Span, level: Level) -> Option<Option<(Frame, Rights)>> {
         let first = Frame::containing(block.start());
         if self.frames.open(block, level) {
             return Some(Some((first, Rights::All)));
         }
         (level == Level::Pt).then(|| self.seen(first))
+    }
+
+    /// Whether the host arrives nowhere in `block`, though [`Rules::want`] has each page tell. Asking all
+    /// of them takes time, so only where a table is about to be made for that.
+    fn withheld(&self, block: Span, level: Level) -> bool {
+        let mut pages = (block.start()..block.end()).step_by(4096).map(Frame::containing);
+        level == Level::Pd && self.frames.shut(block) && pages.all(|page| self.seen(page).is_none())
     }
 
     /// What `block`, which an entry of `level` translates, should be; `None` when not all of it
@@ -329,6 +336,9 @@ impl Ept01 {
                     }
                     if let Some(entry) = rules.want_of(block, place.level, types) {
                         set(mem, place, index, entry);
+                        continue;
+                    }
+                    if rules.withheld(block, place.level) {
                         continue;
                     }
                     let table = mem.allocate().ok_or(Exhausted)?;

@@ -214,16 +214,28 @@ impl<'a> FrameTable<'a> {
     /// # Errors
     /// [`Refusal`] names the first obstacle; nothing has changed then.
     pub fn apply(&mut self, span: Span, event: Event) -> Result<(), Refusal> {
+        self.apply_each(span, |_| event)
+    }
+
+    /// The same, with an event for each frame.
+    ///
+    /// # Errors
+    /// [`Refusal`] names the first obstacle; nothing has changed then.
+    pub fn apply_each(
+        &mut self,
+        span: Span,
+        event: impl Fn(Frame) -> Event,
+    ) -> Result<(), Refusal> {
         if span.grow_to(PAGE) != span {
             return Err(Refusal::NotRam(span));
         }
         let frames =
             || (span.start() / PAGE..span.end() / PAGE).map(|n| Frame::containing(n * PAGE));
         for frame in frames() {
-            let _ = self.next(frame, event)?;
+            let _ = self.next(frame, event(frame))?;
         }
         for frame in frames() {
-            let _ = self.change(frame, event)?;
+            let _ = self.change(frame, event(frame))?;
         }
         Ok(())
     }
@@ -277,6 +289,13 @@ impl<'a> FrameTable<'a> {
         }
         let mut words = self.homes(block, level).filter_map(|at| self.words.get(at));
         words.all(|word| word % LEAF == 0)
+    }
+
+    /// Whether all frames in `block`, an aligned one of 2 MiB, are RAM and [`State::closed`].
+    #[must_use]
+    pub fn shut(&self, block: Span) -> bool {
+        let words = self.homes(block, Level::Pd).filter_map(|at| self.words.get(at));
+        words.map(|word| word % LEAF).sum::<u64>() == LARGE / PAGE
     }
 
     /// What `event` would make of `frame`: where it lies, what it is and would be.

@@ -8,7 +8,7 @@ use ept::frames::FrameTable;
 
 use crate::capabilities::Snoop;
 use crate::error::{Cause, Error};
-use crate::fault::{Fault, Faults};
+use crate::fault::{Fault, Faults, Looks};
 use crate::policy::Policy;
 use crate::registers::Registers;
 use crate::tables::{Domain, Flushed, Stale};
@@ -23,6 +23,7 @@ pub struct Devices<'d, R> {
     denied: &'d [Span],
     /// What was revised since the last flush.
     stale: Stale,
+    looks: Looks,
 }
 
 /// Bits of addresses below `end`, of 4 GiB at the least: devices are there.
@@ -58,7 +59,8 @@ impl<'d, R: Registers> Devices<'d, R> {
         for unit in units.iter_mut() {
             unit.start(mem, &domain, None, Mode::Legacy)?;
         }
-        Ok(Self { units, domain, denied, stale: Stale::new(Span::EMPTY) })
+        let stale = Stale::new(Span::EMPTY);
+        Ok(Self { units, domain, denied, stale, looks: Looks::default() })
     }
 
     /// Whether what devices read and write goes through the processors' caches. If not, a page leaves them
@@ -111,12 +113,22 @@ impl<'d, R: Registers> Devices<'d, R> {
         Ok(())
     }
 
-    /// Reads and frees the fault records of all units, each as [`Unit::poll`].
-    pub fn poll(&mut self, mut each: impl FnMut(Fault)) -> Faults {
-        self.units.iter_mut().fold(Faults::default(), |sum, unit| {
+    /// If it is time to look, `now` by the TSC, reads and frees the fault records of all units, each as
+    /// [`Unit::poll`], and sees whether they are as they were programmed.
+    ///
+    /// # Errors
+    /// [`Error`] of the first that is not: nobody knows then what devices reach.
+    pub fn poll(&mut self, now: u64, mut each: impl FnMut(Fault)) -> Result<Faults, Error> {
+        let mut faults = Faults::default();
+        if !self.looks.are_due(now) {
+            return Ok(faults);
+        }
+        for unit in self.units.iter_mut() {
             let Faults { records, lost } = unit.poll(&mut each);
-            Faults { records: sum.records + records, lost: sum.lost || lost }
-        })
+            faults = Faults { records: faults.records + records, lost: faults.lost || lost };
+            unit.check()?;
+        }
+        Ok(faults)
     }
 
     /// Whether devices find at `page`, of RAM, what `frames` say.

@@ -4,6 +4,7 @@
 //! of it makes sense, or not at all. Structures of kinds that the specification may yet add are skipped,
 //! as it asks for (8.2).
 
+mod coverage;
 mod scopes;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use ept::addr::{PAGE, Span};
 
 use crate::fault::Source;
 
+pub use coverage::{Config, Uncovered};
 pub use scopes::{Buses, Kind, Path, Scope, Scopes};
 
 /// Most units of a machine that are taken.
@@ -146,15 +148,6 @@ impl<'t> Dmar<'t> {
             }
         }
         if count == 0 { Err(DmarError::NoUnit) } else { Ok(dmar) }
-    }
-
-    /// The first segment, of 0 and those that the table names, in which no unit works for what none names:
-    /// devices that are not named there reach all memory.
-    #[must_use]
-    pub fn open_segment(&self) -> Option<Segment> {
-        let closed = |segment| self.units().any(|unit| unit.rest && unit.segment == segment);
-        let named = self.structures().filter_map(Structure::segment);
-        [Segment(0)].into_iter().chain(named).find(|segment| !closed(*segment))
     }
 
     /// Bits of the addresses that devices can use: 1 to 256, as firmware says.

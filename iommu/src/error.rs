@@ -20,6 +20,8 @@ pub enum Cause {
     Timeout(Step),
     /// Its invalidation queue failed: these are the error bits of its fault status register.
     Queue(u32),
+    /// Its registers are not as the visor has left them.
+    Changed,
     /// The reservation has no room for more tables.
     Exhausted,
 }
@@ -102,6 +104,7 @@ impl fmt::Display for Error {
             Cause::Queue(status) => {
                 write!(f, "its invalidation queue failed, fault status {status:#x}")
             }
+            Cause::Changed => f.write_str("its registers have changed"),
             Cause::Exhausted => f.write_str("the reservation has no room for its tables"),
         }
     }

@@ -183,12 +183,28 @@ pub struct Faults {
     pub lost: bool,
 }
 
-/// Whether units are to be asked `now` for what they have refused, when they were last asked at `last`, by a
-/// clock that others may set to anything, and `period` is long enough. A clock that was set back delays
-/// nothing.
-#[must_use]
-pub const fn is_due(last: u64, now: u64, period: u64) -> bool {
-    now.wrapping_sub(last) >= period
+/// When units are to be asked for what they have refused.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Looks {
+    last: u64,
+    skipped: u32,
+}
+
+impl Looks {
+    /// Whether they are to be asked `now`, by a clock that others may set to anything: when a millisecond or so
+    /// has passed, and at the latest the [`MOST`](Self::MOST)th time that somebody wants to know. A clock that
+    /// was set back delays nothing.
+    pub(crate) const fn are_due(&mut self, now: u64) -> bool {
+        const PERIOD: u64 = 1 << 21;
+        self.skipped += 1;
+        let due = now.wrapping_sub(self.last) >= PERIOD || self.skipped >= Self::MOST;
+        if due {
+            *self = Self { last: now, skipped: 0 };
+        }
+        due
+    }
+
+    pub(crate) const MOST: u32 = 64;
 }
 
 /// Reads and frees the records of a unit, each once, whatever devices do meanwhile.

@@ -29,7 +29,7 @@ pub use capabilities::{Capabilities, Format, Snoop, Walks};
 pub use devices::Devices;
 pub use directory::Mode;
 pub use error::{Cause, Error, Feature, Step};
-pub use fault::{Access, Fault, Faults, Reason, Source, is_due};
+pub use fault::{Access, Fault, Faults, Reason, Source};
 pub use interrupts::{Addressing, Delivery, Destinations, Interrupt, Interrupts, Message, Trigger};
 pub use policy::{Policy, Target};
 pub use registers::Registers;

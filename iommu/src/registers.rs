@@ -39,6 +39,8 @@ pub(crate) const QUEUED: u32 = 1 << 26;
 pub(crate) const REMAP_INTERRUPTS: u32 = 1 << 25;
 pub(crate) const SET_INTERRUPTS: u32 = 1 << 24;
 pub(crate) const COMPATIBILITY: u32 = 1 << 23;
+/// What stays as it is.
+pub(crate) const LASTING: u32 = TRANSLATION | QUEUED | REMAP_INTERRUPTS | COMPATIBILITY;
 /// Commands that happen once: their bits in STATUS are not written back.
 pub(crate) const ONCE: u32 = SET_ROOT | 1 << 29 | FLUSH_WRITES | SET_INTERRUPTS;
 

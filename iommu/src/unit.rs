@@ -25,6 +25,8 @@ pub struct Unit<R> {
     levels: u8,
     queue: Option<Queue>,
     mode: Mode,
+    /// What its root register read, and what was on, when it was started.
+    programmed: (u64, u32),
 }
 
 /// What devices can do before the visor's translation is on.
@@ -32,7 +34,7 @@ pub struct Unit<R> {
 pub enum Window {
     /// Nothing to the span.
     Closed,
-    /// What firmware lets them: its translation or its protected regions are on, and stay on.
+    /// What firmware lets them: its translation is on, or its protected regions are, elsewhere; and stay on.
     Firmware,
     /// Anything: the unit has no protected region for the span.
     Open,
@@ -43,7 +45,8 @@ impl<R> Unit<R> {
     #[must_use]
     pub const fn none(registers: R) -> Self {
         let capabilities = Capabilities::new(0, 0);
-        Self { registers, base: 0, capabilities, levels: 0, queue: None, mode: Mode::Legacy }
+        let (queue, mode, programmed) = (None, Mode::Legacy, (0, 0));
+        Self { registers, base: 0, capabilities, levels: 0, queue, mode, programmed }
     }
 }
 
@@ -83,14 +86,19 @@ impl<R: Registers> Unit<R> {
 
     /// Keeps devices from `span`, the visor's memory, until [`Unit::start`] has switched translation
     /// on; by protected memory regions (VT-d 4.1, 11.4.8), unless firmware has left them on, or
-    /// translation: nobody has checked then for what.
+    /// translation.
     ///
     /// # Errors
     /// [`Error`] when the unit does not answer.
     pub fn guard(&mut self, span: Span) -> Result<Window, Error> {
-        let translates = self.registers.read32(at::STATUS) & at::TRANSLATION != 0;
-        if translates || self.registers.read32(at::PROTECTED_ENABLE) & at::PROTECTED != 0 {
+        let protects = self.registers.read32(at::PROTECTED_ENABLE) & at::PROTECTED != 0;
+        // Regions are not sure to count for what is translated.
+        if self.registers.read32(at::STATUS) & at::TRANSLATION != 0 {
             return Ok(Window::Firmware);
+        }
+        if protects {
+            let closed = self.protects(span);
+            return Ok(if closed { Window::Closed } else { Window::Firmware });
         }
         let low = span.end() <= 1 << 32;
         let covered = if low && self.capabilities.protects_low() {
@@ -139,7 +147,24 @@ impl<R: Registers> Unit<R> {
         self.forget(mem, requests.into_iter().filter(used))?;
         self.start_interrupts(mem, interrupts)?;
         self.command(at::TRANSLATION, 0, Step::Translation)?;
-        self.switch_protection(0)
+        self.switch_protection(0)?;
+        self.programmed = self.as_it_is();
+        Ok(())
+    }
+
+    /// Whether the unit is still where it was, and as it was programmed: whoever can move its registers, or
+    /// reaches them in a way that nobody knew, can switch it off.
+    ///
+    /// # Errors
+    /// [`Cause::Changed`] if not.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.as_it_is() == self.programmed { Ok(()) } else { Err(self.error(Cause::Changed)) }
+    }
+
+    /// Its root register and what is on.
+    fn as_it_is(&self) -> (u64, u32) {
+        let on = self.registers.read32(at::STATUS) & at::LASTING;
+        (self.registers.read64(at::ROOT), on)
     }
 
     /// Reads and frees the fault records, at most as many as the unit has.
@@ -275,6 +300,18 @@ impl<R: Registers> Unit<R> {
         })
     }
 
+    /// Whether the regions that are on cover `span`, even if they end at the last byte that their registers
+    /// name: how much more it is, nobody can find out now.
+    fn protects(&self, span: Span) -> bool {
+        let end = span.end().saturating_sub(1);
+        let covers = |base: u64, last: u64| base <= span.start() && end <= last;
+        let registers = &self.registers;
+        let word = |offset| u64::from(registers.read32(offset));
+        let low = || covers(word(at::LOW_BASE), word(at::LOW_LIMIT));
+        let high = || covers(registers.read64(at::HIGH_BASE), registers.read64(at::HIGH_LIMIT));
+        self.capabilities.protects_low() && low() || self.capabilities.protects_high() && high()
+    }
+
     /// Makes the low region cover `span`; whether it does.
     fn protect_low(&mut self, span: Span) -> bool {
         let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
@@ -329,6 +366,7 @@ pub fn flush<R: Registers, M: Memory>(
         }
         for unit in units.iter() {
             unit.wait(mem)?;
+            unit.check()?;
         }
     }
     Ok(stale.flushed(mem))

@@ -231,7 +231,10 @@ impl<'w> World<'w> {
         sink.header(&header).expect("the ticket is good");
         let all = Range { start: 0, length: pages * PAGE, class: Class::Private };
         sink.range(all).expect("the ticket is good");
-        let _ = self.vms.accept(&mut self.board, 0).expect("the ticket is good");
+        let _ = self
+            .vms
+            .accept(&mut self.board, 0, &ticket::Origin::default())
+            .expect("the ticket is good");
         let vm = self.vms.launch(0).expect("a ticket waits");
         let generation = Generation::new();
         let mut direct = Direct::<1>::new(&generation);

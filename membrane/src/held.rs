@@ -7,8 +7,9 @@
 
 use core::mem;
 
-use ept::addr::{Frame, GuestFrame, PAGE, Span};
+use ept::addr::{Frame, GUEST_END, GuestFrame, PAGE, Span};
 use ept::direct::{Machine, Meaning};
+use ept::entry::Level;
 use ept::ept01::{Exhausted, Flushed, Stale, TableMem};
 use ept::frames::{self, State, View};
 use ept::list::List;
@@ -18,7 +19,7 @@ use ticket::Class;
 use crate::Hardware;
 use crate::audit::Audit;
 use crate::sparse::{NONE, Sparse};
-use crate::vm::{Cause, Life, Vm};
+use crate::vm::{Cause, Fate, Life, Vm};
 use crate::walk::{self, Found};
 
 /// Most VMs.
@@ -153,7 +154,7 @@ impl Held {
     ) -> Option<GuestFrame> {
         let mut at = Some(from);
         while let Some((page, frame)) =
-            at.and_then(|at| self.vm(number)?.tables.next(machine.hardware, at))
+            at.and_then(|at| self.vm(number)?.tables.next(machine.hardware, at, GUEST_END))
         {
             let class = self.vm(number).and_then(|vm| vm.map.class(page));
             let wanted = which == Which::All || class != Some(Class::Private);
@@ -172,10 +173,25 @@ impl Held {
         stale
     }
 
-    fn withdraw<H: Hardware>(&self, machine: &mut Machine<'_, '_, H>) -> Stale {
+    /// The same for the leaf of 2 MiB that a VM has from `frame` on; `None` if none has one there.
+    pub(crate) fn weaken_block<H: Hardware>(
+        &self,
+        machine: &mut Machine<'_, '_, H>,
+        frame: Frame,
+    ) -> Option<Stale> {
+        let Some(State::Private { vm, page, .. }) = machine.frames.state(frame) else {
+            return None;
+        };
+        let before = self.vm(vm)?.tables.withdraw_block(machine.hardware, page)?;
+        // Without rights, everybody knows that.
+        Some(if before == Access::NONE { Stale::default() } else { machine.ept.stale() })
+    }
+
+    fn withdraw<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>) -> Stale {
         for frame in self.batch.iter() {
             for (vm, page) in self.pages(machine, *frame) {
-                if let Some(vm) = self.vm(vm) {
+                let vm = self.vms.get_mut(usize::from(vm.number())).and_then(Option::as_mut);
+                if let Some(vm) = vm {
                     vm.tables.withdraw(machine.hardware, page, Access::ALL);
                 }
             }
@@ -234,13 +250,23 @@ impl Held {
         machine: &mut Machine<'_, '_, H>,
         audit: &mut Audit,
     ) {
+        self.give_back_as(machine, audit, Fate::Kept);
+    }
+
+    /// The same; if the VMs that have it need it, is for the caller to say.
+    pub(crate) fn give_back_as<H: Hardware>(
+        &mut self,
+        machine: &mut Machine<'_, '_, H>,
+        audit: &mut Audit,
+        fate: Fate,
+    ) {
         if self.batch.is_empty() {
             return;
         }
         let flushed = self.withdraw(machine).flush(machine.hardware);
         let mut at = 0;
         while let Some(frame) = self.batch.get(at).copied() {
-            if self.vacate(machine, audit, frame, &flushed) {
+            if self.vacate(machine, audit, frame, (fate, &flushed)) {
                 at += 1;
             } else {
                 let _ = self.batch.swap_remove(at);
@@ -257,7 +283,7 @@ impl Held {
         machine: &mut Machine<'_, '_, H>,
         audit: &mut Audit,
         frame: Frame,
-        flushed: &Flushed,
+        how: (Fate, &Flushed),
     ) -> bool {
         let Some(State::Private { vm: number, page, .. }) = machine.frames.state(frame) else {
             self.unshare(machine, frame);
@@ -268,7 +294,7 @@ impl Held {
         if vm.tables.frame(machine.hardware, page) != Some(frame) {
             return false;
         }
-        if let Err(cause) = vm.vacate(machine.hardware, page, frame, flushed) {
+        if let Err(cause) = vm.vacate(machine.hardware, page, frame, how) {
             self.stop(audit, machine.hardware.cpu(), number, cause);
         }
         true
@@ -277,7 +303,7 @@ impl Held {
     /// Makes a shared `frame` the host's alone.
     fn unshare<H: Hardware>(&mut self, machine: &mut Machine<'_, '_, H>, frame: Frame) {
         for (vm, page) in self.pages(machine, frame) {
-            if let Some(vm) = self.vm(vm) {
+            if let Some(vm) = self.vm_mut(vm) {
                 vm.tables.forget(machine.hardware, page);
             }
             // It was counted.
@@ -295,8 +321,8 @@ impl Held {
         (vm_number, page): Page,
         found: &Found,
     ) -> Result<(), Cause> {
-        let vm = self.vm(vm_number).ok_or(Cause::Destroyed)?;
-        let place = vm.tables.reserve(machine.hardware, page);
+        let vm = self.vm_mut(vm_number).ok_or(Cause::Destroyed)?;
+        let place = vm.tables.reserve(machine.hardware, page, Level::Pt);
         let place = place.map_err(|Exhausted| Cause::Memory)?;
         let before = vm.tables.frame(machine.hardware, page);
         if before != Some(found.frame) {

@@ -42,8 +42,14 @@ impl Map {
     /// Whose memory `page` is; `None`: a device's.
     #[must_use]
     pub fn class(&self, page: GuestFrame) -> Option<Class> {
-        let class = self.0.iter().find(|range| range.contains(page.base()))?.class;
-        class.registers().is_none().then_some(class)
+        self.range(page).map(|range| range.class)
+    }
+
+    /// All memory of that class around it.
+    #[must_use]
+    pub fn range(&self, page: GuestFrame) -> Option<Range> {
+        let range = self.0.iter().find(|range| range.contains(page.base()))?;
+        range.class.registers().is_none().then_some(*range)
     }
 
     /// The virtio device that has its registers at `address`.

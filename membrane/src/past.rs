@@ -12,10 +12,14 @@ pub(crate) enum Past {
     Outside(Sealed),
     /// It came back, and is in the VM.
     Back(Sealed),
+    /// None: the VM has given up what was in it. It has begun with zeros since then, or will, whatever the
+    /// manifest says.
+    GivenUp,
 }
 
 const OUTSIDE: u64 = 1;
 const BACK: u64 = 2;
+const GIVEN_UP: u64 = 3;
 
 impl Past {
     /// The record.
@@ -23,6 +27,7 @@ impl Past {
         let (sealed, kind) = match self {
             Self::Outside(sealed) => (sealed, OUTSIDE),
             Self::Back(sealed) => (sealed, BACK),
+            Self::GivenUp => return [0, 0, 0, GIVEN_UP],
         };
         let mut record = [kind; 4];
         for (word, bytes) in record.iter_mut().zip(sealed.to_bytes().as_chunks().0) {
@@ -35,6 +40,9 @@ impl Past {
     pub(crate) fn unpack(record: Record) -> Result<Option<Self>, Refusal> {
         if record == NONE {
             return Ok(None);
+        }
+        if record == Self::GivenUp.pack() {
+            return Ok(Some(Self::GivenUp));
         }
         let mut bytes = [0; Sealed::BYTES];
         for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(record) {

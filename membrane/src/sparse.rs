@@ -1,5 +1,7 @@
 //! Records of 32 bytes by the numbers of pages, in as many frames as they need.
 
+use core::ops::Range;
+
 use ept::addr::Frame;
 use ept::ept01::{Exhausted, TableMem};
 
@@ -84,11 +86,11 @@ impl Sparse {
         made.map(|_| ())
     }
 
-    /// The first record from page `from` on that is not [`NONE`], with its number.
+    /// The first record of `pages` that is not [`NONE`], with its number.
     #[must_use]
-    pub fn next(&self, mem: &impl TableMem, from: u64) -> Option<(u64, Record)> {
-        let mut number = from;
-        while number >> NUMBER_BITS == 0 {
+    pub fn next(&self, mem: &impl TableMem, pages: Range<u64>) -> Option<(u64, Record)> {
+        let mut number = pages.start;
+        while number < pages.end.min(1 << NUMBER_BITS) {
             let mut frame = self.root?;
             let missing = SHIFTS.into_iter().find(|shift| {
                 let next = follow(mem, frame, index(number, *shift));

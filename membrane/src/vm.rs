@@ -29,7 +29,7 @@ use seal::key::{VmId, VmKey};
 use seal::page::{GuestPage, Sealer};
 use seal::record::Sealed;
 use sha2::{Digest, Sha256};
-use ticket::{Header, Range, State, error::Error};
+use ticket::{Header, Origin, Range, State, error::Error};
 
 use crate::map::{Map, Transport};
 use crate::past::Past;
@@ -40,6 +40,7 @@ use crate::walk::Found;
 use crate::{Hardware, Progress};
 
 mod restart;
+mod run;
 
 /// Why a VM was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +178,15 @@ pub enum Filled {
     Stopped(Cause),
 }
 
+/// What becomes of the content of pages that leave a VM that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// They are sealed, and may come back.
+    Kept,
+    /// They are zeroed: the VM has given them up.
+    GivenUp,
+}
+
 /// A protected VM.
 #[derive(Debug)]
 pub struct Vm {
@@ -185,6 +195,7 @@ pub struct Vm {
     pub(crate) restarts: u32,
     state: State,
     pub(crate) launch: u64,
+    pub(crate) origin: Origin,
     pub(crate) life: Life,
     pub(crate) vcpus: u32,
     pub(crate) processors: Processors,
@@ -201,8 +212,12 @@ pub struct Vm {
     sealer: Sealer,
     resident: u64,
     sealed: u64,
+    /// Whether it has given up pages. The host drops their frames some time later.
+    gives_up: bool,
     /// How far its pages have left for good.
     pub(crate) swept: GuestFrame,
+    /// The page for which the host was asked last, and how often in a row.
+    asked: (GuestFrame, u32),
 }
 
 impl Vm {
@@ -221,6 +236,7 @@ impl Vm {
             restarts: header.restarts,
             state: header.state,
             launch: 0,
+            origin: Origin::default(),
             life: Life::Waiting,
             vcpus: 0,
             processors: Processors::new(header.processors),
@@ -233,7 +249,9 @@ impl Vm {
             sealer: Sealer::new(key),
             resident: 0,
             sealed: 0,
+            gives_up: false,
             swept: GuestFrame::containing(0),
+            asked: (GuestFrame::containing(0), 0),
         })
     }
 
@@ -257,6 +275,12 @@ impl Vm {
     #[must_use]
     pub const fn id(&self) -> &[u8; 16] {
         &self.id
+    }
+
+    /// Where its ticket is from.
+    #[must_use]
+    pub const fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// The number of its launch among all since boot, from 1.
@@ -328,6 +352,26 @@ impl Vm {
         self.sealed
     }
 
+    /// The page that the VM waits for and its host does not give it, or not as the VM wants it, and how
+    /// often the host was told so in a row: a host that is only slow is told a few times.
+    #[must_use]
+    pub const fn asked(&self) -> (GuestFrame, u32) {
+        self.asked
+    }
+
+    /// An access at `at` was answered so.
+    pub(crate) fn answered(&mut self, at: u64, filled: Filled) {
+        let (last, times) = self.asked;
+        match filled {
+            Filled::Absent(page) | Filled::Denied { at: page, .. } => {
+                let times = if page == last { times.saturating_add(1) } else { 1 };
+                self.asked = (page, times);
+            }
+            Filled::Mapped if last == GuestFrame::containing(at) => self.asked = (last, 0),
+            Filled::Mapped | Filled::Unloaded | Filled::Device { .. } | Filled::Stopped(_) => {}
+        }
+    }
+
     /// Gives the VM a private `page`, for which the host lends the frame of `found`.
     pub(crate) fn fill<H: Hardware>(
         &mut self,
@@ -336,9 +380,13 @@ impl Vm {
         page: GuestFrame,
         found: &Found,
     ) -> Result<(), Cause> {
-        let place = self.tables.reserve(machine.hardware, page);
+        let has = self.tables.frame(machine.hardware, page);
+        if has.is_none() && !self.gives_up && self.fill_run(machine, number, page, found)? {
+            return Ok(());
+        }
+        let place = self.tables.reserve(machine.hardware, page, found.level);
         let place = place.map_err(|Exhausted| Cause::Memory)?;
-        match self.tables.frame(machine.hardware, page) {
+        match has {
             Some(frame) if frame == found.frame => {
                 // It may write to the page from now on.
                 let _ = machine.hide(frame).flush(machine.hardware);
@@ -394,6 +442,10 @@ impl Vm {
                 kept.map_err(|Exhausted| Cause::Memory)
             }
             Some(Past::Back(_)) => Err(Cause::Record(page)),
+            Some(Past::GivenUp) => {
+                hardware.with_page(frame, |bytes| bytes.fill(0));
+                Ok(())
+            }
             None => self.admit_fresh(hardware, page, frame),
         }
     }
@@ -421,7 +473,7 @@ impl Vm {
     }
 
     /// Makes the private `page` in `frame` fit for the host, to whom the caller then gives it: sealed if
-    /// the VM runs, else zeroed. All rights to it have been withdrawn and flushed.
+    /// the VM runs and needs it, else zeroed. All rights to it have been withdrawn and flushed.
     ///
     /// # Errors
     /// Why the VM has to be stopped; the frame is zeroed.
@@ -430,11 +482,11 @@ impl Vm {
         hardware: &mut H,
         page: GuestFrame,
         frame: Frame,
-        _: &Flushed,
+        (fate, _): (Fate, &Flushed),
     ) -> Result<(), Cause> {
-        let running = self.life == Life::Running;
-        let sealed = if running { self.seal(hardware, page, frame) } else { Ok(()) };
-        if !running || sealed.is_err() {
+        let is_kept = self.life == Life::Running && fate == Fate::Kept;
+        let sealed = if is_kept { self.seal(hardware, page, frame) } else { Ok(()) };
+        if !is_kept || sealed.is_err() {
             hardware.with_page(frame, |bytes| bytes.fill(0));
         }
         self.tables.forget(hardware, page);
@@ -482,13 +534,33 @@ impl Vm {
         let past = Past::unpack(self.pasts.get(hardware, page.number()));
         let at = GuestPage::at(page.base()).ok_or(Cause::Record(page))?;
         hardware.with_page(frame, |bytes| match past {
-            Ok(None) => self.sealer.seal(at, bytes).map_err(|_| Cause::Versions),
+            Ok(None | Some(Past::GivenUp)) => {
+                self.sealer.seal(at, bytes).map_err(|_| Cause::Versions)
+            }
             Ok(Some(Past::Back(was))) => {
                 let sealed = self.sealer.reseal(at, bytes, was.resident());
                 sealed.map_err(|_| Cause::Versions)
             }
             Ok(Some(Past::Outside(_))) | Err(_) => Err(Cause::Record(page)),
         })
+    }
+
+    /// Forgets what was in `page`, which no frame is: it begins anew, with zeros.
+    ///
+    /// # Errors
+    /// Why the VM has to be stopped.
+    pub(crate) fn forget(
+        &mut self,
+        mem: &mut impl TableMem,
+        page: GuestFrame,
+    ) -> Result<(), Cause> {
+        let past = Past::unpack(self.pasts.get(mem, page.number()));
+        let past = past.map_err(|_| Cause::Record(page))?;
+        self.gives_up = true;
+        self.sealed -= u64::from(matches!(past, Some(Past::Outside(_))));
+        let is_known = self.manifest.get(mem, page.number()) != NONE;
+        let record = if is_known { Past::GivenUp.pack() } else { NONE };
+        self.pasts.set(mem, page.number(), record).map_err(|Exhausted| Cause::Memory)
     }
 
     /// Gives back all memory that the VM has from the visor, at most `budget` frames. It was stopped, has

@@ -8,7 +8,7 @@ use ept::frames::{self, State};
 use ept::shadow::Access;
 use ticket::audit::Kind;
 use ticket::error::Error;
-use ticket::{Class, Header, Range, parse};
+use ticket::{Class, Header, Origin, Range, parse};
 
 use crate::audit::{Audit, Entry};
 use crate::held::{Held, Which};
@@ -17,6 +17,8 @@ use crate::vm::{Cause, Fault, Filled, Life, Vm};
 use crate::walk::{self, Unloaded};
 use crate::{Hardware, Progress};
 
+mod check;
+mod forget;
 mod restart;
 
 pub use restart::Restart;
@@ -75,7 +77,7 @@ pub struct Sink<'a, M> {
     mem: &'a mut M,
 }
 
-impl<M: TableMem> parse::Sink for Sink<'_, M> {
+impl<M: Hardware> parse::Sink for Sink<'_, M> {
     fn header(&mut self, header: &Header) -> Result<(), Error> {
         let launch = self.draft.launch.take().ok_or(Error::NotBegun)?;
         Vm::new(self.mem, header, &launch).map(|vm| self.draft.vm = Some(vm))
@@ -86,6 +88,9 @@ impl<M: TableMem> parse::Sink for Sink<'_, M> {
     }
 
     fn page(&mut self, address: u64, hash: &[u8; 32]) -> Result<(), Error> {
+        if !self.mem.may_spend() {
+            return Err(Error::Memory);
+        }
         let vm = self.draft.vm.as_mut().ok_or(Error::NotBegun)?;
         vm.add_page(self.mem, GuestFrame::containing(address), hash)
     }
@@ -125,7 +130,7 @@ impl Vms {
     }
 
     /// What the parser of the ticket is to be given.
-    pub const fn sink<'a, M: TableMem>(&'a mut self, mem: &'a mut M) -> Sink<'a, M> {
+    pub const fn sink<'a, M: Hardware>(&'a mut self, mem: &'a mut M) -> Sink<'a, M> {
         Sink { draft: &mut self.draft, mem }
     }
 
@@ -134,8 +139,13 @@ impl Vms {
     /// # Errors
     /// [`Error::NotBegun`], [`Error::Duplicate`] if there is a VM of that name that may run,
     /// [`Error::Slots`]. The ticket has been [refused](Self::refused) then.
-    pub fn accept(&mut self, mem: &mut impl TableMem, cpu: u32) -> Result<frames::Vm, Error> {
-        let accepted = self.admit();
+    pub fn accept(
+        &mut self,
+        mem: &mut impl TableMem,
+        cpu: u32,
+        origin: &Origin,
+    ) -> Result<frames::Vm, Error> {
+        let accepted = self.admit(origin);
         match accepted {
             Ok(number) => self.record(cpu, Kind::Accepted, number),
             Err(error) => self.refused(mem, error, cpu),
@@ -143,7 +153,7 @@ impl Vms {
         accepted
     }
 
-    fn admit(&mut self) -> Result<frames::Vm, Error> {
+    fn admit(&mut self, origin: &Origin) -> Result<frames::Vm, Error> {
         let draft = self.draft.vm.as_ref().ok_or(Error::NotBegun)?;
         let mut others = self.held.vms.iter().flatten();
         if others.any(|vm| vm.id() == draft.id() && vm.may_run()) {
@@ -156,6 +166,7 @@ impl Vms {
         *slot = self.draft.vm.take();
         if let Some(vm) = slot {
             vm.launch = self.launches;
+            vm.origin = *origin;
         }
         Ok(number)
     }
@@ -259,10 +270,14 @@ impl Vms {
         fault: Fault,
     ) -> Filled {
         let filled = self.try_fill(machine, number, eptp, fault);
-        filled.unwrap_or_else(|cause| {
+        let filled = filled.unwrap_or_else(|cause| {
             self.stop(number, cause, machine.hardware.cpu());
             Filled::Stopped(cause)
-        })
+        });
+        if let Some(vm) = self.held.vm_mut(number) {
+            vm.answered(fault.at, filled);
+        }
+        filled
     }
 
     fn try_fill<H: Hardware>(
@@ -324,10 +339,11 @@ impl Vms {
         };
         let old = machine.hardware.entry(table, index);
         let (was, becomes) = (machine.meaning(old, level), machine.meaning(new, level));
-        if was != becomes {
+        let split = if level == Level::Pd { walk::splits(machine, old, new) } else { None };
+        if was != becomes && split.is_none() {
             return self.release(machine, (table, index), was);
         }
-        if walk::loses(old, new) {
+        if split.unwrap_or_else(|| walk::loses(old, new)) {
             self.weaken(machine, (table, index), was);
         }
         Progress::Done
@@ -404,6 +420,12 @@ impl Vms {
             && !self.held.can_be_reached(machine, frame)
         {
             // By what was done ahead, everybody knows that.
+            return;
+        }
+        if let Meaning::Leaf(frame, Level::Pd) = meaning
+            && let Some(stale) = self.held.weaken_block(machine, frame)
+        {
+            let _ = stale.flush(machine.hardware);
             return;
         }
         let whole = walk::extent(meaning);

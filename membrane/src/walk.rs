@@ -24,6 +24,8 @@ pub(crate) struct Found {
     pub(crate) rights: Access,
     /// The frame of the page itself, also within a large leaf.
     pub(crate) frame: Frame,
+    /// The level of the leaf.
+    pub(crate) level: Level,
 }
 
 /// The root is not loaded as that of a protected VM.
@@ -48,7 +50,7 @@ pub(crate) fn walk<H: HostMemory>(
             Meaning::Table(next, below) => (next, below),
             Meaning::Leaf(first, level) => {
                 let frame = Frame::containing(first.base() + page.base() % level.bytes());
-                return Ok(Some(Found { table, index, raw, rights, frame }));
+                return Ok(Some(Found { table, index, raw, rights, frame, level }));
             }
         };
     }
@@ -64,6 +66,32 @@ fn is_guarded<H>(machine: &Machine<'_, '_, H>, table: Frame, level: Level) -> bo
 /// access has to come here.
 pub(crate) const fn loses(old: u64, new: u64) -> bool {
     old & !new & (Access::ALL.bits() | ACCESSED | DIRTY) != 0
+}
+
+/// Whether `new`, in the place of `old`, a leaf of 2 MiB, leads to a table that has the same frames for the same
+/// pages; and then whether it takes rights or flags back. Only where all of these are of VMs: the table is
+/// not watched yet, and a host that changes it meanwhile loses nothing by that but pages.
+pub(crate) fn splits<H: HostMemory>(
+    machine: &Machine<'_, '_, H>,
+    old: u64,
+    new: u64,
+) -> Option<bool> {
+    let (Meaning::Leaf(first, Level::Pd), Meaning::Table(table, Level::Pt)) =
+        (machine.meaning(old, Level::Pd), machine.meaning(new, Level::Pd))
+    else {
+        return None;
+    };
+    let block = Span::sized(first.base(), Level::Pd.bytes())?;
+    // What the visor reads here the host learns something of.
+    let is_hosts = matches!(machine.frames.state(table), Some(State::Plain { .. }));
+    let mut less = old & !new & Access::ALL.bits() != 0;
+    for (index, frame) in (block.start()..block.end()).step_by(4096).enumerate() {
+        let same = Meaning::Leaf(Frame::containing(frame), Level::Pt);
+        let raw = is_hosts.then(|| machine.hardware.entry(table, index))?;
+        less |= loses(old, raw);
+        (machine.meaning(raw, Level::Pt) == same).then_some(())?;
+    }
+    machine.frames.shut(block).then_some(less)
 }
 
 impl Found {

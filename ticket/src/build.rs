@@ -164,6 +164,18 @@ impl fmt::Debug for Ticket {
 /// # Errors
 /// Why the ticket is refused; also if it is shorter or longer than it says itself.
 pub fn parse(bytes: &[u8], sink: &mut impl Sink) -> Result<(), Error> {
+    measurement_of(bytes, sink).map(|_| ())
+}
+
+/// [`Parser::measurement`] of the ticket `bytes`.
+///
+/// # Errors
+/// Why the ticket is refused.
+pub fn measurement(bytes: &[u8]) -> Result<[u8; 32], Error> {
+    measurement_of(bytes, &mut Discard)
+}
+
+fn measurement_of(bytes: &[u8], sink: &mut impl Sink) -> Result<[u8; 32], Error> {
     let mut parser = Parser::new(u32::try_from(bytes.len()).map_err(|_| Error::Length)?)?;
     let mut progress = Progress::More;
     // The length is a multiple of 8: nothing remains.
@@ -171,7 +183,7 @@ pub fn parse(bytes: &[u8], sink: &mut impl Sink) -> Result<(), Error> {
         progress = parser.word(u32::from_le_bytes(*word), sink)?;
     }
     match progress {
-        Progress::Complete => Ok(()),
+        Progress::Complete => Ok(parser.measurement()),
         Progress::More => Err(Error::Length),
     }
 }

@@ -65,9 +65,25 @@ errors! {
     Slots = 67, "all 64 VMs exist already";
     Duplicate = 68, "a VM with this id exists already";
     NoIommu = 69, "no IOMMU keeps devices from memory: see insecure-no-iommu";
+    Recipient = 70, "sealed for another visor, or for this one before it was booted";
+    Sealed = 71, "what is sealed cannot be opened: changed on the way";
+    Content = 72, "what is sealed is no ticket with a policy";
+    Signature = 73, "not signed by its tenant";
+    PlainLaunch = 74, "its tenant wants a measured launch, and this was none";
+    OpenToDevices = 75, "its tenant wants an IOMMU that keeps devices from memory";
+    Development = 76, "its tenant wants a visor that was started without dev-tickets";
+    Expired = 77, "it has expired";
+    Replayed = 78, "it was taken before, or a later one of its tenant's was";
+    Tenants = 79, "there were tickets of too many tenants since boot";
 }
 
 impl Error {
+    /// Whether it is a fault of the ticket itself, which a reader has found.
+    #[must_use]
+    pub const fn is_of_ticket(self) -> bool {
+        self.number() < 64
+    }
+
     /// The error with this number.
     #[must_use]
     pub fn of_number(number: u32) -> Option<Self> {

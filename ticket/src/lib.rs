@@ -63,6 +63,19 @@ pub struct Header {
     pub restarts: u32,
 }
 
+/// Where an accepted ticket is from, and what it was: for receipts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The SHA-256 of all that was submitted.
+    pub file: [u8; 32],
+    /// [`parse::Parser::measurement`].
+    pub measurement: [u8; 32],
+    /// The Ed25519 public key of the tenant who signed it; zeros for a ticket in clear.
+    pub tenant: [u8; 32],
+    /// The tenant's serial; 0 for a ticket in clear.
+    pub serial: u64,
+}
+
 /// The tenant's secret. It is wiped when dropped, cannot be copied by accident, and is not printed.
 #[derive(PartialEq, Eq)]
 pub struct Secret([u8; 32]);

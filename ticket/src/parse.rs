@@ -47,6 +47,9 @@ pub enum Progress {
     Complete,
 }
 
+/// Where a header has the VM's name and the secret.
+const NAME_AND_SECRET: core::ops::Range<usize> = 16..64;
+
 /// Which element arrives.
 #[derive(Clone, Copy)]
 enum Part {
@@ -77,6 +80,8 @@ pub struct Parser {
     filled: usize,
     /// Over all elements that are complete.
     hash: Sha256,
+    /// The same, without the VM's name and the secret.
+    measure: Sha256,
     pages: u32,
     ranges: [Option<Range>; MAX_RANGES],
     last_page: Option<u64>,
@@ -88,16 +93,14 @@ impl Parser {
     /// # Errors
     /// [`Error::Length`] if no ticket is that long.
     pub fn new(length: u32) -> Result<Self, Error> {
-        let size = usize::try_from(length).map_err(|_| Error::Length)?;
-        if size < HEADER_BYTES + RANGE_BYTES + TRAILER_BYTES || !size.is_multiple_of(8) {
-            return Err(Error::Length);
-        }
+        check_length(length)?;
         Ok(Self {
             part: Part::Header,
             length,
             element: [0; HEADER_BYTES],
             filled: 0,
             hash: Sha256::new(),
+            measure: Sha256::new(),
             pages: 0,
             ranges: [None; MAX_RANGES],
             last_page: None,
@@ -118,6 +121,13 @@ impl Parser {
         taken
     }
 
+    /// The SHA-256 of what the ticket has said so far of how a VM begins, which is all but its name and its
+    /// secret: zeros stand for them, and the checksum is left out.
+    #[must_use]
+    pub fn measurement(&self) -> [u8; 32] {
+        self.measure.clone().finalize().into()
+    }
+
     fn take(&mut self, word: u32, sink: &mut impl Sink) -> Result<Progress, Error> {
         let size = match self.part {
             Part::Header => HEADER_BYTES,
@@ -134,7 +144,14 @@ impl Parser {
         }
         self.filled = 0;
         let mut element = mem::replace(&mut self.element, [0; HEADER_BYTES]);
+        let is_header = matches!(self.part, Part::Header);
         let done = self.finish(element.get(..size).ok_or(Error::Length)?, sink);
+        if is_header {
+            element.get_mut(NAME_AND_SECRET).unwrap_or_default().zeroize();
+        }
+        if done == Ok(Progress::More) {
+            self.measure.update(element.get(..size).unwrap_or_default());
+        }
         element.zeroize();
         done
     }
@@ -297,6 +314,16 @@ impl fmt::Debug for Parser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Parser").field("length", &self.length).finish_non_exhaustive()
     }
+}
+
+/// Looks at the length of what is to be submitted. Sealed tickets are longer by a multiple of 8.
+///
+/// # Errors
+/// [`Error::Length`] if no ticket is that long.
+pub fn check_length(length: u32) -> Result<(), Error> {
+    let size = usize::try_from(length).map_err(|_| Error::Length)?;
+    let is_enough = size >= HEADER_BYTES + RANGE_BYTES + TRAILER_BYTES;
+    if is_enough && size.is_multiple_of(8) { Ok(()) } else { Err(Error::Length) }
 }
 
 /// Bytes of a ticket with so many ranges and pages.

@@ -21,11 +21,15 @@ pub const DATA: u16 = 0xce4;
 /// What [`INDEX_MAGIC`] reads when a visor answers: "VISR".
 pub const MAGIC: u32 = u32::from_le_bytes(*b"VISR");
 /// Major version (high half) and minor version (low half) of what is described here.
-pub const VERSION: u32 = 0x0001_0003;
+pub const VERSION: u32 = 0x0001_0004;
 /// The first version with tickets.
 pub const WITH_TICKETS: u32 = 0x0001_0001;
 /// The first version that tells of the IOMMU.
 pub const WITH_IOMMU: u32 = 0x0001_0003;
+/// The first version that tells of the TPM.
+pub const WITH_TPM: u32 = 0x0001_0004;
+/// The first version with keys, that signs and takes sealed tickets.
+pub const WITH_KEYS: u32 = 0x0001_0004;
 /// What an empty port reads, and an index that does not exist.
 pub const ABSENT: u32 = u32::MAX;
 
@@ -80,6 +84,13 @@ pub const INDEX_WITHOUT_IOMMU: u32 = 0x409;
 /// Reads how many accesses of devices the IOMMU has refused, as far as it has told. Since 1.3.
 pub const INDEX_DMA_REFUSED: u32 = 0x40a;
 
+/// Reads what became of the measurements, a [`Tpm`]. Since 1.4.
+pub const INDEX_TPM: u32 = 0x40b;
+/// Reads how many bytes the log of the measurements has: 0 if there is none. Since 1.4.
+pub const INDEX_LOG_BYTES: u32 = 0x40c;
+/// Write: selects a word of the log. Read: the selected word; behind the log's end, zeros. Since 1.4.
+pub const INDEX_LOG: u32 = 0x40d;
+
 /// Write: selects a VM, 0..[`VMS`].
 pub const INDEX_VM: u32 = 0x410;
 /// Reads the selected VM's [`VmState`].
@@ -96,6 +107,27 @@ pub const INDEX_VM_RESIDENT: u32 = 0x418;
 pub const INDEX_VM_SEALED: u32 = 0x419;
 /// Write: 1 destroys the selected VM.
 pub const INDEX_VM_DESTROY: u32 = 0x41a;
+/// Reads how often the host was asked in a row for a page of the selected VM's that it does not give, or not
+/// for writing. Since 1.4.
+pub const INDEX_VM_ASKED: u32 = 0x41b;
+/// Reads the number of that page, its address by 4096. Since 1.4.
+pub const INDEX_VM_WANTED: u32 = 0x41c;
+/// Write: the first of the eight words of the nonce that statements are about. Since 1.4, as all up to
+/// [`INDEX_SIGNATURE`].
+pub const INDEX_NONCE: u32 = 0x420;
+/// Write: has the visor sign a statement: 1 a nonce, 2 a receipt for the selected VM, 3 the audit log's head. Read:
+/// how many bytes the statement has; 0 if there is none.
+pub const INDEX_SIGN: u32 = 0x428;
+/// Reads the number of the VM whose ticket was accepted last.
+pub const INDEX_ACCEPTED: u32 = 0x429;
+/// Reads the first of the sixteen words of the visor's public keys: X25519, then Ed25519.
+pub const INDEX_KEYS: u32 = 0x430;
+/// Reads the first of the words of the statement.
+pub const INDEX_STATEMENT: u32 = 0x440;
+/// Reads the first of the sixteen words of its signature.
+pub const INDEX_SIGNATURE: u32 = 0x490;
+/// One more than the last of them.
+pub const INDEX_SIGNATURE_END: u32 = 0x4a0;
 /// Reads how many VMs of the host ran without a ticket since boot.
 pub const INDEX_UNPROTECTED: u32 = 0x480;
 
@@ -197,6 +229,40 @@ impl Iommu {
     }
 }
 
+/// Whether the visor is measured, so that a tenant can tell what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tpm {
+    /// The machine has no TPM 2.0.
+    Absent,
+    /// A TPM holds the visor's configuration and key.
+    Measured,
+    /// There is one that the visor cannot use; the serial line said why.
+    Broken,
+}
+
+impl Tpm {
+    /// The value at [`INDEX_TPM`].
+    #[must_use]
+    pub const fn word(self) -> u32 {
+        match self {
+            Self::Absent => 0,
+            Self::Measured => 1,
+            Self::Broken => 2,
+        }
+    }
+
+    /// What `word` says; `None` for a word that this version does not know.
+    #[must_use]
+    pub const fn of_word(word: u32) -> Option<Self> {
+        match word {
+            0 => Some(Self::Absent),
+            1 => Some(Self::Measured),
+            2 => Some(Self::Broken),
+            _ => None,
+        }
+    }
+}
+
 /// How a VM with a ticket is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VmState {
@@ -238,7 +304,7 @@ impl VmState {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{Iommu, Submission, VmState};
+    use super::{Iommu, Submission, Tpm, VmState};
     use crate::error::Error;
     use std::vec::Vec;
 
@@ -257,6 +323,9 @@ mod tests {
             assert_eq!(Iommu::of_word(state.word()), Some(state));
             assert_eq!(state.is_on(), matches!(state.word(), 1 | 3));
         }
+        for state in [Tpm::Absent, Tpm::Measured, Tpm::Broken] {
+            assert_eq!(Tpm::of_word(state.word()), Some(state));
+        }
     }
 
     #[test]
@@ -266,5 +335,6 @@ mod tests {
         }
         assert_eq!(VmState::of_word(4), None);
         assert_eq!(Iommu::of_word(4), None);
+        assert_eq!(Tpm::of_word(3), None);
     }
 }

@@ -85,6 +85,9 @@ pub(crate) struct Chain {
     progress: Progress,
 }
 
+/// Most bytes of numbers of pages in a request: Linux has 256 of them.
+const PAGES: usize = 1024;
+
 /// Bits of a descriptor's flags.
 pub(crate) const NEXT: u16 = 1 << 0;
 pub(crate) const WRITE: u16 = 1 << 1;
@@ -173,6 +176,26 @@ impl Chain {
         for buffer in self.buffers.iter().take(self.split) {
             self.progress.copy(memory, (buffer.address, to + first), first, buffer.bytes)?;
             first += buffer.bytes;
+        }
+        Ok(())
+    }
+
+    /// Has the VM forget the pages whose numbers the device is to read, as the VM has them there: not
+    /// as the host does.
+    pub(crate) fn forget(&self, memory: &impl Memory) -> Result<(), Error> {
+        let mut numbers = [0; PAGES];
+        // That bounds what is done at once.
+        if usize::try_from(self.readable).is_ok_and(|bytes| bytes > PAGES) {
+            return Err(Error::Failed(Failure::TooLong(self.readable)));
+        }
+        for buffer in self.buffers.iter().take(self.split) {
+            let numbers = usize::try_from(buffer.bytes).ok().and_then(|bytes| {
+                let numbers = numbers.get_mut(..bytes)?;
+                bytes.is_multiple_of(4).then_some(numbers)
+            });
+            let numbers = numbers.ok_or(Error::Failed(Failure::Chain(self.head)))?;
+            memory.read(buffer.address, numbers)?;
+            memory.forget(numbers.as_chunks().0);
         }
         Ok(())
     }

@@ -62,8 +62,14 @@ const CONSOLE_QUEUES: u64 = 1 << 1;
 /// Those of a device on PCI, whose kind is not among its registers.
 const ANY: u64 = ALL & !(NETWORK_QUEUES | DISK_QUEUES | CONSOLE_QUEUES);
 
-/// Features that a device with this id may have; `None` where it cannot work. Memory balloons, GPUs,
-/// IOMMUs and persistent memory are told of memory in other ways than by descriptors.
+/// The id of memory balloons, of which the first queue has what the VM gives up (virtio 1.2, 5.5.2).
+const BALLOON: u64 = 5;
+/// MUST_TELL_HOST, DEFLATE_ON_OOM and VERSION_1. The others tell the host more of the VM's memory, or of pages by
+/// descriptors, as which the visor would carry them.
+const BALLOON_FEATURES: u64 = VERSION_1 << 32 | 1 << 2 | 1 << 0;
+
+/// Features that a device with this id may have; `None` where it cannot work. GPUs, IOMMUs and persistent
+/// memory are told of memory in other ways than by descriptors.
 ///
 /// VERSION_1 and what belongs to the kind of device. The others are about how rings are used, addressed
 /// or reset. Nor are there those that ask for more queues than [`QUEUES`].
@@ -74,6 +80,7 @@ const fn features(id: u64) -> Option<u64> {
         3 => ALL & !CONSOLE_QUEUES,
         // Entropy, SCSI, 9P, input, sockets, file systems.
         4 | 8 | 9 | 18 | 19 | 26 => ALL,
+        BALLOON => BALLOON_FEATURES,
         _ => return None,
     })
 }
@@ -96,6 +103,8 @@ pub struct Device {
     /// Features that may be used; 0 as long as no device is known to be there.
     features: u64,
     is_modern: bool,
+    /// The id that the VM was told; 0 if none.
+    told: u64,
     /// Which halves of the features are at their registers, and which queue.
     device_half: u64,
     driver_half: u64,
@@ -120,6 +129,7 @@ impl Device {
         shared: Shared { room: Room::NONE, chain: Chain::NONE },
         features: 0,
         is_modern: false,
+        told: 0,
         device_half: 0,
         driver_half: 0,
         selected: 0,
@@ -137,8 +147,8 @@ impl Device {
         if !is_valid || !(SMALLEST..=LARGEST).contains(&bytes) {
             return None;
         }
+        (self.layout, self.is_modern, self.told, self.failure) = (layout, false, 0, None);
         self.reset();
-        (self.layout, self.is_modern, self.failure) = (layout, false, None);
         self.features = match layout {
             Layout::Mmio => 0,
             Layout::Pci => ANY,
@@ -262,7 +272,8 @@ impl Device {
             DEVICE_ID => {
                 let features = features(value).filter(|_| self.is_modern);
                 self.features = features.unwrap_or(0);
-                features.map_or(0, |_| value)
+                self.told = features.map_or(0, |_| value);
+                self.told
             }
             DEVICE_FEATURES => value & self.allowed(self.device_half),
             QUEUE_NUM_MAX | QUEUE_SIZE if self.selected < QUEUES => {
@@ -324,6 +335,9 @@ impl Device {
         for queue in &mut self.queues {
             queue.stop(&mut self.shared);
         }
+        // What the VM is told later, while a driver has the device, is nothing that this goes by.
+        let [first, ..] = &mut self.queues;
+        first.gives_up = self.told == BALLOON;
         (self.is_accepted, self.is_broken) = (false, false);
     }
 

@@ -39,6 +39,9 @@ pub trait Memory {
     /// # Errors
     /// [`Unreached`]; a part may have been written.
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Unreached>;
+
+    /// The VM has given up what is in the pages of 4 KiB with these numbers, little-endian.
+    fn forget(&self, pages: &[[u8; 4]]);
 }
 
 /// What a side has done that no driver or device does. The device is not served any more until the VM

@@ -52,6 +52,8 @@ pub(crate) struct Queue {
     pub(crate) is_stalled: bool,
     /// The host has to be told of requests.
     pub(crate) is_owed: bool,
+    /// What the device is to read are numbers of pages that the VM gives up.
+    pub(crate) gives_up: bool,
 }
 
 fn read_index(memory: &impl Memory, ring: u64) -> Result<u16, Error> {
@@ -77,6 +79,7 @@ impl Queue {
         held: [None; LONGEST],
         is_stalled: false,
         is_owed: false,
+        gives_up: false,
     };
 
     /// Its shadow is at `shadow`.
@@ -185,6 +188,9 @@ impl Queue {
         };
         let base = room.address(run);
         chain.gather(memory, self.shadow + u64::from(head), base)?;
+        if self.gives_up {
+            chain.forget(memory)?;
+        }
         let describe = |at: u16, (address, bytes): (u64, u64), flags: u16| {
             let next = u128::from(chain.second) << 112 | u128::from(flags) << 96;
             let raw = next | u128::from(bytes) << 64 | u128::from(address);

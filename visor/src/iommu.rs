@@ -1,18 +1,20 @@
 //! VT-d: keeps devices from the visor's memory and from VMs', by the rules of the crate `iommu`. Units
 //! are started before the host is, and have nothing to do with VMX; from then on devices follow the
 //! frame table as EPT01 does, under the lock of `crate::tables`.
+#![expect(unsafe_code, reason = "reading PCI configuration space")]
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use boot::acpi::{AcpiError, Root, Signature, hidden};
+use boot::acpi::{AcpiError, Root, Signature, hidden, mcfg};
 use ept::addr::{Frame, HUGE, Span};
 use ept::ept01::Flushed;
 use ept::frames::FrameTable;
 use ept::list::List;
-use iommu::dmar::{Dmar, DmarError, Segment, UNITS};
-use iommu::{Cause, Devices, Error, Policy, Registers, Snoop, Unit, Window};
+use iommu::dmar::{Config, Dmar, DmarError, Segment, UNITS, Uncovered};
+use iommu::{Cause, Devices, Error, Policy, Registers, Snoop, Source, Unit, Window};
 use membrane::audit::{Audit, Entry};
+use nested_vmx::io::{PCI_ADDRESS, PCI_DATA, Size};
 use spin::{Mutex, MutexGuard};
 use ticket::audit::Kind;
 use ticket::port::Iommu as State;
@@ -47,6 +49,18 @@ impl Registers for Mmio {
     }
 }
 
+/// Configuration space, by the ports that the host does not use yet.
+struct Ports;
+
+impl Config for Ports {
+    fn read(&self, source: Source, register: u8) -> u32 {
+        let address = 1 << 31 | u32::from(source.0) << 8 | u32::from(register);
+        // SAFETY: selecting a configuration register has no effect by itself.
+        unsafe { cpu::port_out(PCI_ADDRESS, Size::Dword, address) };
+        cpu::port_in(PCI_DATA, Size::Dword)
+    }
+}
+
 impl iommu::Memory for Pool {
     fn write_back(&mut self, table: Frame, index: usize) {
         cpu::write_back_line(memory::linear(table.base()), index);
@@ -62,8 +76,11 @@ enum Lack {
     Acpi(AcpiError),
     Dmar(DmarError),
     Unit(Error),
+    Uncovered(Uncovered),
     /// The visor cannot reach registers there.
     High(Span),
+    /// Whoever can write there is the unit.
+    Ram(Span),
     /// Firmware's own DMA needs this memory.
     Reserved(Frame),
     TooManyReserved,
@@ -79,7 +96,14 @@ impl fmt::Display for Lack {
             Self::Acpi(error) => error.fmt(f),
             Self::Dmar(error) => error.fmt(f),
             Self::Unit(error) => error.fmt(f),
+            Self::Uncovered(Uncovered::Device(source)) => {
+                write!(f, "DMAR: no unit for the device {source}")
+            }
+            Self::Uncovered(Uncovered::Segment(Segment(number))) => {
+                write!(f, "DMAR: no unit for devices of segment {number} that it does not name")
+            }
             Self::High(span) => write!(f, "VT-d unit {:#x}: above 4 GiB", span.start()),
+            Self::Ram(span) => write!(f, "VT-d unit {:#x}: in RAM", span.start()),
             Self::Reserved(frame) => {
                 write!(f, "firmware's devices need {:#x}, which is the visor's", frame.base())
             }
@@ -125,8 +149,6 @@ static DEVICES: Mutex<Option<Devices<'static, Mmio>>> = Mutex::new(None);
 static ROUND_CACHES: AtomicBool = AtomicBool::new(false);
 /// Faults of devices so far.
 static REFUSED: AtomicU32 = AtomicU32::new(0);
-/// When the units were last asked for faults, by the TSC, which the host can write.
-static LAST_POLL: AtomicU64 = AtomicU64::new(0);
 static STATE: AtomicU32 = AtomicU32::new(State::Absent.word());
 
 /// Notes and says that devices reach all memory.
@@ -141,10 +163,10 @@ pub(crate) fn state() -> State {
 }
 
 /// Looks for the units, from the boot loader's copy of ACPI's root pointer on; and has them keep devices
-/// from `visor` already, as far as they can, before anything of the visor's is there.
-pub(crate) fn find(rsdp: Option<&[u8]>, visor: Span) {
+/// from `visor` already, as far as they can, before anything of the visor's is there. RAM is at `ram`.
+pub(crate) fn find(rsdp: Option<&[u8]>, visor: Span, ram: &[Span]) {
     let mut found = FOUND.lock();
-    match found.search(rsdp).and_then(|()| found.guard(visor)) {
+    match found.search(rsdp, ram).and_then(|()| found.guard(visor)) {
         Ok(()) => return,
         Err(why @ Lack::Table) => give_up(State::Absent, why),
         Err(why) => give_up(State::Broken, why),
@@ -154,7 +176,7 @@ pub(crate) fn find(rsdp: Option<&[u8]>, visor: Span) {
 
 impl Found {
     /// Reads the table and looks at the units; changes nothing about them.
-    fn search(&mut self, rsdp: Option<&[u8]>) -> Result<(), Lack> {
+    fn search(&mut self, rsdp: Option<&[u8]>, ram: &[Span]) -> Result<(), Lack> {
         let root = Root::find(&BootMemory, rsdp).map_err(Lack::Acpi)?;
         let table = root.table(&BootMemory, Signature::DMAR).map_err(Lack::Acpi)?;
         let count = root.count(&BootMemory, Signature::DMAR).map_err(Lack::Acpi)?;
@@ -162,9 +184,7 @@ impl Found {
             return Err(Lack::Tables(count));
         }
         let dmar = Dmar::parse(table.ok_or(Lack::Table)?).map_err(Lack::Dmar)?;
-        if let Some(Segment(number)) = dmar.open_segment() {
-            log::warn!("DMAR: devices of segment {number} that it does not name reach all memory");
-        }
+        has_all_devices(root, &dmar)?;
         self.width = u8::try_from(dmar.width()).unwrap_or(u8::MAX);
         for reserved in dmar.reserved() {
             self.reserved.push(reserved.memory).map_err(|_| Lack::TooManyReserved)?;
@@ -172,6 +192,9 @@ impl Found {
         for place in dmar.units().map(|unit| unit.registers) {
             if place.end() > 4 * HUGE {
                 return Err(Lack::High(place));
+            }
+            if ram.iter().any(|ram| ram.overlaps(place)) {
+                return Err(Lack::Ram(place));
             }
             let unit = Unit::probe(Mmio(place.start()), place.start()).map_err(Lack::Unit)?;
             // There is room for as many as the table can have.
@@ -184,18 +207,26 @@ impl Found {
     /// Has the units keep devices from the visor's memory, as far as they can before they have tables.
     fn guard(&mut self, visor: Span) -> Result<(), Lack> {
         for (unit, place) in self.units.iter_mut().zip(self.registers.iter()) {
-            let until_then = match unit.guard(visor).map_err(Lack::Unit)? {
+            let window = unit.guard(visor).map_err(Lack::Unit)?;
+            if window != Window::Closed {
+                self.state = State::Late;
+            }
+            let until_then = match window {
                 Window::Closed => "keeps devices from the visor from now on",
                 Window::Firmware => "is on by firmware, and stays on",
-                Window::Open => {
-                    self.state = State::Late;
-                    "stops no device before its tables are on"
-                }
+                Window::Open => "stops no device before its tables are on",
             };
             log::info!("VT-d unit {:#x}: {until_then}", place.start());
         }
         Ok(())
     }
+}
+
+/// Whether some unit works for each device.
+fn has_all_devices(root: Root<'_>, dmar: &Dmar<'_>) -> Result<(), Lack> {
+    let regions = mcfg(&BootMemory, root).map_err(Lack::Acpi)?;
+    let segments = regions.iter().map(|region| Segment(region.segment));
+    dmar.uncovered(segments, &Ports).map_or(Ok(()), |what| Err(Lack::Uncovered(what)))
 }
 
 /// Has the host find no units, if the visor has found some. They are its alone from here on.
@@ -291,7 +322,7 @@ pub(crate) fn leave_caches(frame: Frame) {
 /// As [`Devices::complete`]. Units have forgotten `page` by then, and have done what devices asked before:
 /// what is a table of a VM's from here on is read after it has left the caches.
 pub(crate) fn complete(pool: &mut Pool, frames: &FrameTable<'_>, page: Span, leave: &Flushed) {
-    leave_caches(Frame::containing(page.start()));
+    (page.start()..page.end()).step_by(4096).map(Frame::containing).for_each(leave_caches);
     if let Some(devices) = &mut *DEVICES.lock() {
         must(devices.complete(pool, frames, page, leave));
     }
@@ -309,15 +340,8 @@ pub(crate) fn disagreement(pool: &Pool, frames: &FrameTable<'_>, span: Span) -> 
 /// first accesses goes into the log: whoever has a device try for ever must not fill it.
 pub(crate) fn poll(audit: &mut Audit, cpu: u32) {
     const LOGGED: u32 = 64;
-    /// A millisecond or so.
-    const PERIOD: u64 = 1 << 21;
-    let now = cpu::tsc();
-    if !iommu::is_due(LAST_POLL.load(Ordering::Relaxed), now, PERIOD) {
-        return;
-    }
-    LAST_POLL.store(now, Ordering::Relaxed);
     let Some(devices) = &mut *DEVICES.lock() else { return };
-    let _ = devices.poll(|fault| {
+    let told = devices.poll(cpu::tsc(), |fault| {
         let before = REFUSED.fetch_add(1, Ordering::Relaxed);
         if before < LOGGED {
             log::warn!("refused: {fault}");
@@ -327,6 +351,7 @@ pub(crate) fn poll(audit: &mut Audit, cpu: u32) {
             log::warn!("refused: more of devices is not shown");
         }
     });
+    must(told.map(drop));
 }
 
 /// How many accesses of devices were refused, as far as units have told.

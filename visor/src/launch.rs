@@ -4,6 +4,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use attest::measure::{Configuration, Launch};
 use boot::acpi::{Madt, Processors, Root};
 use boot::cmdline::{self, Options};
 use boot::mbi::{self, BootInfo, FirmwareMap};
@@ -15,6 +16,7 @@ use nested_vmx::advertise::Advertised;
 use nested_vmx::capability::Controls;
 use nested_vmx::{guard, io, msr, vmcs12};
 use spin::{Mutex, MutexGuard};
+use ticket::port::Iommu as State;
 
 use crate::cpu::{self, size};
 use crate::events::{self, Event};
@@ -23,7 +25,7 @@ use crate::memory::{self, BootMemory, POOL, Pool, bytes_mut};
 use crate::paging::{self, Image};
 use crate::percpu::{self, PerCpu};
 use crate::tables::HostTables;
-use crate::{iommu, processor, segments, serial, smp, vectors, vmcs};
+use crate::{iommu, keys, processor, segments, serial, smp, tpm, vectors, vmcs};
 
 /// The blob that loads the host's kernel, deprivileged.
 static LOADER: &[u8] = include_bytes!(env!("VISOR_LOADER"));
@@ -83,7 +85,7 @@ pub(crate) extern "C" fn start(magic: u32, address: u32) -> ! {
         refuse(Refusal::NoHugePages);
     }
     let plan = Plan::make(found, image, controls);
-    iommu::find(found.info.rsdp(), plan.reservation);
+    iommu::find(found.info.rsdp(), plan.reservation, &found.ram);
     let mut pool = Pool::of(plan.pool);
     let root = paging::build(&mut pool, image, plan.home, &found.ram)
         .unwrap_or_else(|| refuse(Refusal::PoolEmpty));
@@ -104,6 +106,7 @@ enum Refusal {
     TooFragmented,
     BadLoader,
     NoHugePages,
+    NoRandom,
 }
 
 impl fmt::Display for Refusal {
@@ -116,6 +119,7 @@ impl fmt::Display for Refusal {
             Self::PoolEmpty => f.write_str("the reservation was computed too small"),
             Self::TooFragmented => f.write_str("memory map: too many pieces of RAM"),
             Self::NoHugePages => f.write_str("the processor has no 1 GiB pages"),
+            Self::NoRandom => f.write_str("the processor's random generator does not work"),
             Self::BadLoader => f.write_str("the built-in host loader is damaged"),
         }
     }
@@ -201,9 +205,11 @@ impl Plan {
 fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options: Options) -> ! {
     let blob_entry = prepare_loader(found, plan);
     let units = iommu::hide(found.info.rsdp());
+    let unit_count = units.as_ref().map_or(0, |units| units.registers.len());
     let claimed = [plan.reservation, plan.low];
     let tables = HostTables::build(&mut pool, &found.ram, claimed, (plan.width, units));
     let tables = tables.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
+    measure(found, &options, unit_count);
     let bitmaps = Bitmaps::make(&mut pool, &options).unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     let blocks = pool.take(u64::from(plan.processors) * percpu::SIZE);
     let blocks = blocks.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
@@ -242,6 +248,27 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
     events::record(0, Event::HostStarted);
     let area = plan.loader_area.start();
     processor::start_host(blob_entry, area, area + HANDOFF)
+}
+
+/// Makes the keys, and has the TPM, if there is one, hold what the visor is: a machine with `units` units of an IOMMU.
+fn measure(found: &Found, options: &Options, units: usize) {
+    let iommu = match iommu::state() {
+        State::On => ("on", units),
+        State::Late => ("late", units),
+        State::Absent | State::Broken if options.without_iommu => ("insecure", 0),
+        State::Absent | State::Broken => ("none", 0),
+    };
+    let configuration = Configuration {
+        version: env!("CARGO_PKG_VERSION"),
+        launch: Launch::Plain,
+        without_vmx: cfg!(feature = "without-vmx"),
+        command_line: found.info.cmdline,
+        dev_tickets: options.dev_tickets,
+        unprotected_vms: options.unprotected_vms,
+    };
+    tpm::measure(found.info.rsdp(), &tpm::Visor { configuration, iommu }, |from_tpm| {
+        keys::make(from_tpm).unwrap_or_else(|| refuse(Refusal::NoRandom))
+    });
 }
 
 /// Puts the loader and its handoff into its area; returns its entry point.

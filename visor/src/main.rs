@@ -11,6 +11,7 @@ mod host;
 mod host_memory;
 mod io;
 mod iommu;
+mod keys;
 mod launch;
 mod machine;
 mod memory;
@@ -30,6 +31,7 @@ mod stop;
 mod submit;
 mod table;
 mod tables;
+mod tpm;
 mod vectors;
 mod vmcs;
 

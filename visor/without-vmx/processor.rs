@@ -18,7 +18,7 @@ use crate::memory;
 use crate::percpu::PerCpu;
 use crate::tables::Trees;
 use crate::vmcs::NoVmx;
-use crate::{shootdown, smp};
+use crate::{shootdown, smp, tpm};
 
 global_asm!(include_str!("leave.s"));
 
@@ -79,6 +79,7 @@ pub(crate) fn start_host(entry: u32, area: u64, handoff: u64) -> ! {
         }
     }
     apic::wait(10_000);
+    show_log(machine);
     let low = u64::from(smp::start_page()) * PAGE;
     let place = Span::sized(low + OFFSET, PAGE - OFFSET).unwrap_or_default();
     // SAFETY: the low pages are the visor's, and no other processor runs.
@@ -103,6 +104,17 @@ pub(crate) fn start_host(entry: u32, area: u64, handoff: u64) -> ! {
             options(noreturn)
         );
     }
+}
+
+/// Puts the log of measurements into the last page but one of the visor's memory, which nobody else uses: there is no
+/// port to read it by. A name, its length, then its bytes.
+fn show_log(machine: &Machine) {
+    let page = machine.reservation.end() - 2 * PAGE;
+    tpm::with_log(|log| {
+        memory::write_bytes(page, b"VISRTLOG");
+        memory::write(page + 8, u64::try_from(log.len()).unwrap_or(0));
+        memory::write_bytes(page + 16, log);
+    });
 }
 
 /// Waits for the INIT that gives this processor back; or serves.

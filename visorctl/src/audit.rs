@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::hex;
 use crate::port::Port;
 use crate::reason;
+use crate::receipt::{self, Signed};
 use crate::visor::Visor;
 
 /// How often the log is read anew because it changed meanwhile.
@@ -24,6 +25,8 @@ pub(crate) struct Query {
     pub(crate) since: u32,
     /// The chain value before that event, if it is known.
     pub(crate) chain: Option<[u8; 32]>,
+    /// What the visor is to sign the chain value with.
+    pub(crate) nonce: Option<[u8; 32]>,
 }
 
 /// The log, as far as it is still there.
@@ -38,6 +41,9 @@ pub(crate) struct Audit {
     chain: String,
     /// Whether the events give the chain value; unknown if the value before them is.
     verified: bool,
+    /// The visor's signature for the chain value, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signed: Option<Signed>,
 }
 
 /// One event.
@@ -75,10 +81,20 @@ pub(crate) fn audit(port: impl Port, query: Query) -> Result<Audit, Failure> {
         let Some(log) = snapshot(&mut visor)? else {
             continue;
         };
+        let signed = match &query.nonce {
+            Some(_) if !visor.has_keys() => return Err(Failure::OldVisor(visor.version())),
+            Some(nonce) => Some(receipt::audit_head(&mut visor, nonce)?),
+            None => None,
+        };
+        let said = |signed: &Signed| signed.body.to_string().get(64..) == Some(log.head().as_str());
+        if !signed.as_ref().is_none_or(said) {
+            continue;
+        }
         if query.since > log.end {
             return Err(Failure::NoEvent { since: query.since, end: log.end });
         }
-        return log.answer(query);
+        let answer = log.answer(query)?;
+        return Ok(Audit { signed, ..answer });
     }
     Err(Failure::Moving)
 }
@@ -103,6 +119,11 @@ fn snapshot<P: Port>(visor: &mut Visor<P>) -> Result<Option<Snapshot>, Failure> 
 }
 
 impl Snapshot {
+    /// What the visor signs behind the nonce, as digits: how many events there are, and the chain value.
+    fn head(&self) -> String {
+        hex::encode(&u64::from(self.end).to_le_bytes()) + &hex::encode(&self.chain)
+    }
+
     fn answer(self, query: Query) -> Result<Audit, Failure> {
         let verified = self.verify(query)?;
         let mut events = Vec::new();
@@ -115,7 +136,8 @@ impl Snapshot {
             }
         }
         let lost = self.oldest.saturating_sub(query.since);
-        Ok(Audit { events, end: self.end, lost, chain: hex::encode(&self.chain), verified })
+        let chain = hex::encode(&self.chain);
+        Ok(Audit { events, end: self.end, lost, chain, verified, signed: None })
     }
 
     /// Whether the events give the chain value, where the value before them is known.
@@ -169,6 +191,10 @@ impl fmt::Display for Audit {
         }
         let checked =
             if self.verified { "checked" } else { "NOT CHECKED: earlier events are gone" };
-        writeln!(f, "chain value before event {}: {}, {checked}", self.end, self.chain)
+        writeln!(f, "chain value before event {}: {}, {checked}", self.end, self.chain)?;
+        match &self.signed {
+            Some(signed) => writeln!(f, "signed: {signed}"),
+            None => Ok(()),
+        }
     }
 }

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use ticket::port::VMS;
 
+use crate::attest::Attest;
 use crate::hex;
 use crate::linux;
 use crate::lock;
@@ -50,6 +51,21 @@ pub(crate) enum Command {
         /// The chain value before that event, as an earlier call showed it
         #[arg(long, value_name = "HEX", requires = "since", value_parser = hex::decode::<32>)]
         chain: Option<[u8; 32]>,
+        /// Has the visor sign the chain value with these 32 bytes
+        #[arg(long, value_name = "HEX", value_parser = hex::decode::<32>)]
+        nonce: Option<[u8; 32]>,
+    },
+    /// Has the visor sign how a VM was launched; `tenant receipt` checks that
+    Receipt {
+        /// Its number, as `vms` shows it
+        #[arg(value_parser = clap::value_parser!(u32).range(..i64::from(VMS)))]
+        vm: u32,
+        /// 32 bytes of the tenant's, so that the receipt is not older than they are
+        #[arg(long, value_name = "HEX", value_parser = hex::decode::<32>)]
+        nonce: [u8; 32],
+        /// The receipt's file, which must not exist yet
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Has the visor compare its tables with its notion of who owns which memory
     Check,
@@ -63,6 +79,11 @@ pub(crate) enum Command {
     Ticket {
         #[command(subcommand)]
         command: Ticket,
+    },
+    /// Collects what proves this machine to a tenant, by tpm2-tools (docs/attestation.md)
+    Attest {
+        #[command(subcommand)]
+        command: Attest,
     },
     /// Prints completions for a shell
     Completions {
@@ -80,8 +101,8 @@ pub(crate) enum Command {
 pub(crate) enum Ticket {
     /// Makes a developer's ticket, in clear, from a description (docs/visorctl.md)
     ///
-    /// Only a visor that was started with `dev-tickets` takes it. A tenant's ticket is sealed to one
-    /// machine and one visor, which comes with attestation.
+    /// Only a visor that was started with `dev-tickets` takes it as it is. A tenant seals it to one visor
+    /// (`tenant seal`).
     Make {
         /// The description, in TOML
         description: PathBuf,
@@ -103,10 +124,12 @@ impl Command {
             Self::Vms => "vms",
             Self::Submit { .. } => "submit",
             Self::Audit { .. } => "audit",
+            Self::Receipt { .. } => "receipt",
             Self::Check => "check",
             Self::Destroy { .. } => "destroy",
             Self::Ticket { command: Ticket::Make { .. } } => "ticket make",
             Self::Ticket { command: Ticket::Linux(_) } => "ticket linux",
+            Self::Attest { command } => command.name(),
             Self::Completions { .. } => "completions",
             Self::Man { .. } => "man",
         }

@@ -71,6 +71,18 @@ pub(crate) enum Failure {
     Moving,
     /// The visor gave this value at this index, which the protocol does not know.
     Protocol { index: u32, value: u32 },
+    /// One of the tools that talk to the TPM failed, or is not there.
+    Tool(&'static str, String),
+    /// A file of a tenant's is not what it should be, or the answer cannot be written.
+    Document(PathBuf, evidence::Error),
+    /// A challenge asks for a bank that no TPM has.
+    Bank(String),
+    /// A challenge has no nonce of 32 bytes.
+    Nonce,
+    /// The TPM keeps no key here.
+    NoKey(u32),
+    /// The visor has measured nothing.
+    NoLog,
     /// The answer could not be written.
     Output(io::Error),
 }
@@ -97,6 +109,12 @@ impl Failure {
             Self::Chain => "chain",
             Self::Moving => "moving",
             Self::Protocol { .. } => "protocol",
+            Self::Tool(..) => "tool",
+            Self::Document(..) => "document",
+            Self::Bank(_) => "bank",
+            Self::Nonce => "nonce",
+            Self::NoKey(_) => "no-key",
+            Self::NoLog => "no-log",
             Self::Output(_) => "output",
         }
     }
@@ -162,6 +180,14 @@ impl fmt::Display for Failure {
             Self::Protocol { index, value } => {
                 write!(f, "the visor answers {value:#x} at index {index:#x}: is visorctl too old?")
             }
+            Self::Tool(tool, why) => write!(f, "{tool}: {why}"),
+            Self::Document(path, why) => write!(f, "{}: {why}", path.display()),
+            Self::Bank(bank) => write!(f, "no such bank of PCRs: {bank:?}"),
+            Self::Nonce => f.write_str("the challenge has no nonce of 32 bytes"),
+            Self::NoKey(handle) => write!(f, "no key at {handle:#x}: `attest identity` makes it"),
+            Self::NoLog => f.write_str(
+                "the visor has measured nothing: there is no TPM, or it cannot be used (visorctl status)",
+            ),
             Self::Output(why) => write!(f, "cannot write the answer: {why}"),
         }
     }

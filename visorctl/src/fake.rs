@@ -39,6 +39,8 @@ pub(crate) struct Machine {
     /// The GiB that were checked, and what the check of number 2 finds.
     pub(crate) checked: Vec<u32>,
     pub(crate) wrong: u32,
+    /// How often hosts were asked for a page.
+    pub(crate) asked: u32,
     pub(crate) vms: BTreeMap<u32, FakeVm>,
     pub(crate) unprotected: u32,
     /// Pages of manifests that there is room for.
@@ -55,6 +57,10 @@ pub(crate) struct Machine {
     vm: u32,
     event: u32,
     submission: Submission,
+    accepted: u32,
+    nonce: [u32; 8],
+    /// What was signed last.
+    statement: Vec<u8>,
     receiving: Option<(Parser, Draft)>,
 }
 
@@ -129,6 +135,14 @@ impl Machine {
             INDEX_VM_CPUS => vm.map_or(0, |_| 2),
             INDEX_VM_RESIDENT => vm.map_or(0, |vm| vm.pages),
             INDEX_VM_SEALED => vm.map_or(0, |_| 7),
+            INDEX_VM_ASKED => self.asked,
+            INDEX_VM_WANTED => 0x1234,
+            INDEX_ACCEPTED => self.accepted,
+            INDEX_SIGN => u32::try_from(self.statement.len()).unwrap(),
+            index @ INDEX_STATEMENT..INDEX_UNPROTECTED => {
+                word(&self.statement, index - INDEX_STATEMENT)
+            }
+            index @ INDEX_SIGNATURE..INDEX_SIGNATURE_END => index,
             INDEX_UNPROTECTED => self.unprotected,
             INDEX_AUDIT_END => self.end(),
             INDEX_AUDIT_OLDEST => self.oldest,
@@ -179,8 +193,26 @@ impl Machine {
                 gone.iter().for_each(|_| self.record(Kind::Destroyed, self.slot(), 0));
             }
             INDEX_AUDIT => self.event = value,
+            index @ INDEX_NONCE..INDEX_SIGN => {
+                self.nonce[usize::try_from(index - INDEX_NONCE).unwrap()] = value;
+            }
+            INDEX_SIGN => self.statement = self.sign(value),
             _ => {}
         }
+    }
+
+    /// As long as the visor's; what a receipt says is not looked at.
+    fn sign(&self, kind: u32) -> Vec<u8> {
+        let mut body: Vec<u8> = self.nonce.iter().flat_map(|word| word.to_le_bytes()).collect();
+        match kind {
+            2 if self.vms.contains_key(&self.vm) => body.resize(168, 7),
+            3 => {
+                body.extend(u64::from(self.end()).to_le_bytes());
+                body.extend(self.chain);
+            }
+            _ => body.clear(),
+        }
+        body
     }
 
     fn word(&mut self, word: u32) {
@@ -201,6 +233,7 @@ impl Machine {
                 let vm = FakeVm { id, state: VmState::Waiting, cause: 0, pages };
                 let _ = self.vms.insert(slot, vm);
                 self.submission = Submission::Accepted;
+                self.accepted = slot;
                 self.record(Kind::Accepted, u8::try_from(slot).unwrap(), 0);
             }
             Err(error) => self.refuse(error),
@@ -233,6 +266,8 @@ impl Fake {
             (INDEX_IOMMU, Iommu::On.word()),
             (INDEX_WITHOUT_IOMMU, 0),
             (INDEX_DMA_REFUSED, 4),
+            (INDEX_TPM, Tpm::Measured.word()),
+            (INDEX_LOG_BYTES, 626),
             (INDEX_TICKS, 5),
             (INDEX_TICKS + 1, 1),
             (INDEX_COUNTER, 100),
@@ -247,6 +282,7 @@ impl Fake {
             refuses: false,
             checked: Vec::new(),
             wrong: 0,
+            asked: 0,
             vms: BTreeMap::new(),
             unprotected: 0,
             room: u32::MAX,
@@ -254,6 +290,9 @@ impl Fake {
             events: Vec::new(),
             oldest: 0,
             chain: audit::GENESIS,
+            accepted: ABSENT,
+            nonce: [0; 8],
+            statement: Vec::new(),
             coming: 0,
             history: Vec::new(),
             index: ABSENT,

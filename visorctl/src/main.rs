@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod attest;
 mod audit;
 mod check;
 mod cli;
@@ -14,6 +15,7 @@ mod lock;
 mod make;
 mod port;
 mod reason;
+mod receipt;
 mod reply;
 mod run;
 mod status;

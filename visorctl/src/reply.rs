@@ -5,10 +5,12 @@ use std::fmt;
 use clap::error::ContextKind;
 use serde::Serialize;
 
+use crate::attest::Collected;
 use crate::audit::Audit;
 use crate::check::Checked;
 use crate::failure::{Exit, Failure};
 use crate::make::Made;
+use crate::receipt::Receipt;
 use crate::status::Status;
 use crate::submit::Submitted;
 use crate::vms::{Destroyed, Vms};
@@ -25,8 +27,10 @@ pub(crate) enum Answer {
     Submitted(Submitted),
     Audit(Audit),
     Destroyed(Destroyed),
+    Receipt(Receipt),
     Checked(Checked),
     Made(Made),
+    Collected(Collected),
     Completions { script: String },
     Man {},
 }
@@ -39,8 +43,10 @@ impl fmt::Display for Answer {
             Self::Submitted(answer) => answer.fmt(f),
             Self::Audit(answer) => answer.fmt(f),
             Self::Destroyed(answer) => answer.fmt(f),
+            Self::Receipt(answer) => answer.fmt(f),
             Self::Checked(answer) => answer.fmt(f),
             Self::Made(answer) => answer.fmt(f),
+            Self::Collected(answer) => answer.fmt(f),
             Self::Completions { script } => f.write_str(script),
             Self::Man {} => Ok(()),
         }

@@ -8,7 +8,7 @@ use crate::failure::{Exit, Failure};
 use crate::port::Port;
 use crate::reply::{self, Answer};
 use crate::submit::Words;
-use crate::{audit, check, docs, linux, make, status, submit, vms};
+use crate::{attest, audit, check, docs, linux, make, receipt, status, submit, vms};
 
 /// Does what `cli` says, with the port that `open` gives, and reports to `out`; for people, failures go
 /// to `err`.
@@ -64,9 +64,12 @@ fn answer<P: Port>(
             let mut show = |gone, all| show_progress("submit", gone, all);
             good(Answer::Submitted(submit::submit(port()?, &words, &mut show)?))
         }
-        Command::Audit { since, chain } => {
-            let query = audit::Query { since: since.unwrap_or(0), chain: *chain };
+        Command::Audit { since, chain, nonce } => {
+            let query = audit::Query { since: since.unwrap_or(0), chain: *chain, nonce: *nonce };
             good(Answer::Audit(audit::audit(port()?, query)?))
+        }
+        Command::Receipt { vm, nonce, out } => {
+            good(Answer::Receipt(receipt::receipt(port()?, *vm, nonce, out.as_deref())?))
         }
         Command::Check => {
             let mut show = |gone, all| show_progress("check", gone, all);
@@ -79,6 +82,7 @@ fn answer<P: Port>(
         Command::Ticket { command: Ticket::Linux(order) } => {
             good(Answer::Made(linux::linux(order)?))
         }
+        Command::Attest { command } => good(Answer::Collected(attest::attest(command, port)?)),
         Command::Completions { shell } => {
             good(Answer::Completions { script: docs::completions(*shell) })
         }

@@ -5,9 +5,9 @@ use std::fmt;
 use serde::Serialize;
 use ticket::port::{
     INDEX_AUDIT_END, INDEX_BASE, INDEX_CLEAR, INDEX_COUNTER, INDEX_COUNTERS, INDEX_DMA_REFUSED,
-    INDEX_EVENTS, INDEX_FREE, INDEX_IOMMU, INDEX_LENGTH, INDEX_PROCESSORS, INDEX_REFUSES,
-    INDEX_TABLES, INDEX_TICKS, INDEX_UNPROTECTED, INDEX_WAITING, INDEX_WITHOUT_IOMMU, Iommu, VMS,
-    VmState, WITH_IOMMU,
+    INDEX_EVENTS, INDEX_FREE, INDEX_IOMMU, INDEX_LENGTH, INDEX_LOG_BYTES, INDEX_PROCESSORS,
+    INDEX_REFUSES, INDEX_TABLES, INDEX_TICKS, INDEX_TPM, INDEX_UNPROTECTED, INDEX_WAITING,
+    INDEX_WITHOUT_IOMMU, Iommu, Tpm, VMS, VmState, WITH_IOMMU, WITH_TPM,
 };
 
 use crate::failure::{Exit, Failure};
@@ -30,6 +30,16 @@ pub(crate) struct Status {
     ticks: u64,
     /// Nothing from a visor without tickets.
     protection: Option<Protection>,
+    /// Nothing from a visor that knows of none.
+    tpm: Option<Measured>,
+}
+
+/// Whether tenants can tell what the visor is.
+#[derive(Debug, Serialize)]
+struct Measured {
+    state: &'static str,
+    /// Bytes of the log.
+    log: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,6 +109,7 @@ pub(crate) fn status(port: impl Port) -> Result<Status, Failure> {
             .fold(0, u64::saturating_add),
         ticks,
         protection: visor.has_tickets().then(|| protection(&mut visor)).transpose()?,
+        tpm: (visor.version() >= WITH_TPM).then(|| measured(&mut visor)).transpose()?,
     })
 }
 
@@ -120,6 +131,19 @@ fn protection<P: Port>(visor: &mut Visor<P>) -> Result<Protection, Failure> {
         unprotected: visor.value(INDEX_UNPROTECTED),
         audit_events: visor.value(INDEX_AUDIT_END),
         iommu: (visor.version() >= WITH_IOMMU).then(|| devices(visor)).transpose()?,
+    })
+}
+
+fn measured<P: Port>(visor: &mut Visor<P>) -> Result<Measured, Failure> {
+    let value = visor.value(INDEX_TPM);
+    let state = Tpm::of_word(value).ok_or(Failure::Protocol { index: INDEX_TPM, value })?;
+    Ok(Measured {
+        state: match state {
+            Tpm::Measured => "measured",
+            Tpm::Absent => "absent",
+            Tpm::Broken => "broken",
+        },
+        log: visor.value(INDEX_LOG_BYTES),
     })
 }
 
@@ -169,6 +193,9 @@ impl fmt::Display for Status {
         writeln!(f, "refused:     {} accesses of the host", self.refused_accesses)?;
         writeln!(f, "exits:       {} in {} ticks", self.exits, self.ticks)?;
         writeln!(f, "VM tables:   {}", self.vm_tables)?;
+        if let Some(tpm) = &self.tpm {
+            write!(f, "{tpm}")?;
+        }
         match &self.protection {
             Some(protection) => write!(f, "{protection}"),
             None => writeln!(f, "protection:  none: this visor has no tickets"),
@@ -217,6 +244,22 @@ impl fmt::Display for Devices {
             writeln!(f, "INSECURE:    {why}: devices reach VMs' memory (insecure-no-iommu)")
         } else {
             writeln!(f, "NO IOMMU:    {why}: tickets are refused")
+        }
+    }
+}
+
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.state {
+            "measured" => {
+                writeln!(
+                    f,
+                    "TPM:         PCR 19 holds what the visor is, log of {} bytes",
+                    self.log
+                )
+            }
+            "absent" => writeln!(f, "TPM:         none: no tenant can tell what runs here"),
+            _ => writeln!(f, "TPM:         not used: no tenant can tell what runs here"),
         }
     }
 }

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
-use ticket::port::{INDEX_BEGIN, INDEX_CANCEL, INDEX_WORD, Submission};
+use ticket::port::{
+    INDEX_ACCEPTED, INDEX_BEGIN, INDEX_CANCEL, INDEX_VM_ID, INDEX_WORD, Submission, VMS, VmState,
+};
 
 use crate::failure::Failure;
 use crate::hex;
@@ -14,7 +16,7 @@ use crate::visor::Visor;
 
 /// Words between two looks at what the visor says.
 const CHUNK: usize = 4096;
-/// Where a ticket has the VM's id.
+/// Where a ticket in clear has the VM's id.
 const ID: usize = 16;
 
 /// A ticket that the visor has.
@@ -75,8 +77,18 @@ pub(crate) fn submit(
         }
     }
     expect(&mut visor, Submission::Accepted)?;
-    let vm = visor.slot_of(words.id)?.ok_or(Failure::Vanished)?;
-    Ok(Submitted { vm, id: hex::encode(&words.id), bytes: words.length })
+    let (vm, id) = taken(&mut visor, words)?.ok_or(Failure::Vanished)?;
+    Ok(Submitted { vm, id: hex::encode(&id), bytes: words.length })
+}
+
+/// The VM that has the ticket now. What a sealed one says, only the visor knows.
+fn taken<P: Port>(visor: &mut Visor<P>, words: &Words) -> Result<Option<(u32, [u8; 16])>, Failure> {
+    if !visor.has_keys() {
+        return Ok(visor.slot_of(words.id)?.map(|vm| (vm, words.id)));
+    }
+    let vm = visor.value(INDEX_ACCEPTED);
+    let is_there = vm < VMS && visor.vm(vm)? != VmState::None;
+    Ok(is_there.then(|| (vm, visor.bytes(INDEX_VM_ID))))
 }
 
 /// Makes sure that the submission is as it should be, and drops it if not.

@@ -50,6 +50,20 @@ impl<P: Port> Visor<P> {
         self.version >= port::WITH_TICKETS
     }
 
+    /// Finds a visor that signs statements.
+    ///
+    /// # Errors
+    /// As [`Self::find`], and [`Failure::OldVisor`].
+    pub(crate) fn find_with_keys(port: P) -> Result<Self, Failure> {
+        let visor = Self::find(port)?;
+        if visor.has_keys() { Ok(visor) } else { Err(Failure::OldVisor(visor.version)) }
+    }
+
+    /// Whether it has keys, signs statements and takes sealed tickets.
+    pub(crate) const fn has_keys(&self) -> bool {
+        self.version >= port::WITH_KEYS
+    }
+
     /// The value at `index`.
     pub(crate) fn value(&mut self, index: u32) -> u32 {
         self.port.select(index);

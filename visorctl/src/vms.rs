@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 use ticket::port::{
-    INDEX_UNPROTECTED, INDEX_VM_CAUSE, INDEX_VM_CPUS, INDEX_VM_DESTROY, INDEX_VM_ID,
-    INDEX_VM_RESIDENT, INDEX_VM_SEALED, VMS, VmState,
+    ABSENT, INDEX_UNPROTECTED, INDEX_VM_ASKED, INDEX_VM_CAUSE, INDEX_VM_CPUS, INDEX_VM_DESTROY,
+    INDEX_VM_ID, INDEX_VM_RESIDENT, INDEX_VM_SEALED, INDEX_VM_WANTED, VMS, VmState,
 };
 
 use crate::failure::{Exit, Failure};
@@ -35,6 +35,28 @@ struct Vm {
     vcpus: u32,
     resident_pages: u32,
     sealed_pages: u32,
+    /// A page that the host does not give it, or not for writing.
+    waits_for: Option<Page>,
+}
+
+/// A page that a VM waits for.
+#[derive(Debug, Serialize)]
+struct Page {
+    /// Its guest-physical address.
+    page: String,
+    /// How often the host was told in a row.
+    asked: u32,
+}
+
+/// A host that is asked for a page so often in a row is not only slow.
+const OFTEN: u32 = 64;
+
+/// The page that the selected VM waits for; visors before 1.4 do not say.
+fn wanted<P: Port>(visor: &mut Visor<P>) -> Option<Page> {
+    let asked = visor.value(INDEX_VM_ASKED);
+    let number = u64::from(visor.value(INDEX_VM_WANTED));
+    let page = || Page { page: format!("{:#x}", number << 12), asked };
+    (asked != ABSENT && asked >= OFTEN).then(page)
 }
 
 /// Asks the visor for its VMs.
@@ -61,6 +83,7 @@ pub(crate) fn vms(port: impl Port) -> Result<Vms, Failure> {
             vcpus: visor.value(INDEX_VM_CPUS),
             resident_pages: visor.value(INDEX_VM_RESIDENT),
             sealed_pages: visor.value(INDEX_VM_SEALED),
+            waits_for: if state == "running" { wanted(&mut visor) } else { None },
         });
     }
     Ok(Vms { vms, unprotected: visor.value(INDEX_UNPROTECTED) })
@@ -75,11 +98,17 @@ impl Vms {
 impl fmt::Display for Vms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "VM  STATE    VCPUS   RESIDENT     SEALED  ID")?;
-        for Vm { vm, id, state, cause, reason, vcpus, resident_pages, sealed_pages } in &self.vms {
+        for of in &self.vms {
+            let Vm { vm, id, state, vcpus, resident_pages, sealed_pages, .. } = of;
             write!(f, "{vm:2}  {state:7}  {vcpus:5}  {resident_pages:9}  {sealed_pages:9}  {id}")?;
-            match cause {
-                Some(cause) => writeln!(f, "  cause {cause}: {}", reason.unwrap_or("unknown"))?,
-                None => writeln!(f)?,
+            match (&of.cause, &of.waits_for) {
+                (Some(cause), _) => {
+                    writeln!(f, "  cause {cause}: {}", of.reason.unwrap_or("unknown"))?;
+                }
+                (None, Some(Page { page, asked })) => {
+                    writeln!(f, "  waits for page {page}, asked for {asked} times")?;
+                }
+                (None, None) => writeln!(f)?,
             }
         }
         match self.unprotected {

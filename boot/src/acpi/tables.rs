@@ -1,4 +1,4 @@
-//! Single tables: processors (MADT), PCI configuration space (MCFG), the reset register (FADT).
+//! Single tables: processors (MADT), PCI configuration space (MCFG), the reset register (FADT), the TPM (TPM2).
 
 use ept::addr::Span;
 use ept::list::List;
@@ -210,4 +210,32 @@ pub fn reset_register(
         }
         _ => Ok(None),
     }
+}
+
+/// How a TPM 2.0 takes commands (TCG ACPI Specification 1.4, 7.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TpmStart {
+    /// By the FIFO among its registers.
+    Fifo,
+    /// By the buffer of which the control area is at this physical address.
+    Crb(u64),
+    /// By this other method.
+    Other(u32),
+}
+
+/// How the TPM 2.0 takes commands; `None` if the machine has none.
+///
+/// # Errors
+/// [`AcpiError`] if the table is broken.
+pub fn tpm(memory: &dyn Memory, root: Root<'_>) -> Result<Option<TpmStart>, AcpiError> {
+    const CONTROL_AREA: usize = 40;
+    const METHOD: usize = 48;
+    let Some(table) = root.table(memory, Signature::TPM2)? else { return Ok(None) };
+    let broken = AcpiError::BadEntry(Signature::TPM2, METHOD);
+    let area = raw::quad(table, CONTROL_AREA).ok_or(broken)?;
+    Ok(Some(match raw::word(table, METHOD).ok_or(broken)? {
+        6 => TpmStart::Fifo,
+        7 => TpmStart::Crb(area),
+        other => TpmStart::Other(other),
+    }))
 }

@@ -1,6 +1,6 @@
 use boot::acpi::{
-    AcpiError, ApicId, Madt, McfgRegion, Processors, ResetRegister, Root, Signature, mcfg,
-    reset_register,
+    AcpiError, ApicId, Madt, McfgRegion, Processors, ResetRegister, Root, Signature, TpmStart,
+    mcfg, reset_register, tpm,
 };
 use ept::list::List;
 use proptest::prelude::*;
@@ -321,4 +321,21 @@ proptest! {
         let _outcome = reset_register(&memory, root);
         prop_assert!(ids.len() <= body.len() / 8);
     }
+}
+
+#[test]
+fn the_tpm_is_driven_as_its_table_says() {
+    let found = |body: &[u8]| {
+        let memory = machine(&[table(*b"TPM2", body)]);
+        root(&memory).and_then(|root| tpm(&memory, root))
+    };
+    let body = |method: u32| [&words(&[0])[..], &quads(&[0xfed4_0040]), &words(&[method])].concat();
+    assert_eq!(found(&body(6)), Ok(Some(TpmStart::Fifo)));
+    assert_eq!(found(&body(7)), Ok(Some(TpmStart::Crb(0xfed4_0040))));
+    assert_eq!(found(&body(2)), Ok(Some(TpmStart::Other(2))));
+    let broken = Err(AcpiError::BadEntry(Signature::TPM2, 48));
+    assert_eq!(found(&body(7)[..15]), broken);
+    assert_eq!(found(&[]), broken);
+    let none = machine(&[table(*b"DMAR", &[])]);
+    assert_eq!(root(&none).and_then(|root| tpm(&none, root)), Ok(None));
 }

@@ -1,10 +1,10 @@
 //! Pages of RAM between the host and protected VMs.
 
-use super::trees::Machine;
+use super::trees::{Machine, page};
 use super::{Hardware, HostMemory, Operand, Refused};
-use crate::addr::{Frame, GuestFrame};
+use crate::addr::{Frame, GuestFrame, Span};
 use crate::entry::Level;
-use crate::ept01::Stale;
+use crate::ept01::{Flushed, Stale};
 use crate::frames::{Event, Guard, State, View, Vm};
 
 /// A store that is about to happen to an entry of a guarded table.
@@ -47,23 +47,40 @@ impl<H: HostMemory> Machine<'_, '_, H> {
 }
 
 impl<H: Hardware> Machine<'_, '_, H> {
-    /// Makes `frame` private memory of `vm`, as its `page`. When this returns, neither the host nor
+    /// Makes `frame` private memory of `vm`, as its page `at`. When this returns, neither the host nor
     /// any other VM can reach the frame. It still has the contents that the host gave it.
     ///
     /// # Errors
     /// [`Refused`] when the frame is not RAM that is the host's alone; it stays what it is.
-    pub fn take(&mut self, frame: Frame, vm: Vm, page: GuestFrame) -> Result<(), Refused> {
-        let _ = self.permitted(frame, Level::Pt)?;
-        let _ = self.frames.change(frame, Event::Take(vm, page)).map_err(Refused::Frame)?;
+    pub fn take(&mut self, frame: Frame, vm: Vm, at: GuestFrame) -> Result<(), Refused> {
+        self.take_all(page(frame), vm, at).map(|_| ())
+    }
+
+    /// The same for all `frames`, with one flush of everything, of which this gives the receipt: they
+    /// become the pages from `first` on.
+    ///
+    /// # Errors
+    /// [`Refused`] when they are not whole frames of RAM that are the host's alone; all stay what they are.
+    pub fn take_all(
+        &mut self,
+        frames: Span,
+        vm: Vm,
+        first: GuestFrame,
+    ) -> Result<Flushed, Refused> {
+        let _ = self.nameable(frames)?;
+        let before = first.base().wrapping_sub(frames.start());
+        let at = |frame: Frame| GuestFrame::containing(frame.base().wrapping_add(before));
+        let taken = self.frames.apply_each(frames, |frame| Event::Take(vm, at(frame)));
+        taken.map_err(Refused::Frame)?;
         // Also what processors remember of VMs that do not map it any more.
         let mut stale = self.ept.stale();
-        self.revise(frame, &mut stale);
+        self.revise(frames, &mut stale);
         let flushed = stale.flush(self.hardware);
-        let completed = self.complete(frame, &flushed);
+        let completed = self.complete(frames, &flushed);
         if completed.is_err() {
-            let _ = self.frames.change(frame, Event::Release);
+            let _ = self.frames.apply(frames, Event::Release);
         }
-        completed
+        completed.map(|()| flushed)
     }
 
     /// Lets the host see `view` in the place of the private `frame`, which has none. The caller has
@@ -74,17 +91,17 @@ impl<H: Hardware> Machine<'_, '_, H> {
     pub fn show(&mut self, frame: Frame, view: View) -> Result<(), Refused> {
         let _ = self.frames.change(frame, Event::View(Some(view))).map_err(Refused::Frame)?;
         let mut stale = Stale::default();
-        self.revise(frame, &mut stale);
+        self.revise(page(frame), &mut stale);
         // It was absent, so there is nothing to flush.
         let flushed = stale.flush(self.hardware);
-        self.complete(frame, &flushed)
+        self.complete(page(frame), &flushed)
     }
 
     /// Takes back the view of `frame`, if it has one. Until the flush the host may still use it.
     pub fn hide(&mut self, frame: Frame) -> Stale {
         let mut stale = Stale::default();
         if self.frames.change(frame, Event::View(None)).is_ok() {
-            self.revise(frame, &mut stale);
+            self.revise(page(frame), &mut stale);
         }
         stale
     }
@@ -100,13 +117,13 @@ impl<H: Hardware> Machine<'_, '_, H> {
         let mut stale = Stale::default();
         for frame in frames {
             match self.frames.change(*frame, Event::Release) {
-                Ok(_) => self.revise(*frame, &mut stale),
+                Ok(_) => self.revise(page(*frame), &mut stale),
                 Err(refusal) => result = result.and(Err(Refused::Frame(refusal))),
             }
         }
         let flushed = stale.flush(self.hardware);
         for frame in frames {
-            result = result.and(self.complete(*frame, &flushed));
+            result = result.and(self.complete(page(*frame), &flushed));
         }
         result
     }

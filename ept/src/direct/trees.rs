@@ -134,7 +134,11 @@ impl<H: Hardware> Machine<'_, '_, H> {
 
     /// The block of a leaf of `level` from `first`, if EPT01 can name it and none of it is denied.
     pub(super) fn permitted(&self, first: Frame, level: Level) -> Result<Span, Refused> {
-        let block = Span::sized(first.base(), level.bytes()).unwrap_or_default();
+        self.nameable(Span::sized(first.base(), level.bytes()).unwrap_or_default())
+    }
+
+    /// `block`, if EPT01 can name it and none of it is denied.
+    pub(super) fn nameable(&self, block: Span) -> Result<Span, Refused> {
         let mut denied = self.denied.iter().map(|span| span.grow_to(PAGE));
         if !self.ept.all().covers(block) || denied.any(|denied| denied.overlaps(block)) {
             return Err(Refused::Denied(block));
@@ -174,7 +178,7 @@ impl<H: Hardware> Machine<'_, '_, H> {
         let state = self.frames.change(table, event).map_err(Refused::Frame)?;
         if matches!(state, State::Fresh { links: 1, .. }) {
             fresh.first = Some(table);
-            self.revise(table, &mut fresh.stale);
+            self.revise(page(table), &mut fresh.stale);
         }
         Ok(())
     }
@@ -198,7 +202,7 @@ impl<H: Hardware> Machine<'_, '_, H> {
             return;
         }
         leaving.first = Some(table);
-        self.revise(table, &mut leaving.stale);
+        self.revise(page(table), &mut leaving.stale);
         if let Some(State::Table { level, guard, .. }) = before {
             for index in indexes() {
                 let raw = self.hardware.entry(table, index);
@@ -216,7 +220,7 @@ impl<H: Hardware> Machine<'_, '_, H> {
             let mut next = first;
             while let Some(table) = next {
                 next = self.after(table);
-                self.complete(table, &flushed)?;
+                self.complete(page(table), &flushed)?;
             }
             next = first;
             while let Some(table) = next {
@@ -266,7 +270,7 @@ impl<H: Hardware> Machine<'_, '_, H> {
             first = self.after(table);
             // There is memory for every table that EPT01 can need. What it had none for would be
             // absent, and the host's accesses to it be retried until there is.
-            let _ = self.complete(table, &flushed);
+            let _ = self.complete(page(table), &flushed);
             let _ = self.frames.change(table, Event::Forget);
         }
     }
@@ -281,21 +285,21 @@ impl<H: Hardware> Machine<'_, '_, H> {
         }
     }
 
-    /// Takes from the host and its devices what they may not do with `frame` any more.
-    pub(super) fn revise(&mut self, frame: Frame, stale: &mut Stale) {
+    /// Takes from the host and its devices what they may not do with `part` any more.
+    pub(super) fn revise(&mut self, part: Span, stale: &mut Stale) {
         let Self { frames, mtrrs, denied, ept, hardware, .. } = self;
         let rules = Rules { frames, mtrrs, denied };
-        stale.add(ept.revise(*hardware, &rules, page(frame)));
-        stale.add_devices(hardware.revise_devices(frames, page(frame)));
+        stale.add(ept.revise(*hardware, &rules, part));
+        stale.add_devices(hardware.revise_devices(frames, part));
     }
 
-    /// Gives the host and its devices what they may do with `frame`, and the host what lay in one large
+    /// Gives the host and its devices what they may do with `part`, and the host what lay in one large
     /// page with it.
-    pub(super) fn complete(&mut self, frame: Frame, flushed: &Flushed) -> Result<(), Refused> {
+    pub(super) fn complete(&mut self, part: Span, flushed: &Flushed) -> Result<(), Refused> {
         let Self { frames, mtrrs, denied, ept, hardware, .. } = self;
         let rules = Rules { frames, mtrrs, denied };
-        let completed = ept.complete_part(*hardware, &rules, flushed, page(frame));
-        hardware.complete_devices(frames, page(frame), flushed);
+        let completed = ept.complete_part(*hardware, &rules, flushed, part);
+        hardware.complete_devices(frames, part, flushed);
         completed.map_err(Refused::Exhausted)
     }
 }
@@ -306,6 +310,6 @@ pub(super) fn indexes() -> impl Iterator<Item = usize> {
 }
 
 /// The bytes of `frame`.
-fn page(frame: Frame) -> Span {
+pub(super) fn page(frame: Frame) -> Span {
     Span::sized(frame.base(), PAGE).unwrap_or_default()
 }

@@ -108,9 +108,9 @@ fn a_pc_gets_the_largest_leaves_that_its_map_permits() {
         let found = found.map(|(leaf, level)| (level, leaf.memory_type));
         assert_eq!(found, wanted, "{address:#x}");
     }
-    // PML4, PDPT; PD and PT for the first 2 MiB; the same for the denied pages; PD and PTs of the
-    // visor.
-    assert_eq!(mem.given(), 2 + 2 + 2 + 1 + 9);
+    // PML4, PDPT; PD and PT for the first 2 MiB; the same for the denied pages; PD of the visor, whose
+    // blocks are absent as a whole.
+    assert_eq!(mem.given(), 2 + 2 + 2 + 1);
 }
 
 #[test]
@@ -348,12 +348,12 @@ fn building_with_too_few_frames_fails_and_shows_nothing_of_the_visor() {
     let mut frames = FrameTable::new(&ram, &mut storage).unwrap();
     frames.apply(visor, Event::Claim).unwrap();
     let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied: &DENIED };
-    for left in 0..14 {
+    for left in 0..5 {
         let mut mem = Fake::new(left);
         mem.secret = probes(visor).to_vec();
         assert_eq!(Ept01::build(&mut mem, &rules, END).map(|_| ()), Err(Exhausted), "{left}");
     }
-    assert!(Ept01::build(&mut Fake::new(14), &rules, END).is_ok());
+    assert!(Ept01::build(&mut Fake::new(5), &rules, END).is_ok());
 }
 
 #[test]

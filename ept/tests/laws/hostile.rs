@@ -355,20 +355,30 @@ impl<'w> World<'w> {
 
     fn step_take(&mut self, page: u64, number: u64) {
         let (Hanging { tables, leaves }, _) = self.survey(None);
-        let free = is_hosts_ram(page)
-            && !tables.contains_key(&page)
-            && !self.board.private.contains(&page)
-            && !leaves.iter().any(|leaf| leaf.contains(page));
+        let pages: Vec<u64> = (0..[1, 1, 1, 3][usize::try_from(number % 4).unwrap()])
+            .map(|after: u64| page + after * PAGE)
+            .collect();
+        let free = pages.iter().all(|page| {
+            is_hosts_ram(*page)
+                && !tables.contains_key(page)
+                && !self.board.private.contains(page)
+                && !leaves.iter().any(|leaf| leaf.contains(*page))
+        });
         let flushes = self.board.flushes;
         let [vm, ..] = (number % u64::from(Vm::MAX)).to_le_bytes();
         let (vm, as_page) = (Vm::new(vm).unwrap(), GuestFrame::containing(number << 6));
-        let result = self.parts().0.take(Frame::containing(page), vm, as_page);
+        let frames = Span::sized(page, u64::try_from(pages.len()).unwrap() * PAGE).unwrap();
+        let before: Vec<_> = pages.iter().map(|page| self.state(*page)).collect();
+        let result = self.parts().0.take_all(frames, vm, as_page);
         assert_eq!(result.is_ok(), free, "{page:#x}: {result:x?}");
         assert_eq!(self.board.flushes - flushes, usize::from(free));
-        if free {
-            let private = State::Private { vm, page: as_page, view: None };
-            assert_eq!(self.state(page), Some(private));
-            let _ = self.board.private.insert(page);
+        for ((page, was), after) in pages.into_iter().zip(before).zip((0..).step_by(4096)) {
+            let as_page = GuestFrame::containing(as_page.base() + after);
+            let private = Some(State::Private { vm, page: as_page, view: None });
+            assert_eq!(self.state(page), if free { private } else { was });
+            if free {
+                let _ = self.board.private.insert(page);
+            }
         }
         self.board.observe();
     }

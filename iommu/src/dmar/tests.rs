@@ -7,6 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod dumps;
+
 /// A structure of `kind` with what follows its header.
 fn structure(kind: u16, body: &[u8]) -> Vec<u8> {
     let length = u16::try_from(body.len() + 4).unwrap();
@@ -167,27 +169,125 @@ fn segments_are_kept_apart() {
     assert_eq!(owner(&bytes, 2, (0, 3, 0)), None);
 }
 
+/// Functions that are there: header type, and buses behind.
+#[derive(Clone)]
+struct Machine(Vec<(Source, u8, [u8; 2])>);
+
+impl Config for Machine {
+    fn read(&self, source: Source, register: u8) -> u32 {
+        let Self(functions) = self;
+        let found = functions.iter().find(|(there, ..)| *there == source);
+        match (found, register) {
+            (None, _) => u32::MAX,
+            (Some(_), 0) => 0x1234_8086,
+            (Some((_, kind, _)), 0x0c) => u32::from(*kind) << 16,
+            (Some((.., [first, last])), 0x18) => u32::from_le_bytes([0, *first, *last, 0]),
+            (Some(_), _) => panic!("register {register:#x}"),
+        }
+    }
+}
+
+/// A machine's: the host's bridge, a chip of two functions of which the first is hidden, a bridge with a
+/// device behind it, and another host's bridge.
+fn machine() -> Machine {
+    Machine(
+        [
+            ((0, 0, 0), 0, [0; 2]),
+            ((0, 0x1f, 3), 0, [0; 2]),
+            ((0, 0x1c, 0), 0x81, [1, 2]),
+            ((0, 0x1c, 1), 0, [0; 2]),
+            ((2, 5, 0), 0, [0; 2]),
+            ((0x80, 0, 0), 0x81, [0x81, 0x81]),
+            ((0x81, 0, 0), 0, [0; 2]),
+        ]
+        .map(|((bus, device, function), kind, behind)| {
+            (Source::new(bus, device, function), kind, behind)
+        })
+        .to_vec(),
+    )
+}
+
+/// What the table of these structures has no unit for on `machine`.
+fn uncovered(structures: &[Vec<u8>], machine: &Machine) -> Option<Uncovered> {
+    let bytes = table(39, 0, structures);
+    Dmar::parse(&bytes).unwrap().uncovered([].into_iter(), machine)
+}
+
 #[test]
-fn a_segment_in_which_devices_may_have_no_unit_is_told() {
-    let open = |structures: &[Vec<u8>]| {
-        let bytes = table(39, 0, structures);
-        Dmar::parse(&bytes).unwrap().open_segment().map(|segment| segment.0)
+fn each_device_that_is_there_needs_a_unit() {
+    let scopes = [
+        scope(1, 0, 0, &[[0, 0]]),
+        scope(1, 0, 0, &[[0x1f, 3]]),
+        scope(2, 0, 0, &[[0x1c, 0]]),
+        scope(1, 0, 0, &[[0x1c, 1]]),
+        scope(2, 0, 0x80, &[[0, 0]]),
+    ];
+    let all = [unit(0, 0, 0xfed9_0000, &scopes[..2]), unit(0, 0, 0xfed9_1000, &scopes[2..])];
+    assert_eq!(uncovered(&all, &machine()), None);
+    let first = [(0, 0, 0), (0, 0x1f, 3), (0, 0x1c, 0), (0, 0x1c, 1), (0x80, 0, 0)];
+    for (number, (bus, device, function)) in first.into_iter().enumerate() {
+        let mut less = scopes.to_vec();
+        let _ = less.remove(number);
+        let source = Source::new(bus, device, function);
+        let found = uncovered(&[unit(0, 0, 0xfed9_0000, &less)], &machine());
+        assert_eq!(found, Some(Uncovered::Device(source)));
+    }
+}
+
+#[test]
+fn a_device_behind_a_bridge_is_not_covered_by_the_bridges_own_scope() {
+    let mut scopes =
+        [[0, 0], [0x1f, 3], [0x1c, 0], [0x1c, 1]].map(|step| scope(1, 0, 0, &[step])).to_vec();
+    scopes.push(scope(2, 0, 0x80, &[[0, 0]]));
+    let found = uncovered(&[unit(0, 0, 0xfed9_0000, &scopes)], &machine());
+    assert_eq!(found, Some(Uncovered::Device(Source::new(2, 5, 0))));
+}
+
+#[test]
+fn a_unit_for_the_rest_of_a_segment_covers_what_no_scope_names() {
+    let rest = |segment, at: u64| unit(1, segment, 0xfed9_0000 + (at << 12), &[]);
+    assert_eq!(uncovered(&[rest(0, 0)], &machine()), None);
+    assert_eq!(uncovered(&[rest(3, 0)], &machine()), Some(Uncovered::Device(Source::new(0, 0, 0))));
+    assert_eq!(uncovered(&[rest(3, 0), rest(0, 1)], &machine()), None);
+}
+
+#[test]
+fn a_device_of_one_function_may_answer_to_all_eight_numbers() {
+    let aliased = |kind| {
+        Machine((0..8).map(|function| (Source::new(0, 9, function), kind, [0; 2])).collect())
     };
+    let only = [unit(0, 0, 0xfed9_0000, &[scope(1, 0, 0, &[[9, 0]])])];
+    assert_eq!(uncovered(&only, &aliased(0)), None);
+    let second = Source::new(0, 9, 1);
+    assert_eq!(uncovered(&only, &aliased(0x80)), Some(Uncovered::Device(second)));
+}
+
+#[test]
+fn a_segment_that_cannot_be_looked_at_needs_a_unit_for_the_rest() {
     let named = [scope(1, 0, 0, &[[2, 0]])];
     let rest = unit(1, 0, 0xfed9_1000, &[]);
-    assert_eq!(open(std::slice::from_ref(&rest)), None);
-    assert_eq!(open(&[unit(0, 0, 0xfed9_0000, &named)]), Some(0));
-    assert_eq!(open(&[unit(1, 3, 0xfed9_0000, &[])]), Some(0));
+    let open = |number| Some(Uncovered::Segment(Segment(number)));
     let other = unit(0, 3, 0xfed9_0000, &named);
-    assert_eq!(open(&[other.clone(), rest.clone()]), Some(3));
-    assert_eq!(open(&[other, rest.clone(), unit(1, 3, 0xfed9_2000, &[])]), None);
+    let machine = machine();
+    assert_eq!(uncovered(&[other.clone(), rest.clone()], &machine), open(3));
+    assert_eq!(uncovered(&[other, rest.clone(), unit(1, 3, 0xfed9_2000, &[])], &machine), None);
     let mut memory = reserved(0x9b80_0000, 0x9fff_ffff, &named);
     memory[6] = 2;
-    assert_eq!(open(&[rest.clone(), memory]), Some(2));
+    assert_eq!(uncovered(&[rest.clone(), memory], &machine), open(2));
     for kind in [2, 5] {
         let ats = structure(kind, &[&[1, 0, 4, 0][..], &named[0]].concat());
-        assert_eq!(open(&[rest.clone(), ats]), Some(4));
+        assert_eq!(uncovered(&[rest.clone(), ats], &machine), open(4));
     }
+    // Configuration space knows of segments that the table does not name.
+    let bytes = table(39, 0, std::slice::from_ref(&rest));
+    let dmar = Dmar::parse(&bytes).unwrap();
+    let segments = |numbers: &'static [u16]| numbers.iter().copied().map(Segment);
+    assert_eq!(dmar.uncovered(segments(&[0]), &machine), None);
+    assert_eq!(dmar.uncovered(segments(&[0, 5]), &machine), open(5));
+    // Where no function answers, nobody knows which there are.
+    let nothing = Machine(Vec::new());
+    assert_eq!(uncovered(&[unit(0, 0, 0xfed9_0000, &named)], &nothing), open(0));
+    assert_eq!(uncovered(&[rest], &nothing), None);
 }
 
 #[test]
@@ -274,7 +374,8 @@ fn each_refusal_is_one_line_that_names_its_place() {
 #[test]
 fn the_corpus_holds_these_tables() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/dmar");
-    for (name, table) in [("laptop", laptop()), ("server", server())] {
+    let own = [("laptop", laptop()), ("server", server())];
+    for (name, table) in own.into_iter().chain(dumps::all()) {
         let bytes = [&[0x20, 1][..], &table].concat();
         let path = corpus.join(name);
         if std::env::var_os("BLESS").is_some() {

@@ -13,8 +13,8 @@ use ept::mtrr::Mtrrs;
 use proptest::prelude::*;
 
 use super::world::{DENIED, DEVICE, PLACE, VISOR, World, frame, page, take, view};
-use crate::fake::{CAP, ECAP, Fake, Flaw, Mem, Ram, SNOOP, Sight, Try};
-use crate::{Cause, Devices, Error, Fault, Snoop, Unit};
+use crate::fake::{CAP, ECAP, Fake, Flaw, IRE, Mem, QIE, Ram, SNOOP, Sight, State, TE, Try};
+use crate::{Cause, Devices, Error, Fault, Snoop, Step, Unit};
 
 /// Where the host has tables for a VM, from the root on.
 const TABLES: [u64; 4] = [PLACE, PLACE + PAGE, PLACE + 2 * PAGE, PLACE + LARGE];
@@ -300,13 +300,43 @@ fn faults_of_all_units_are_told() {
         assert!(fake.dma(DEVICE, VISOR.start(), Try::Read).is_err());
     }
     let mut faults = Vec::<Fault>::new();
-    let told = joined.board.devices.poll(|fault| faults.push(fault));
+    let told = joined.board.devices.poll(1 << 40, |fault| faults.push(fault)).unwrap();
     assert_eq!((told.records, told.lost, faults.len()), (2, false, 2));
-    assert_eq!(joined.board.devices.poll(|_| panic!("it was told")).records, 0);
+    let again = joined.board.devices.poll(2 << 40, |_| panic!("it was told"));
+    assert_eq!(again.unwrap().records, 0);
     for _ in 0..9 {
         assert!(joined.world.fakes[1].dma(DEVICE, VISOR.start(), Try::Read).is_err());
     }
-    assert!(joined.board.devices.poll(drop).lost);
+    let too_early = joined.board.devices.poll(2 << 40, |_| panic!("it is too early"));
+    assert!(!too_early.unwrap().lost);
+    assert!(joined.board.devices.poll(3 << 40, drop).unwrap().lost);
+}
+
+#[test]
+fn a_unit_that_is_switched_off_behind_the_visors_back_is_found_out() {
+    let behind: [fn(&mut State); 4] = [
+        |state| state.status &= !TE,
+        |state| state.status &= !QIE,
+        |state| state.status |= IRE,
+        |state| state.root_register += PAGE,
+    ];
+    for (number, change) in behind.into_iter().enumerate() {
+        let mut joined = Joined::new(Sight::Coherent, &[(CAP, ECAP), (CAP, ECAP)]);
+        let devices = &mut joined.board.devices;
+        assert!(devices.poll(1 << 40, drop).is_ok());
+        assert!(devices.flush(&mut joined.board.mem).is_ok());
+        change(&mut joined.world.fakes[1].0.borrow_mut());
+        let error = devices.poll(2 << 40, drop).unwrap_err();
+        assert_eq!(error.cause, Cause::Changed, "{number}");
+        let page = Span::sized(PLACE, PAGE).unwrap();
+        let _ = joined.world.frames.change(frame(PLACE), take(PLACE)).unwrap();
+        let _ = devices.revise(&mut joined.board.mem, &joined.world.frames, page);
+        let error = devices.flush(&mut joined.board.mem).unwrap_err();
+        let queue_is_off = number == 1;
+        let expected =
+            if queue_is_off { Cause::Timeout(Step::Invalidation) } else { Cause::Changed };
+        assert_eq!(error.cause, expected, "{number}");
+    }
 }
 
 #[test]

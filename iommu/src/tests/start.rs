@@ -7,6 +7,7 @@ use ept::addr::{HUGE, PAGE, Span};
 
 use super::world::{DEVICE, PLACE, VISOR, World, frame_table, take};
 use crate::fake::{CAP, ECAP, Fake, Flaw, IRE, Mem, PROTECTED, QIE, Ram, SCALABLE, Sight, TE, Try};
+use crate::fault::Looks;
 use crate::{
     Access, Capabilities, Cause, Destinations, Domain, Error, Fault, Faults, Feature, Format,
     Interrupts, Mode, Policy, Reason, Registers, Snoop, Source, Step, Unit, Window, format,
@@ -80,6 +81,34 @@ fn a_unit_without_regions_says_that_there_is_a_window() {
     let mut world = World::stopped(Sight::Coherent, &[(CAP & !(1 << 6), ECAP)]);
     assert_eq!(world.units[0].guard(VISOR), Ok(Window::Open));
     start(&mut world, Mode::Legacy).unwrap();
+}
+
+#[test]
+fn regions_that_firmware_left_on_count_if_they_cover_the_visor() {
+    let low = Span::sized(0x200_0000, 0x20_0000).unwrap();
+    let word = |value: u64| u32::try_from(value).unwrap();
+    let window = |span: Span, cap, status, from: u64, last: u64| {
+        let mut world = World::stopped(Sight::Coherent, &[(cap, ECAP)]);
+        let mut state = world.fakes[0].0.borrow_mut();
+        state.status |= status;
+        state.protected.0 = 1 << 31 | 1;
+        if span == low {
+            state.protected.1 = [word(from), word(last)];
+        } else {
+            state.protected.2 = [from, last];
+        }
+        drop(state);
+        world.units[0].guard(span).unwrap()
+    };
+    for span in [low, VISOR] {
+        let (start, last) = (span.start(), span.end() - 1);
+        assert_eq!(window(span, CAP, 0, start, last), Window::Closed);
+        assert_eq!(window(span, CAP, 0, start + PAGE, last), Window::Firmware);
+        assert_eq!(window(span, CAP, 0, start, last - 1), Window::Firmware);
+        assert_eq!(window(span, CAP & !(0b11 << 5), 0, start, last), Window::Firmware);
+        // What is translated is not sure to be stopped by regions.
+        assert_eq!(window(span, CAP, TE, start, last), Window::Firmware);
+    }
 }
 
 #[test]
@@ -312,13 +341,30 @@ fn a_unit_that_leaves_reads_or_writes_under_way_is_refused() {
 
 #[test]
 fn units_are_asked_again_whatever_becomes_of_the_clock() {
-    let due = |last, now| crate::is_due(last, now, 100);
-    assert!(!due(5, 5) && !due(5, 104) && due(5, 105));
+    const PERIOD: u64 = 1 << 21;
+    let due = |last, now| {
+        let mut looks = Looks::default();
+        let _ = looks.are_due(last | PERIOD);
+        looks.are_due(now)
+    };
+    let last = PERIOD + 5;
+    assert!(!due(last, last) && !due(last, last + PERIOD - 1) && due(last, last + PERIOD));
     // Set to its end, and from there back.
-    assert!(due(5, u64::MAX) && due(u64::MAX, 1_000) && due(u64::MAX - 1, 98));
+    assert!(due(last, u64::MAX) && due(u64::MAX, PERIOD) && due(u64::MAX - 1, PERIOD - 2));
     assert!(!due(u64::MAX, 98), "it went round");
     // Set back by a little, and by much.
-    assert!(due(1_000, 999) && due(1_000, 0) && due(u64::MAX / 2, 7));
+    assert!(due(last, last - 1) && due(last, 0) && due(u64::MAX / 2, 7));
+}
+
+#[test]
+fn a_clock_that_is_always_set_back_a_little_puts_off_only_so_many_looks() {
+    let mut looks = Looks::default();
+    assert!(looks.are_due(1 << 40));
+    for _ in 0..3 {
+        let looked = (1..=Looks::MOST).map(|_| looks.are_due((1 << 40) + 1));
+        let looked: Vec<_> = looked.collect();
+        assert!(looked[..63].iter().all(|looked| !looked) && looked[63]);
+    }
 }
 
 #[test]

@@ -20,8 +20,9 @@ impl Vm {
         self.life = Life::Running;
         self.processors = self.processors.anew();
         (self.launch, self.vcpus, self.touches) = (launch, 0, 0);
-        (self.sealed, self.root) = (0, None);
+        (self.sealed, self.root, self.gives_up) = (0, None, false);
         self.swept = GuestFrame::containing(0);
+        self.asked = (self.swept, 0);
     }
 
     /// Whether it runs, or would if its host started it anew.

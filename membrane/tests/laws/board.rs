@@ -64,8 +64,13 @@ pub(crate) struct Board {
     host_tlb: Reach,
     /// The same of each VM, by its EPTP and page.
     guest_tlb: BTreeMap<u64, Reach>,
-    /// Tables that processors may walk for a VM.
-    walked: BTreeSet<u64>,
+    /// Tables that processors may walk for a VM, and at which page they begin.
+    walked: BTreeMap<u64, u64>,
+    /// Tables of all, as they were remembered; whether more may have come to be reached since; and for
+    /// how many VMs and how much RAM that was.
+    known: BTreeSet<u64>,
+    more: bool,
+    scope: (usize, u64),
     pub(crate) flushes: usize,
     /// How often the visor has worked on a page.
     pub(crate) worked: usize,
@@ -93,7 +98,10 @@ impl Board {
             guests: Vec::new(),
             host_tlb: BTreeMap::new(),
             guest_tlb: BTreeMap::new(),
-            walked: BTreeSet::new(),
+            walked: BTreeMap::new(),
+            known: BTreeSet::new(),
+            more: true,
+            scope: (0, 0),
             flushes: 0,
             worked: 0,
         }
@@ -130,12 +138,13 @@ impl Board {
             .sum::<usize>()
     }
 
-    /// Lets a processor remember all tables from `table` down.
-    fn walk_all(&mut self, table: u64, shift: u32) {
-        let _ = self.walked.insert(table);
-        for entry in (shift > 12).then(|| *self.table(table)).into_iter().flatten() {
-            if entry & 7 != 0 {
-                self.walk_all(entry & 0x000f_ffff_ffff_f000, shift - 9);
+    /// Adds all tables from `table` down to `found`, the first of which translates from `base` on.
+    fn walk_all(&self, found: &mut BTreeMap<u64, u64>, (table, base): (u64, u64), shift: u32) {
+        let _ = found.insert(table, base);
+        let entries = (shift > 12).then(|| *self.table(table)).into_iter().flatten();
+        for (base, entry) in (base..).step_by(1 << shift).zip(entries) {
+            if entry & 7 != 0 && entry & 0x80 == 0 {
+                self.walk_all(found, (entry & 0x000f_ffff_ffff_f000, base), shift - 9);
             }
         }
     }
@@ -174,6 +183,30 @@ impl Board {
         None
     }
 
+    /// Changes the leaf for `page` of an EPT02, as no visor should.
+    pub(crate) fn damage(&mut self, eptp: u64, page: u64, damage: impl Fn(u64) -> u64) {
+        let mut table = eptp & !0xfff;
+        for shift in [39, 30, 21, 12] {
+            let index = usize::try_from(page >> shift & 0x1ff).unwrap();
+            let entry = self.table(table)[index];
+            if shift == 12 || entry & 0x80 != 0 {
+                self.tables[number(table)][index] = damage(entry);
+                return;
+            }
+            table = entry & 0x000f_ffff_ffff_f000;
+        }
+    }
+
+    /// How many tables processors may walk for VMs.
+    pub(crate) fn walks(&self) -> usize {
+        self.walked.len()
+    }
+
+    /// Whether an EPT02 has `page` in a leaf of 2 MiB.
+    pub(crate) fn is_large(&self, eptp: u64, page: u64) -> bool {
+        self.walk(eptp, page).is_some_and(|(_, entry)| entry & 0x80 != 0)
+    }
+
     /// The raw leaf for `page` of an EPT02, whatever it permits.
     pub(crate) fn leaf(&self, eptp: u64, page: u64) -> u64 {
         let mut table = eptp & !0xfff;
@@ -182,6 +215,9 @@ impl Board {
             if entry == 0 {
                 return 0;
             }
+            if entry & 0x80 != 0 {
+                return (entry & !0x80) + page % (1 << shift);
+            }
             table = entry & 0x000f_ffff_ffff_f000;
         }
         self.table(table)[usize::try_from(page >> 12 & 0x1ff).unwrap()]
@@ -189,6 +225,11 @@ impl Board {
 
     /// Lets every processor remember all that tables say now.
     pub(crate) fn remember(&mut self) {
+        let scope = (self.guests.len(), self.seen);
+        if !std::mem::take(&mut self.more) && self.scope == scope {
+            return;
+        }
+        self.scope = scope;
         for frame in self.frames() {
             if let Some((to, raw)) = self.walk(self.host, frame) {
                 let is_view = (VIEWS.0..VIEWS.1).contains(&to);
@@ -206,10 +247,16 @@ impl Board {
             }
         }
         self.guest_tlb = guest_tlb;
-        let roots: Vec<u64> = self.guests.iter().map(|(eptp, _)| eptp & !0xfff).collect();
-        for root in roots {
-            self.walk_all(root, 39);
+        let mut walked = BTreeMap::new();
+        for (eptp, _) in &self.guests {
+            self.walk_all(&mut walked, (eptp & !0xfff, 0), 39);
         }
+        for (table, base) in &walked {
+            let before = self.walked.insert(*table, *base);
+            assert!(before.is_none_or(|before| before == *base), "remembered at {before:x?}");
+        }
+        self.walk_all(&mut walked, (self.host & !0xfff, 0), 39);
+        self.known = walked.into_keys().collect();
     }
 
     /// Where the host arrives at `address` and what it may do there, by tables or by what a processor
@@ -263,7 +310,7 @@ impl TableMem for Board {
     }
 
     fn free(&mut self, frame: Frame) {
-        assert!(!self.walked.contains(&frame.base()), "given back before the flush");
+        assert!(!self.walked.contains_key(&frame.base()), "given back before the flush");
         let used = std::mem::replace(&mut self.used[number(frame.base())], false);
         assert!(used, "freed and not in use");
         self.left += 1;
@@ -275,6 +322,8 @@ impl TableMem for Board {
 
     fn write(&mut self, table: Frame, index: usize, raw: u64) {
         self.tables[number(table.base())][index] = raw;
+        // What permits nothing lets nobody reach more.
+        self.more |= raw & 7 != 0 && self.known.contains(&table.base());
         if self.host != 0 {
             self.check_secrets();
         }
@@ -304,6 +353,7 @@ impl Tlb for Board {
         self.host_tlb.clear();
         self.guest_tlb.clear();
         self.walked.clear();
+        self.more = true;
         self.remember();
         self.check_secrets();
     }

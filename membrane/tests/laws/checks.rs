@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ept::addr::{GuestFrame, PAGE};
+use ept::addr::{GuestFrame, PAGE, Span};
 use ept::frames::{Guard, State};
 
-use crate::world::{PLENTY, SHARED, World, frame, tables};
+use crate::world::{END, PLENTY, SHARED, World, frame, tables};
 
 impl World {
     /// Where the host's tables have a page of the VM, by any root that is loaded.
@@ -58,6 +58,9 @@ impl World {
             private += u64::from(self.check_frame(base, &maps));
         }
         assert_eq!(private, residents, "private frames are those of VMs");
+        let (machine, vms) = self.parts();
+        let all = Span::new(0, END).unwrap();
+        assert_eq!(vms.disagreement(&machine, all), None);
         if self.honest {
             assert_eq!([self.cause(0), self.cause(1)], [None, None], "an honest host's VM");
         }

@@ -11,6 +11,8 @@
 mod board;
 mod checks;
 mod devices;
+mod given_up;
+mod huge;
 mod pieces;
 mod play;
 mod processors;

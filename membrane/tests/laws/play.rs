@@ -169,10 +169,15 @@ fn access(world: &mut World, host: &mut Host, input: &mut Input<'_>, at: (usize,
 
 fn honest_step(world: &mut World, host: &mut Host, input: &mut Input<'_>) {
     let at = (input.vm(), input.one_of(&all_pages()));
-    match input.byte() % 13 {
+    match input.byte() % 15 {
         12 => {
             let _ = world.restart(at.0).unwrap();
             host.reset(world, at.0);
+        }
+        13 | 14 => {
+            world.guest_forget(at.0, &[at.1]);
+            // What the host has of it is worth nothing: the VM does not mind which bytes come back.
+            let _ = (host.clean.remove(&at), host.seen.remove(&at), host.swap.remove(&at));
         }
         0..=5 => access(world, host, input, at),
         6 | 7 => host.swap_out(world, at),
@@ -289,7 +294,7 @@ fn hostile_step(world: &mut World, spy: &mut Spy, input: &mut Input<'_>) {
     let at = (input.vm(), input.one_of(&all_pages()));
     let (vm, page) = at;
     let t = tables(vm);
-    match input.byte() % 42 {
+    match input.byte() % 44 {
         0..=15 => use_page(world, spy, input, at),
         16..=20 => spy.swap_out(world, at),
         21 => drop(world.reach(vm, page, Access::FETCH)),
@@ -323,6 +328,14 @@ fn hostile_step(world: &mut World, spy: &mut Spy, input: &mut Input<'_>) {
             let _ = world.store(tables(2).pt, input.one_of(&all_pages()), leaf);
         }
         40 | 41 => drop(world.restart(vm)),
+        42 | 43 => {
+            let other = input.one_of(&all_pages());
+            world.guest_forget(vm, &[page, other, page]);
+            // Perhaps the host has it back as it was before.
+            if input.below(2) == 0 {
+                let _ = spy.swap.remove(&at);
+            }
+        }
         38 => spy.seen.push(world.other_vm_gets(input.data())),
         35..=37 => {
             if input.below(8) == 0 || world.cause(vm).is_some() {

@@ -7,7 +7,7 @@ use membrane::vm::{Cause, Fault, Filled};
 use ticket::audit::{Event, Kind};
 
 use crate::board::Page;
-use crate::world::{EPTP, LEAF, MIB, PRIVATE, SHARED, World, frame, image, tables};
+use crate::world::{EPTP, KNOWN, LEAF, MIB, PRIVATE, SHARED, World, frame, image, tables};
 
 const P: u64 = PRIVATE[2];
 pub(crate) const F: u64 = 40 * PAGE;
@@ -81,7 +81,7 @@ fn a_page_of_the_manifest_has_the_right_content_or_the_vm_is_stopped() {
 fn the_manifest_takes_memory_only_until_it_is_used() {
     let mut world = World::new();
     world.launch(0);
-    for (known, base) in [(PRIVATE[0], F), (PRIVATE[1], G)] {
+    for (known, base) in KNOWN.into_iter().zip([F, G, G + PAGE]) {
         world.host_write(base, &image(known));
         map(&mut world, 0, known, base | LEAF);
         world.guest_read(0, known).unwrap();
@@ -473,6 +473,39 @@ fn shared_pages_are_forgotten_when_the_tables_were_not_watched() {
     let answer = world.reach(0, SHARED[0], Access::READ);
     assert_eq!(answer, Err(Filled::Absent(page(SHARED[0]))));
     world.guest_read(0, P).unwrap();
+    world.check();
+    world.finish();
+}
+
+#[test]
+fn it_is_counted_how_often_in_a_row_a_host_is_asked_for_a_page() {
+    let mut world = World::running();
+    let asked = |world: &World| {
+        let (page, times) = world.vms.vm(world.guests[0].as_ref().unwrap().number).unwrap().asked();
+        (page.number(), times)
+    };
+    for times in 1..100 {
+        assert_eq!(world.guest_read(0, P), Err(Filled::Absent(page(P))));
+        assert_eq!(asked(&world), (P, times));
+    }
+    map(&mut world, 0, P, F | 5);
+    assert_eq!(world.guest_read(0, P), Err(Filled::Absent(page(P))), "it may only be read");
+    assert_eq!(asked(&world), (P, 100));
+    // Another page says nothing of this one.
+    map(&mut world, 0, P + 1, G | LEAF);
+    world.guest_write(0, P + 1).unwrap();
+    assert_eq!(asked(&world), (P, 100));
+    map(&mut world, 0, P, F | LEAF);
+    world.guest_read(0, P).unwrap();
+    assert_eq!(asked(&world), (P, 0));
+    map(&mut world, 0, P + 1, G | 5);
+    for times in 1..4 {
+        let denied = world.guest_write(0, P + 1);
+        assert!(matches!(denied, Err(Filled::Denied { .. })));
+        assert_eq!(asked(&world), (P + 1, times));
+    }
+    assert_eq!(world.guest_read(0, P + 2), Err(Filled::Absent(page(P + 2))));
+    assert_eq!(asked(&world), (P + 2, 1));
     world.check();
     world.finish();
 }

@@ -1,6 +1,7 @@
 //! What the visor remembers of each page, in bytes.
 
 use ept::addr::{GuestFrame, LARGE, PAGE, Span};
+use ept::entry::Level;
 use ept::frames::FrameTable;
 use ept::shadow::Access;
 use membrane::sparse::Sparse;
@@ -20,11 +21,11 @@ fn each(frames: usize) -> u64 {
 #[test]
 fn a_page_takes_some_16_bytes_while_the_vm_has_it_and_48_while_the_host_has_it() {
     let mut board = Board::new(usize::MAX);
-    let tables = Tables::new(&mut board).unwrap();
+    let mut tables = Tables::new(&mut board).unwrap();
     let mut pasts = Sparse::new();
     for number in 0..PAGES {
         let page = GuestFrame::at(number * PAGE).unwrap();
-        let place = tables.reserve(&mut board, page).unwrap();
+        let place = tables.reserve(&mut board, page, Level::Pt).unwrap();
         tables.map(&mut board, place, frame(number * PAGE), Access::ALL);
     }
     let ept02 = board.used();
@@ -42,6 +43,6 @@ fn a_page_takes_some_16_bytes_while_the_vm_has_it_and_48_while_the_host_has_it()
 }
 
 #[test]
-fn all_vms_without_their_pages_take_less_than_64_kib() {
-    assert!(size_of::<Vms>() < 64 << 10, "{}", size_of::<Vms>());
+fn all_vms_without_their_pages_take_less_than_80_kib() {
+    assert!(size_of::<Vms>() < 80 << 10, "{}", size_of::<Vms>());
 }

@@ -32,7 +32,7 @@ fn record() -> impl Strategy<Value = Record> {
 fn all(sparse: &Sparse, board: &Board) -> BTreeMap<u64, Record> {
     let mut found = BTreeMap::new();
     let mut from = 0;
-    while let Some((number, record)) = sparse.next(board, from) {
+    while let Some((number, record)) = sparse.next(board, from..u64::MAX) {
         assert!(number >= from && record != NONE);
         let _ = found.insert(number, record);
         from = number + 1;
@@ -91,5 +91,5 @@ fn a_number_that_no_page_has_is_refused() {
     let (mut sparse, mut board) = (Sparse::new(), Board::new(100));
     assert!(sparse.set(&mut board, 1 << 36, [1; 4]).is_err());
     assert_eq!(board.used(), 0);
-    assert_eq!(sparse.next(&board, 1 << 36), None);
+    assert_eq!(sparse.next(&board, 1 << 36..u64::MAX), None);
 }

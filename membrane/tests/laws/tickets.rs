@@ -71,7 +71,10 @@ fn a_ticket_comes_in_order() {
     let mut world = World::new();
     let mut sink = world.vms.sink(&mut world.board);
     assert_eq!(sink.page(0, &[1; 32]), Err(Error::NotBegun));
-    assert_eq!(world.vms.accept(&mut world.board, 0), Err(Error::NotBegun));
+    assert_eq!(
+        world.vms.accept(&mut world.board, 0, &ticket::Origin::default()),
+        Err(Error::NotBegun)
+    );
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use ept::addr::{Frame, PAGE, Span};
+use ept::addr::{Frame, GuestFrame, PAGE, Span};
 use ept::direct::{Direct, Generation, Machine};
 use ept::ept01::{Ept01, Rules};
 use ept::frames::{self, FrameTable, Guard, State};
@@ -20,17 +20,19 @@ use crate::board::{Board, Page, RAM, VIEWS, has_secret, secret};
 
 pub(crate) const MIB: u64 = 1 << 20;
 const WIDTH: u8 = 36;
-const END: u64 = 8 * MIB;
+pub(crate) const END: u64 = 8 * MIB;
 /// Frames in the visor's pool.
 pub(crate) const PLENTY: usize = 4096;
 
 /// Pages that VMs use, in one page table.
 pub(crate) const PRIVATE: [u64; 6] = [0x10, 0x11, 0x12, 0x13, 0x14, 0x15];
 pub(crate) const SHARED: [u64; 3] = [0x20, 0x21, 0x30];
-/// Pages that the manifest has.
-pub(crate) const KNOWN: [u64; 2] = [0x10, 0x11];
+/// Pages that the manifest has: the last of these is the last one before memory of another class.
+pub(crate) const KNOWN: [u64; 3] = [0x10, 0x11, 0x1f];
 /// Private pages under one entry of the page directory.
 pub(crate) const LARGE: (u64, u64) = (0x200, 0x400);
+/// Private pages beside [`PRIVATE`].
+const REST: (u64, u64) = (0x16, 0x20);
 /// Frames that the host lends.
 pub(crate) const DATA: (u64, u64) = (32, 56);
 
@@ -139,7 +141,7 @@ impl World {
     /// The pages that VMs use.
     pub(crate) fn pages(&self) -> impl Iterator<Item = u64> + use<> {
         let large = if self.board.seen > 2 * MIB { LARGE } else { (0, 0) };
-        PRIVATE.into_iter().chain(SHARED).chain(large.0..large.1)
+        PRIVATE.into_iter().chain(REST.0..REST.1).chain(SHARED).chain(large.0..large.1)
     }
 
     /// A VM with pages enough for a large leaf, and all RAM looked at.
@@ -220,7 +222,7 @@ impl World {
         for page in KNOWN {
             sink.page(page * PAGE, &Sha256::digest(image(page)).into())?;
         }
-        self.vms.accept(&mut self.board, 0)
+        self.vms.accept(&mut self.board, 0, &ticket::Origin::default())
     }
 
     /// Submits the ticket of VM `vm` and starts it with its first root.
@@ -421,6 +423,21 @@ impl World {
         }
         self.board.check_secrets();
         Ok(())
+    }
+
+    /// The VM gives up what is in these pages: from now on it finds zeros there.
+    pub(crate) fn guest_forget(&mut self, vm: usize, pages: &[u64]) {
+        let Some(guest) = &mut self.guests[vm] else { return };
+        let number = guest.number;
+        let private = pages.iter().filter(|page| !SHARED.contains(page));
+        guest.expected.extend(private.map(|page| (*page, [0; 4096])));
+        let launch = self.vms.vm(number).unwrap().launch();
+        self.board.remember();
+        let (mut machine, vms) = self.parts();
+        let pages = pages.iter().map(|page| GuestFrame::containing(page * PAGE));
+        if let Err(cause) = vms.forget(&mut machine, (number, launch), pages) {
+            vms.close(&mut machine, number, cause);
+        }
     }
 
     /// Destroys a VM.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
 
 use crate::image::cpio::Archive;
 use crate::image::{elf32, vectors};
 use crate::packages::{self, Need};
-use crate::{paths, tool};
+use crate::{paths, rustc, tool};
 
 /// Where a freestanding workspace leaves its programs, below its own folder.
 const RELEASE: &str = "target/x86_64-unknown-linux-gnu/release";
@@ -20,11 +21,22 @@ const WITHOUT_VMX: &[u8] = b"TEST BUILD WITHOUT VMX";
 
 /// Builds `visor.elf`; the path of it.
 pub(crate) fn visor() -> Result<PathBuf> {
-    let workspace = paths::root().join("visor");
-    let linked = linked_visor(&workspace.join(RELEASE), &[])?;
+    visor_of(&paths::root())
+}
+
+/// Builds `visor.elf` of the checkout at `root`; the path of it.
+pub(crate) fn visor_of(root: &Path) -> Result<PathBuf> {
+    let built = root.join("visor").join(RELEASE);
+    let linked = linked_visor(root, &built, &[])?;
     ensure!(!says_without_vmx(&linked), "this is a visor for tests");
     vectors::check(&linked)?;
-    image("visor.elf", &linked)
+    image(root, "visor.elf", &linked)
+}
+
+/// The SHA-256 of a file, in digits.
+pub(crate) fn digest(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).with_context(|| format!("no {}", path.display()))?;
+    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Builds `visor-without-vmx.elf`, which sets up all but VMX and then lets the host run natively; the path
@@ -34,35 +46,49 @@ pub(crate) fn visor_without_vmx() -> Result<PathBuf> {
     let target = folder.to_str().context("the target folder has no plain path")?;
     let words = ["--features", "without-vmx", "--target-dir", target];
     let built = folder.join("x86_64-unknown-linux-gnu/release");
-    let linked = linked_visor(&built, &words)?;
+    let root = paths::root();
+    let linked = linked_visor(&root, &built, &words)?;
     ensure!(says_without_vmx(&linked), "this is no visor for tests");
-    image("visor-without-vmx.elf", &linked)
+    image(&root, "visor-without-vmx.elf", &linked)
 }
 
 fn says_without_vmx(linked: &[u8]) -> bool {
     linked.windows(WITHOUT_VMX.len()).any(|bytes| bytes == WITHOUT_VMX)
 }
 
-/// Builds the visor, with `words` for cargo, and its loader; what that leaves in the folder `built`.
-fn linked_visor(built: &Path, words: &[&str]) -> Result<Vec<u8>> {
+/// Builds the visor of the checkout at `root`, with `words` for cargo, and its loader; what that leaves in the
+/// folder `built`.
+fn linked_visor(root: &Path, built: &Path, words: &[&str]) -> Result<Vec<u8>> {
     packages::install(&[Need::Build])?;
-    let workspace = paths::root().join("visor");
-    let out = paths::target("visor")?;
-    tool::show(&mut cargo(&workspace, &["-p", "loader"])).context("cannot build the loader")?;
+    let workspace = root.join("visor");
+    let out = out_of(root)?;
+    let same_everywhere = |words: &[&str]| {
+        let mut command = cargo(&workspace, words);
+        rustc::wrap(&mut command, root).map(|()| command)
+    };
+    tool::show(&mut same_everywhere(&["--locked", "-p", "loader"])?)
+        .context("cannot build the loader")?;
     let fresh = out.join("loader.bin.new");
     objcopy(&["-O", "binary"], &workspace.join(RELEASE).join("loader"), &fresh)?;
     let blob = out.join("loader.bin");
     keep_if_same(&fresh, &blob)?;
-    tool::show(cargo(&workspace, &["-p", "visor"]).args(words).env("VISOR_LOADER", &blob))
-        .context("cannot build the visor")?;
+    let mut command = same_everywhere(&["--locked", "-p", "visor"])?;
+    tool::show(command.args(words).env("VISOR_LOADER", &blob)).context("cannot build the visor")?;
     fs::read(built.join("visor")).context("the build left no visor")
 }
 
 /// Writes what was `linked` as a multiboot image called `name`.
-fn image(name: &str, linked: &[u8]) -> Result<PathBuf> {
-    let image = paths::target("visor")?.join(name);
+fn image(root: &Path, name: &str, linked: &[u8]) -> Result<PathBuf> {
+    let image = out_of(root)?.join(name);
     fs::write(&image, elf32::convert(linked)?).with_context(|| format!("cannot write {name}"))?;
     Ok(image)
+}
+
+/// Where visors of the checkout at `root` go.
+fn out_of(root: &Path) -> Result<PathBuf> {
+    let out = root.join("target/visor");
+    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    Ok(out)
 }
 
 /// The programs that run on the visor in tests.
@@ -153,6 +179,8 @@ fn cargo(workspace: &Path, words: &[&str]) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     let _ = command.args(["build", "--quiet", "--release"]).args(words).current_dir(workspace);
+    // What is built is looked for where cargo leaves it by itself.
+    let _ = command.env_remove("CARGO_TARGET_DIR").env_remove("CARGO_BUILD_TARGET_DIR");
     command
 }
 
@@ -174,6 +202,15 @@ fn keep_if_same(fresh: &Path, kept: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn builds_end_up_below_the_checkout_whatever_the_callers_do() {
+        let command = cargo(Path::new("."), &[]);
+        for name in ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"] {
+            let mut set = command.get_envs().filter(|(other, _)| *other == name);
+            assert_eq!(set.next(), Some((name.as_ref(), None)));
+        }
+    }
 
     #[test]
     fn a_file_that_did_not_change_keeps_its_time() {

@@ -7,6 +7,7 @@ mod image;
 mod machine;
 mod packages;
 mod paths;
+mod rustc;
 mod suite;
 mod tcb;
 mod tool;
@@ -14,6 +15,9 @@ mod tool;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(code) = rustc::run_if_asked() {
+        return code;
+    }
     match command::dispatch() {
         Ok(code) => code,
         Err(error) => {

@@ -21,7 +21,7 @@ pub(crate) enum Need {
     Image,
     /// Emulation with VMX.
     Bochs,
-    /// Emulation of UEFI, tboot and machines without VMX.
+    /// Emulation of UEFI, tboot, TPMs and machines without VMX.
     Qemu,
     /// Building the small kernel.
     Kernel,
@@ -48,7 +48,7 @@ impl Need {
                 "xorriso",
             ],
             Self::Bochs => &["bochs", "bochsbios", "seabios"],
-            Self::Qemu => &["ovmf", "qemu-system-x86"],
+            Self::Qemu => &["ovmf", "qemu-system-x86", "swtpm", "tpm2-tools"],
             Self::Kernel => {
                 &["bc", "bison", "flex", "libelf-dev", "libssl-dev", "lz4", "make", "xz-utils"]
             }
@@ -56,8 +56,23 @@ impl Need {
     }
 }
 
-/// Installs what `needs` lack.
+/// What becomes of installed packages that those needed cannot stand beside, such as QEMU's tools of
+/// another release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InTheWay {
+    /// They stay, and nothing is installed.
+    Keep,
+    /// They go.
+    Remove,
+}
+
+/// Installs what `needs` lack, unless that removes something.
 pub(crate) fn install(needs: &[Need]) -> Result<()> {
+    install_with(needs, InTheWay::Keep)
+}
+
+/// Installs what `needs` lack.
+pub(crate) fn install_with(needs: &[Need], in_the_way: InTheWay) -> Result<()> {
     let wanted: Vec<&str> = needs.iter().flat_map(|need| need.packages()).copied().collect();
     let missing = missing(&wanted)?;
     if missing.is_empty() {
@@ -69,11 +84,14 @@ pub(crate) fn install(needs: &[Need]) -> Result<()> {
         .with_context(|| format!("install by hand: {}", missing.join(" ")))?;
     let removed = removals(&simulated);
     ensure!(
-        removed.is_empty(),
-        "installing {} would remove {}: decide that by hand",
+        removed.is_empty() || in_the_way == InTheWay::Remove,
+        "installing {} removes {}: `cargo xtask setup --remove` does both",
         missing.join(" "),
         removed.join(" ")
     );
+    if !removed.is_empty() {
+        eprintln!("xtask: removing {}", removed.join(" "));
+    }
     let mut command = as_root("apt-get");
     let _ = command.args(apt_install("-y", &missing));
     tool::show(&mut command)

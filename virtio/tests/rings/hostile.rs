@@ -1,6 +1,6 @@
 //! Sides that keep to no rule.
 
-use crate::run::{Run, Step};
+use crate::run::{BALLOON, Run, Step};
 use crate::world::{Done, PART, PART_BYTES, PRIVATE};
 
 /// Something that happens with one side hostile.
@@ -39,6 +39,17 @@ fn is_due(run: &Run, done: &Done) -> bool {
                 || requests.any(|request| request.sources.iter().any(within))
         }
     })
+}
+
+/// Whether the VM has given this page up, by a word of a request in the first queue of a balloon's.
+pub(crate) fn is_given_up(run: &Run, page: u32) -> bool {
+    let said = run.drivers.first().into_iter().flat_map(|driver| &driver.offered);
+    run.kind == BALLOON && said.flat_map(|said| numbers(said)).any(|number| number == page)
+}
+
+/// The numbers of pages in `bytes`.
+pub(crate) fn numbers(bytes: &[u8]) -> impl Iterator<Item = u32> {
+    bytes.as_chunks().0.iter().map(|number| u32::from_le_bytes(*number))
 }
 
 /// With a hostile host.
@@ -97,6 +108,8 @@ pub(crate) fn lying_host(mut run: Run, sizes: &[u16], tricks: &[Trick]) {
         let log = run.world.log.take();
         assert!(log.iter().all(|done| is_due(&run, done)), "nothing else is touched");
         host(&mut run, trick);
+        let forgotten = run.world.forgotten.take();
+        assert!(forgotten.iter().all(|page| is_given_up(&run, *page)), "the rest stays");
         let log = run.world.log.take();
         assert!(!is_broken || log.is_empty(), "a device that broke is left alone");
         is_broken |= run.fail().is_some();

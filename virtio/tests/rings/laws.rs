@@ -5,7 +5,7 @@ use proptest::{collection::vec, sample::select};
 use virtio::layout::Layout;
 
 use crate::hostile::{Trick, lying_host, wild_guest};
-use crate::run::{LONGEST, Run, Step};
+use crate::run::{BALLOON, LONGEST, Run, Step};
 
 fn lengths() -> impl Strategy<Value = Vec<u32>> {
     vec(prop_oneof![1..LONGEST, 1_u32..32, select(vec![1, 512, LONGEST])], 0..5)
@@ -99,6 +99,16 @@ proptest! {
         tricks in vec(lie(), 1..120),
     ) {
         lying_host(Run::on(layout, &sizes), &sizes, &tricks);
+    }
+
+    #[test]
+    fn of_a_balloon_a_lying_host_has_only_that_given_up_which_the_vm_has(
+        sizes in vec(select(vec![1_u16, 4, 64]), 2), tricks in vec(lie(), 1..120),
+    ) {
+        let mut run = Run::bare(Layout::Mmio);
+        run.kind = BALLOON;
+        run.set_up(&sizes);
+        lying_host(run, &sizes, &tricks);
     }
 
     #[test]

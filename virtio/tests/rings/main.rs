@@ -7,6 +7,7 @@
     reason = "all of it is test code, in which a panic is a failed test"
 )]
 
+mod balloon;
 mod driver;
 mod host;
 mod hostile;

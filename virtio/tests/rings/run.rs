@@ -26,6 +26,8 @@ pub(crate) enum Step {
 
 pub(crate) struct Run {
     layout: Layout,
+    /// The id of the device.
+    pub(crate) kind: u64,
     pub(crate) world: World,
     pub(crate) device: Box<Device>,
     pub(crate) host: Host,
@@ -37,6 +39,7 @@ pub(crate) struct Run {
 }
 
 pub(crate) const NETWORK: u64 = 1;
+pub(crate) const BALLOON: u64 = 5;
 
 /// Where a queue's number tells that it was notified.
 const QUEUE_NOTIFY: u64 = 0x50;
@@ -67,7 +70,8 @@ impl Run {
         let mut device = Box::new(Device::NONE);
         device.assign(PART, PART_BYTES, layout).unwrap();
         let (world, host) = (World::new(), Host::default());
-        Self { layout, world, device, host, drivers: Vec::new(), answers: Vec::new(), serial: 0 }
+        let (drivers, answers) = (Vec::new(), Vec::new());
+        Self { layout, kind: NETWORK, world, device, host, drivers, answers, serial: 0 }
     }
 
     /// A network device with queues of these sizes, set up as virtio 1.2, 3.1.1 and 4.2.3.2 or 4.1.5.1 say.
@@ -78,11 +82,11 @@ impl Run {
     }
 
     pub(crate) fn set_up(&mut self, sizes: &[u16]) {
-        self.store(0x70, 0);
         if self.layout == Layout::Mmio {
             assert_eq!(self.load(0x04), 2);
-            assert_eq!(self.load(0x08), NETWORK);
+            assert_eq!(self.load(0x08), self.kind);
         }
+        self.store(0x70, 0);
         self.store(0x70, 3);
         for half in [0, 1] {
             self.store(0x14, half);
@@ -146,7 +150,7 @@ impl Run {
     /// The VM loads such a register.
     pub(crate) fn load(&mut self, register: u64) -> u64 {
         let (offset, bytes) = self.place(register, 0);
-        let value = self.device.loaded(offset, bytes, self.host.load(register, NETWORK));
+        let value = self.device.loaded(offset, bytes, self.host.load(register, self.kind));
         self.pay();
         value
     }

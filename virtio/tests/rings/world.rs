@@ -36,6 +36,8 @@ pub(crate) struct World {
     /// Accesses that succeed before one whose page is missing.
     pub(crate) fuse: Cell<u32>,
     pub(crate) log: RefCell<Vec<Done>>,
+    /// Numbers of pages that the VM has given up.
+    pub(crate) forgotten: RefCell<Vec<u32>>,
 }
 
 impl World {
@@ -46,6 +48,7 @@ impl World {
             shared: bytes(SHARED_BYTES),
             fuse: Cell::new(u32::MAX),
             log: RefCell::new(Vec::new()),
+            forgotten: RefCell::new(Vec::new()),
         }
     }
 
@@ -114,5 +117,9 @@ impl Memory for World {
         let (memory, at) = self.enter(address, bytes.len(), Access::WRITE)?;
         memory.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())
+    }
+
+    fn forget(&self, pages: &[[u8; 4]]) {
+        self.forgotten.borrow_mut().extend(pages.iter().map(|number| u32::from_le_bytes(*number)));
     }
 }

@@ -3,7 +3,7 @@
 use core::cell::Cell;
 
 use emulate::walk;
-use ept::addr::PAGE;
+use ept::addr::{GuestFrame, PAGE};
 use ept::frames::Vm;
 use ept::shadow::Access;
 use membrane::processors::Processors;
@@ -126,6 +126,11 @@ impl virtio::memory::Memory for Space<'_> {
             (address, bytes) = (after(address, piece.len()), rest);
         }
         Ok(())
+    }
+
+    fn forget(&self, pages: &[[u8; 4]]) {
+        let pages = pages.iter().map(|number| u64::from(u32::from_le_bytes(*number)) * PAGE);
+        self.machine.tables.forget(self.vm, pages.map(GuestFrame::containing));
     }
 }
 

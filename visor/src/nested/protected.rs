@@ -127,6 +127,11 @@ fn go(
     let Some(vcpu) = &mut slot.protected else {
         return Err(ShutDown);
     };
+    if let Some(at) = vcpu.missing.take() {
+        // Most often the host has provided it, and the VM need not exit for it once more. If not, it does.
+        let fault = Fault { at, access: Access::READ, word: vcpu.guarded.window_word() };
+        let _ = machine.tables.fill(vcpu.vm, slot.vcpu.fields().read(EPT_POINTER), fault);
+    }
     vcpu.pointer = machine.tables.ept_of(vcpu.vm);
     if vcpu.pointer.is_none() {
         return Err(ShutDown);
@@ -332,6 +337,7 @@ fn fault(
             return Next::Stay;
         }
         Filled::Absent(page) => {
+            vcpu.missing = Some(page.base());
             vcpu.guarded.tell_page(shown, registers, v02, (page.base(), Access::NONE))
         }
         Filled::Denied { at, rights } => {

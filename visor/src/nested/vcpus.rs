@@ -24,6 +24,8 @@ pub(super) struct Protected {
     /// The VM's EPT pointer; asked for again after every call to the processor.
     pub(super) pointer: Option<u64>,
     pub(super) reached: Reached,
+    /// The page that the host was told of as absent at the last exit.
+    pub(super) missing: Option<u64>,
     token: u64,
     frames: [Frame; 3],
 }
@@ -117,7 +119,7 @@ impl Protected {
         let state = unsafe { GuestState::new(state) }?;
         let guarded = Guarded::new(fields, secrets);
         let reached = Reached::new();
-        Some(Self { guarded, state, vm, pointer: None, reached, token, frames })
+        Some(Self { guarded, state, vm, pointer: None, reached, missing: None, token, frames })
     }
 
     /// What the VMCS must hold that is this vCPU's.

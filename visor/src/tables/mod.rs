@@ -12,10 +12,11 @@ use ept::entry::Level;
 use ept::entry::Rights;
 use ept::ept01::{self, Ept01, Flushed, Rules, TableMem, Tlb};
 use ept::frames::{Event, FrameTable, Guard, Owner, State as FrameState};
+use ept::list::List;
 use ept::mtrr::{self, Mtrrs};
 use ept::shadow::Permission;
 use membrane::{Pages, Progress};
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use crate::cpu::{read_msr, size, vmx};
 use crate::events;
@@ -23,10 +24,13 @@ use crate::iommu::{self, Units};
 use crate::machine::Machine;
 use crate::memory::{self, POOL, Pool};
 use crate::percpu::PerCpu;
-use crate::shootdown;
+use crate::{shootdown, tpm};
 
 /// Roots of VMs without a ticket.
 static UNPROTECTED: AtomicU32 = AtomicU32::new(0);
+/// Device memory that is not the host's.
+static DENIED: Mutex<List<Span, { ::iommu::dmar::UNITS + tpm::DENIED.len() }>> =
+    Mutex::new(List::new(Span::EMPTY));
 /// Whether there was any.
 static SEEN: AtomicBool = AtomicBool::new(false);
 
@@ -39,7 +43,7 @@ pub(crate) struct HostTables {
     width: u8,
     entry_width: u8,
     ram: &'static [Span],
-    /// Device memory that is the visor's.
+    /// Device memory that is not the host's.
     denied: &'static [Span],
 }
 
@@ -159,6 +163,16 @@ impl Tlb for AllProcessors<'_> {
     }
 }
 
+/// Device memory that is not the host's, with the `registers` of VT-d's units.
+fn denied(registers: &[Span]) -> &'static [Span] {
+    let denied = MutexGuard::leak(DENIED.lock());
+    for span in tpm::DENIED.iter().chain(registers) {
+        // There is room for as many as there can be.
+        let _ = denied.push(*span);
+    }
+    denied
+}
+
 impl HostTables {
     /// The frame table over `ram`, with what is `claimed` the visor's; EPT01; and what devices reach, by
     /// the `units` that are started for it; all in `pool`.
@@ -183,7 +197,8 @@ impl HostTables {
         frames.set_views(pool.take((all / PER_VIEW).min(VIEWS * PAGE))?);
         let registers = mtrr::Registers::read(read_msr);
         let mtrrs = Mtrrs::read(width, |index| registers.value(index).unwrap_or(0));
-        let denied = units.as_ref().map_or(&[][..], |units| units.registers);
+        let registers_of_units = units.as_ref().map_or(&[][..], |units| units.registers);
+        let denied = denied(registers_of_units);
         let rules = Rules { frames: &frames, mtrrs: &mtrrs, denied };
         let ept = Ept01::build(pool, &rules, ept01::end(width)).ok()?;
         let mut kept = ept01::tables_needed(ept01::end(width), ram) * PAGE;
@@ -356,7 +371,8 @@ impl HostTables {
             self.ram.iter().find_map(|ram| {
                 let part = ram.intersect(whole);
                 let devices = || iommu::disagreement(trees.hardware.0, trees.frames, part);
-                trees.disagreement(part).or_else(devices)
+                let of_vms = || protected::disagreement(trees, part);
+                trees.disagreement(part).or_else(devices).or_else(of_vms)
             })
         });
         let number = found.map_or(0, |frame| frame.base() / PAGE + 1);

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use ept::addr::Frame;
+use ept::addr::{Frame, GuestFrame, Span};
 use ept::direct::Store;
 use ept::frames::{Guard, State as FrameState, Vm};
 use ept::shadow::Access;
@@ -222,6 +222,13 @@ impl HostTables {
         self.is_private(frame) && self.with_protected(|vms, trees| vms.touched(trees, frame))
     }
 
+    /// A VM has given up what is in these pages.
+    pub(crate) fn forget(&self, vm: (Vm, u64), pages: impl Iterator<Item = GuestFrame> + Clone) {
+        if let Err(cause) = self.with_protected(|vms, trees| vms.forget(trees, vm, pages)) {
+            self.stop_vm(vm, cause);
+        }
+    }
+
     /// Gives `frame` to the host, sealed, if it is a protected VM's: another VM wants it.
     pub(crate) fn give_back(&self, frame: Frame) -> bool {
         self.is_private(frame) && self.with_protected(|vms, trees| vms.give_up(trees, frame))
@@ -257,6 +264,11 @@ fn leave(trees: &mut Trees<'_, '_>) {
 /// Seals whatever protected VMs have, as much as is done at once.
 pub(super) fn seal_all(trees: &mut Trees<'_, '_>) -> Progress {
     vectors::with(|| PROTECTED.lock().seal_all(trees))
+}
+
+/// As [`Vms::disagreement`].
+pub(super) fn disagreement(trees: &Trees<'_, '_>, part: Span) -> Option<Frame> {
+    PROTECTED.lock().disagreement(trees, part)
 }
 
 /// Notes how many tickets wait.

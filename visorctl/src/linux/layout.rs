@@ -12,6 +12,7 @@
 //! ```
 
 use super::kernel::Kernel;
+use super::pci::{self, Bus};
 use super::{Fault, Machine, q35};
 
 pub(super) const PAGE: u64 = 4096;
@@ -42,24 +43,24 @@ pub(super) struct Layout {
     pub(super) initrd: u32,
     /// Of the window, one past the last byte of memory that the kernel knows of.
     pub(super) window: u32,
-    /// Whose memory it is.
-    pub(super) machine: Machine,
+    /// The kernel places devices of a PCI bus itself, from here on.
+    pub(super) hole: Option<u32>,
 }
 
 impl Layout {
-    /// The layout for `kernel` and an initial RAM disk of so many bytes in `memory` bytes, of which `shared`
-    /// are for devices, above the first MiB and what `machine` keeps there.
+    /// The layout for `kernel` and an initial RAM disk of so many bytes in `memory` bytes, a share of which is each
+    /// virtio device's, above the first MiB and what `machine` keeps there.
     pub(super) fn new(
         kernel: &Kernel<'_>,
         initrd: usize,
-        (memory, shared): (u64, u64),
+        (memory, virtio): (u64, u8),
         machine: Machine,
     ) -> Result<Self, Fault> {
         if machine == Machine::Q35 && memory > q35::MEMORY {
             return Err(Fault::MemoryOfPc);
         }
         let (_, reserved) = machine.stub();
-        let kept = shared + PAGE;
+        let kept = u64::from(virtio) * SHARE + PAGE;
         let window = memory.checked_sub(kept).ok_or(Fault::Memory(kept))?;
         let initrd = u64::try_from(initrd).unwrap_or(u64::MAX);
         let no_room = Fault::Initrd(initrd);
@@ -81,7 +82,8 @@ impl Layout {
         // Memory is below 4 GiB.
         let short = |at| u32::try_from(at).map_err(|_| Fault::Memory(end));
         let (kernel, initrd) = (short(start)?, short(initrd)?);
-        Ok(Self { kernel, initrd, window: short(window)?, machine })
+        let hole = Bus::of(machine, virtio).map(|_| pci::HOLE);
+        Ok(Self { kernel, initrd, window: short(window)?, hole })
     }
 
     /// The kernel's memory map: starts, ends, kinds. What is in none is a device's, or nothing. Where the kernel
@@ -92,8 +94,8 @@ impl Layout {
             (LOW_END, 0xa_0000, Kind::Reserved),
             (0x10_0000, self.window, Kind::Ram),
         ];
-        if self.machine == Machine::Q35 {
-            map.push((self.window, q35::HOLE, Kind::Reserved));
+        if let Some(hole) = self.hole {
+            map.push((self.window, hole, Kind::Reserved));
         }
         map
     }

@@ -10,6 +10,7 @@ mod kernel;
 mod layout;
 mod mp;
 mod params;
+mod pci;
 mod q35;
 mod qemu;
 mod rom;
@@ -27,6 +28,7 @@ use crate::failure::Failure;
 use crate::make::{self, Made};
 use kernel::Kernel;
 use layout::{Layout, PAGE};
+use pci::Bus;
 
 /// A VM that is asked for.
 #[derive(Debug, clap::Args)]
@@ -46,8 +48,8 @@ pub(crate) struct Order {
     /// How many virtual processors the VM has, 1 to 15
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u8).range(1..=15))]
     processors: u8,
-    /// How many virtio devices the VM has, 0 to 8: those on QEMU's buses virtio-mmio-bus.0 and so on, or in
-    /// the slots 1 and so on of a q35's PCI bus
+    /// How many virtio devices the VM has, 0 to 8: those on QEMU's buses virtio-mmio-bus.0 and so on, in
+    /// the slots 1 and so on of a q35's PCI bus, or in the slots 4 and so on under Xen
     #[arg(long, value_name = "COUNT", default_value_t = 0, value_parser = value_parser!(u8).range(..=8))]
     virtio: u8,
     /// Who runs the VM
@@ -94,16 +96,16 @@ impl Machine {
         };
         (0..processors).map(|number| number.saturating_mul(apart)).collect()
     }
+}
 
-    /// What a kernel must be told here. Each word keeps it from looking for what is not there, in pages of the
-    /// ROM that are also below 1 MiB (tables of ACPI and of a PCI BIOS), from calling what is not there
-    /// (services of UEFI), or from sharing its memory with the host (interfaces of KVM). The
-    /// command line that was asked for comes behind.
-    const fn words(self) -> &'static str {
-        match self {
-            Self::Qemu | Self::Xen => "acpi=off pci=off nopv efi=noruntime",
-            Self::Q35 => "acpi=off pci=conf1 nopv efi=noruntime",
-        }
+/// What a kernel must be told with `bus`. Each word keeps it from looking for what is not there, in pages of the
+/// ROM that are also below 1 MiB (tables of ACPI and of a PCI BIOS), from calling what is not there
+/// (services of UEFI), or from sharing its memory with the host (interfaces of KVM). The
+/// command line that was asked for comes behind.
+const fn words(bus: Option<Bus>) -> &'static str {
+    match bus {
+        None => "acpi=off pci=off nopv efi=noruntime",
+        Some(_) => "acpi=off pci=conf1 nopv efi=noruntime",
     }
 }
 
@@ -124,7 +126,7 @@ pub(crate) enum Fault {
     Initrd(u64),
     /// The kernel must have memory up to this address.
     Memory(u64),
-    /// More than one processor, virtio devices or restarts, for another machine than QEMU's.
+    /// Restarts, for another machine than QEMU's.
     OnlyQemu,
     /// More memory than a q35 has below its devices.
     MemoryOfPc,
@@ -145,14 +147,14 @@ struct Image {
 impl Image {
     fn new(kernel: &[u8], initrd: &[u8], order: &Order) -> Result<Self, Fault> {
         let machine = order.machine;
-        if machine == Machine::Xen && (order.virtio, order.restarts) != (0, 0) {
+        if machine == Machine::Xen && order.restarts != 0 {
             return Err(Fault::OnlyQemu);
         }
         let (kernel, (base, _)) = (Kernel::parse(kernel)?, machine.stub());
-        let shared = u64::from(order.virtio) * layout::SHARE;
-        let layout = Layout::new(&kernel, initrd.len(), (order.memory, shared), machine)?;
+        let layout = Layout::new(&kernel, initrd.len(), (order.memory, order.virtio), machine)?;
+        let bus = Bus::of(machine, order.virtio);
         let devices = if machine == Machine::Qemu { order.virtio } else { 0 };
-        let line = format!("{} {}{}", machine.words(), qemu::words(devices), order.cmdline);
+        let line = format!("{} {}{}", words(bus), qemu::words(devices), order.cmdline);
         let most = kernel.command_line.min(rom::LINE_ROOM - 1);
         if line.len() > most {
             return Err(Fault::CommandLine { bytes: line.len(), most });
@@ -162,12 +164,12 @@ impl Image {
             params: &params,
             line: line.as_bytes(),
             efi: &efi::tables(&layout),
-            mp: &mp::tables(&machine.apic_ids(order.processors), machine),
+            mp: &mp::tables(&machine.apic_ids(order.processors), bus),
         };
+        let registers = bus.map(|bus| bus.registers(order.virtio)).unwrap_or_default();
         let stub = match machine {
-            Machine::Qemu => rom::rom(&low, base, &[], layout.kernel),
-            Machine::Q35 => rom::rom(&low, base, &q35::registers(order.virtio), layout.kernel),
-            Machine::Xen => rom::flat(&low, base, layout.kernel),
+            Machine::Qemu | Machine::Q35 => rom::rom(&low, base, &registers, layout.kernel),
+            Machine::Xen => rom::flat(&low, base, &registers, layout.kernel),
         };
         let mut content = initrd.to_vec();
         content.resize(content.len().next_multiple_of(layout::PAGE_LEN), 0);
@@ -178,11 +180,12 @@ impl Image {
     /// Adds what the VM has, and what must be in it, to `ticket`.
     fn fill(&self, ticket: Ticket) -> Result<Ticket, String> {
         let (stub, window) = (u64::from(self.machine.stub().0), u64::from(self.layout.window));
-        let mut ticket = match self.machine {
-            Machine::Qemu | Machine::Xen => ticket.range(0, window, Class::Private),
-            Machine::Q35 => ticket.range(0, q35::VGA, Class::Private).range(
-                q35::SHADOW,
-                window - q35::SHADOW,
+        let bus = Bus::of(self.machine, self.virtio);
+        let mut ticket = match bus {
+            None => ticket.range(0, window, Class::Private),
+            Some(_) => ticket.range(0, pci::VGA, Class::Private).range(
+                pci::SHADOW,
+                window - pci::SHADOW,
                 Class::Private,
             ),
         };
@@ -192,12 +195,9 @@ impl Image {
             ticket = ticket.range(share, layout::SHARE, Class::Shared);
         }
         if self.virtio != 0 {
-            ticket = match self.machine {
-                Machine::Q35 => {
-                    let devices = q35::DEVICES.into();
-                    ticket.range(devices, q35::DEVICES_LENGTH, Class::VirtioPci)
-                }
-                Machine::Qemu | Machine::Xen => ticket.range(qemu::DEVICES, PAGE, Class::Virtio),
+            ticket = match bus {
+                Some(_) => ticket.range(pci::DEVICES.into(), pci::DEVICES_LENGTH, Class::VirtioPci),
+                None => ticket.range(qemu::DEVICES, PAGE, Class::Virtio),
             };
         }
         match self.machine {
@@ -279,7 +279,7 @@ impl fmt::Display for Fault {
                 write!(f, "an initial RAM disk of {bytes} bytes does not fit below the kernel")
             }
             Self::OnlyQemu => {
-                write!(f, "only VMs for QEMU have virtio devices or restarts")
+                write!(f, "only VMs for QEMU have restarts")
             }
             Self::MemoryOfPc => {
                 write!(f, "a q35 has at most {} MiB here", q35::MEMORY / layout::MIB)

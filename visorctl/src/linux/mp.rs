@@ -4,7 +4,7 @@
 use std::iter;
 
 use super::bytes::{balance, put};
-use super::{Machine, q35};
+use super::pci::Bus;
 
 /// Where Linux looks for the floating pointer first that is there: the last KiB of base memory.
 pub(super) const PLACE: u32 = 0x9_fc00;
@@ -18,10 +18,10 @@ const VERSIONS: [u8; 2] = [0x14, 0x11];
 const POINTER: u8 = 16;
 const HEADER: usize = 44;
 
-/// The floating pointer and the table of processors whose local APICs have these ids, at most 15, in `machine`, for
+/// The floating pointer and the table of processors whose local APICs have these ids, at most 15, and of `bus`, for
 /// [`PLACE`]. The first one boots.
-pub(super) fn tables(ids: &[u8], machine: Machine) -> Vec<u8> {
-    let entries = entries(ids, machine);
+pub(super) fn tables(ids: &[u8], bus: Option<Bus>) -> Vec<u8> {
+    let entries = entries(ids, bus);
     let mut table = vec![0; HEADER];
     put(&mut table, 0, b"PCMP");
     put(&mut table, 6, &[4]);
@@ -49,7 +49,7 @@ fn pointer() -> Vec<u8> {
     pointer
 }
 
-fn entries(ids: &[u8], machine: Machine) -> Vec<Vec<u8>> {
+fn entries(ids: &[u8], bus: Option<Bus>) -> Vec<Vec<u8>> {
     let [local, io] = VERSIONS;
     let (usable, boots) = (1, 2);
     // The first id that no local APIC has. An I/O APIC's has 4 bits.
@@ -62,7 +62,7 @@ fn entries(ids: &[u8], machine: Machine) -> Vec<Vec<u8>> {
     }
     // A PCI bus must have its own number, 0.
     let mut isa = 0;
-    if machine == Machine::Q35 {
+    if bus.is_some() {
         entries.push(b"\x01\x00PCI   ".to_vec());
         isa = 1;
     }
@@ -74,10 +74,10 @@ fn entries(ids: &[u8], machine: Machine) -> Vec<Vec<u8>> {
         let pin = if irq == 0 { 2 } else { irq };
         vec![3, 0, 0, 0, isa, irq, io_apic_id, pin]
     }));
-    if machine == Machine::Q35 {
+    if let Some(bus) = bus {
         // Active high, level-triggered.
         let line = |(source, pin)| vec![3, 0, 0b1101, 0, 0, source, io_apic_id, pin];
-        entries.extend(q35::lines().map(line));
+        entries.extend(bus.lines().map(line));
     }
     entries
 }

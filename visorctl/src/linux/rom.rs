@@ -56,11 +56,8 @@ pub(super) struct Low<'a> {
 /// The ROM, for `base`, for a kernel with its 32-bit entry at `entry`. It sets `registers` of PCI devices first: addresses for
 /// port 0xcf8, values, at most 32 of them.
 pub(super) fn rom(low: &Low<'_>, base: u32, registers: &[[u32; 2]], entry: u32) -> Vec<u8> {
-    let setup = if registers.is_empty() { Vec::new() } else { set(base, registers.len()) };
-    let mut rom = block(low, base, [loaded(), setup, copied(base, entry)].concat());
-    let registers: Vec<u8> =
-        registers.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
-    for (at, content) in [(REGISTERS_AT, registers), (REAL_AT, real(base)), (RESET_AT, reset())] {
+    let mut rom = block(low, base, registers, entry);
+    for (at, content) in [(REAL_AT, real(base)), (RESET_AT, reset())] {
         put(&mut rom, at.into(), &content);
     }
     rom
@@ -68,14 +65,18 @@ pub(super) fn rom(low: &Low<'_>, base: u32, registers: &[[u32; 2]], entry: u32) 
 
 /// The same as memory at `base`, for a processor that begins in protected mode with flat segments, at
 /// [`FLAT_AT`].
-pub(super) fn flat(low: &Low<'_>, base: u32, entry: u32) -> Vec<u8> {
-    let mut block = block(low, base, [loaded(), copied(base, entry)].concat());
+pub(super) fn flat(low: &Low<'_>, base: u32, registers: &[[u32; 2]], entry: u32) -> Vec<u8> {
+    let mut block = block(low, base, registers, entry);
     put(&mut block, FLAT_AT.into(), &enter_flat(base));
     block
 }
 
-/// What both have: what is copied, descriptors, and the `protected` code.
-fn block(low: &Low<'_>, base: u32, protected: Vec<u8>) -> Vec<u8> {
+/// What both have: what is set and copied, descriptors, and the code in protected mode.
+fn block(low: &Low<'_>, base: u32, registers: &[[u32; 2]], entry: u32) -> Vec<u8> {
+    let setup = if registers.is_empty() { Vec::new() } else { set(base, registers.len()) };
+    let protected = [loaded(), setup, copied(base, entry)].concat();
+    let registers: Vec<u8> =
+        registers.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
     let mut block = vec![0; LENGTH_LEN];
     let table: Vec<u8> = TABLE.into_iter().flat_map(u64::to_le_bytes).collect();
     for (at, content) in [
@@ -83,6 +84,7 @@ fn block(low: &Low<'_>, base: u32, protected: Vec<u8>) -> Vec<u8> {
         (LINE_AT, low.line),
         (EFI_AT, low.efi),
         (MP_AT, low.mp),
+        (REGISTERS_AT, &registers),
         (TABLE_AT, &table),
         (POINTER_AT, &pointer(base)),
         (PROTECTED_AT, &protected),

@@ -43,7 +43,7 @@ pub(super) fn bzimage(code: usize) -> Vec<u8> {
 }
 
 fn small_layout(kernel: u32, initrd: u32) -> Layout {
-    Layout { kernel, initrd, window: 0xfff_f000, machine: Machine::Qemu }
+    Layout { kernel, initrd, window: 0xfff_f000, hole: None }
 }
 
 fn changed(at: usize, field: &[u8]) -> Vec<u8> {
@@ -130,17 +130,17 @@ proptest! {
     fn initial_ram_disk_and_kernel_lie_one_behind_the_other_where_both_may(
         initrd in 0..80_000_000_usize, megabytes in 16..128_u64, movable in any::<bool>(),
         last in prop_oneof![Just(0x7fff_ffff_u32), 0..0x800_0000_u32],
-        devices in 0..8_u64,
+        devices in 0..8_u8,
     ) {
         let mut file = changed(0x234, &[u8::from(movable)]);
         put(&mut file, 0x22c, &last.to_le_bytes());
         let kernel = Kernel::parse(&file).unwrap();
         let (disk, all) = (u64::try_from(initrd).unwrap(), megabytes * MIB);
-        let (shared, bytes) = (devices * 2 * MIB, all.saturating_sub(devices * 2 * MIB));
+        let bytes = all.saturating_sub(u64::from(devices) * 2 * MIB);
         prop_assume!(bytes >= MIB);
         let first = disk.next_multiple_of(4096) + MIB;
         let place = first.max(16 * MIB).next_multiple_of(2 * MIB);
-        match Layout::new(&kernel, initrd, (all, shared), Machine::Qemu) {
+        match Layout::new(&kernel, initrd, (all, devices), Machine::Qemu) {
             Ok(layout) => {
                 prop_assert_eq!(u64::from(layout.kernel), place);
                 prop_assert!(movable || place == 16 * MIB);
@@ -213,8 +213,8 @@ fn sum(bytes: &[u8]) -> u8 {
 
 #[test]
 fn the_mp_tables_are_found_and_whole() {
-    assert!(mp::tables(&Machine::Qemu.apic_ids(15), Machine::Qemu).len() <= mp::LENGTH);
-    let tables = mp::tables(&[0, 1, 2], Machine::Qemu);
+    assert!(mp::tables(&Machine::Qemu.apic_ids(15), None).len() <= mp::LENGTH);
+    let tables = mp::tables(&[0, 1, 2], None);
     let (pointer, table) = tables.split_at(16);
     assert_eq!((&pointer[..4], sum(pointer), word(pointer, 4)), (&b"_MP_"[..], 0, 0x9_fc10));
     assert_eq!((pointer[8], pointer[9]), (1, 4));
@@ -233,7 +233,7 @@ fn the_mp_tables_tell_of_every_processor_and_all_lines_of_the_isa_bus() {
 }
 
 fn processors_and_lines(ids: &[u8], io_apic: u8) {
-    let tables = mp::tables(ids, Machine::Qemu);
+    let tables = mp::tables(ids, None);
     let (mut entries, mut rest) = (Vec::new(), &tables[16 + 44..]);
     while let Some(kind) = rest.first() {
         let (entry, next) = rest.split_at(if *kind == 0 { 20 } else { 8 });
@@ -395,7 +395,7 @@ fn a_vm_of_several_processors_has_them_in_its_ticket_its_tables_and_its_machine(
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();
     assert_eq!(ticket.processors, 2);
-    assert!(read("stub.rom")[0x3000..].starts_with(&mp::tables(&[0, 1], Machine::Qemu)));
+    assert!(read("stub.rom")[0x3000..].starts_with(&mp::tables(&[0, 1], None)));
     assert!(String::from_utf8(read("qemu.args")).unwrap().contains("\n-smp\n2\n"));
 }
 
@@ -405,7 +405,7 @@ fn each_virtio_device_has_a_share_of_memory_and_a_word_for_the_kernel() {
     let _ = made(&folder, "vm", &["--memory", "64M", "--cmdline", "quiet", "--virtio", "2"]);
     let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
     let line = "virtio_mmio.device=512@0xfeb00000:5 virtio_mmio.device=512@0xfeb00200:6 quiet\0";
-    let line = format!("{} {line}", Machine::Qemu.words());
+    let line = format!("{} {line}", super::words(None));
     assert!(read("stub.rom")[0x1000..].starts_with(line.as_bytes()));
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();
@@ -463,7 +463,7 @@ fn the_same_vm_is_made_twice_but_for_what_is_random() {
 #[test]
 fn what_makes_no_vm_leaves_nothing_and_is_told_in_one_line() {
     let folder = Folder::new("linux-faults");
-    let long = "x".repeat(2047 - Machine::Qemu.words().len());
+    let long = "x".repeat(2047 - super::words(None).len());
     let cases = [
         (["--memory", "36M"], "the kernel needs memory up to 0x2400000"),
         (["--cmdline", &long], "the command line has 2048 bytes, of at most 2047"),

@@ -14,12 +14,19 @@ use nested_vmx::vmcs12::Vmcs12;
 use sha2::{Digest, Sha256};
 
 use super::layout::PAGE_LEN;
+use super::pci::Bus;
 use super::{Image, Order, rom};
 
 /// Where the stub lies: the toolstack loads an image to one run of memory, and below 1 MiB there are holes.
 pub(super) const STUB: u32 = 0x10_0000;
 /// `xl` insists on a firmware for the firmware. Nothing runs it.
 pub(super) const FIRMWARE: &[u8] = b"This is no firmware.\n";
+
+/// QEMU has a PC of i440FX's kind here, with a bridge and its functions in slots 0 and 1, the platform device in slot 2 and a
+/// display in slot 3, if they are there. Xen has a pin for each slot (xen/include/asm-x86/hvm/irq.h,
+/// `hvm_pci_intx_gsi`).
+pub(super) const BUS: Bus =
+    Bus { first: 4, pin: |slot| 16 + (slot * 4 + slot / 8) % 32, memory: &[] };
 
 /// How far ids of local APICs are apart (xen/arch/x86/hvm/vlapic.c, `vlapic_reset`).
 pub(super) const APIC_IDS_APART: u8 = 2;

@@ -3,10 +3,11 @@
 use serde_json::json as value;
 use ticket::audit::{GENESIS, Kind, NO_VM, extend};
 use ticket::port::{
-    INDEX_IOMMU, INDEX_MAGIC, INDEX_VM_DESTROY, INDEX_WITHOUT_IOMMU, Iommu, VmState, WITH_TICKETS,
+    INDEX_IOMMU, INDEX_MAGIC, INDEX_TPM, INDEX_VM_DESTROY, INDEX_WITHOUT_IOMMU, Iommu, Tpm,
+    VmState, WITH_IOMMU, WITH_TICKETS,
 };
 
-use super::{Folder, json, submit, ticket, visorctl};
+use super::{Folder, json, submit, text, ticket, visorctl};
 use crate::failure::Exit;
 use crate::fake::{Access, Fake, FakeVm};
 use crate::hex;
@@ -28,7 +29,7 @@ fn the_status_has_everything_in_it() {
     assert_eq!(
         answer,
         value!({
-            "version": {"major": 1, "minor": 3},
+            "version": {"major": 1, "minor": 4},
             "memory": {"base": 1000_u64 << 20, "length": 24 << 20, "free_pages": 500},
             "processors": 2,
             "refused_accesses": 3,
@@ -44,7 +45,8 @@ fn the_status_has_everything_in_it() {
                 "unprotected": 0,
                 "audit_events": 0,
                 "iommu": {"state": "on", "tickets_without": false, "refused": 4}
-            }
+            },
+            "tpm": {"state": "measured", "log": 626}
         })
     );
 }
@@ -70,6 +72,30 @@ fn people_see_in_the_status_what_is_insecure() {
     assert_eq!(bad.exit, Exit::Good, "nobody asked for more");
     assert!(!bad.out.contains("INSECURE"), "{}", bad.out);
     assert!(bad.out.contains("\nUNPROTECTED: 2 VMs ran without a ticket\n"), "{}", bad.out);
+}
+
+#[test]
+fn the_status_says_whether_tenants_can_tell_what_runs() {
+    let fake = busy();
+    for (state, name, line) in [
+        (
+            Tpm::Measured,
+            "measured",
+            "TPM:         PCR 19 holds what the visor is, log of 626 bytes",
+        ),
+        (Tpm::Absent, "absent", "TPM:         none: no tenant can tell what runs here"),
+        (Tpm::Broken, "broken", "TPM:         not used: no tenant can tell what runs here"),
+    ] {
+        let _ = fake.0.borrow_mut().fixed.insert(INDEX_TPM, state.word());
+        let text = visorctl(&fake, ["status"]).out;
+        assert!(text.lines().any(|found| found == line), "{text}");
+        let tpm = &json(&fake, ["status"])["answer"]["tpm"];
+        assert_eq!((&tpm["state"], &tpm["log"]), (&value!(name), &value!(626)));
+    }
+    let _ = fake.0.borrow_mut().fixed.insert(INDEX_TPM, 3);
+    assert_eq!(visorctl(&fake, ["status"]).exit, Exit::Failed);
+    fake.0.borrow_mut().version = WITH_IOMMU;
+    assert!(json(&fake, ["status"])["answer"]["tpm"].is_null());
 }
 
 #[test]
@@ -127,7 +153,7 @@ fn vms_are_listed_with_their_slots() {
     let vm = |vm: u32, id: &str, state, cause: Option<u32>| {
         let reason = cause.map(|_| "the visor has no memory left for the VM");
         value!({"vm": vm, "id": id.repeat(16), "state": state, "cause": cause, "reason": reason,
-                "vcpus": 2, "resident_pages": 12, "sealed_pages": 7})
+                "vcpus": 2, "resident_pages": 12, "sealed_pages": 7, "waits_for": null})
     };
     let answer = json(&fake, ["vms"])["answer"].clone();
     let vms = [
@@ -142,6 +168,20 @@ fn vms_are_listed_with_their_slots() {
         "05".repeat(16)
     );
     assert!(lines.lines().any(|line| line == stopped), "{lines}");
+}
+
+#[test]
+fn a_vm_that_waits_for_a_page_very_often_is_said_to() {
+    let fake = busy();
+    for (asked, is_said) in [(0, false), (63, false), (64, true), (4711, true), (u32::MAX, false)] {
+        fake.0.borrow_mut().asked = asked;
+        let answer = json(&fake, ["vms"])["answer"]["vms"].clone();
+        let page = value!({"page": "0x1234000", "asked": asked});
+        assert_eq!(answer[0]["waits_for"], if is_said { page } else { value!(null) });
+        assert!(answer[1]["waits_for"].is_null() && answer[2]["waits_for"].is_null());
+        let words = format!("  waits for page 0x1234000, asked for {asked} times\n");
+        assert_eq!(visorctl(&fake, ["vms"]).out.matches(&words).count(), usize::from(is_said));
+    }
 }
 
 #[test]
@@ -321,4 +361,36 @@ fn a_visor_without_tickets_still_has_a_status() {
     );
     let known = |access: &Access| !matches!(access, Access::Read(0x400..) | Access::Write(..));
     assert!(fake.0.borrow().history.iter().all(known));
+}
+
+#[test]
+fn a_receipt_is_what_the_visor_has_signed_about_the_nonce() {
+    let (fake, folder, nonce) = (busy(), Folder::new("receipt"), "ab".repeat(32));
+    let out = folder.path("receipt");
+    let words = ["receipt", "5", "--nonce", &nonce, "--out", text(&out)];
+    let answer = json(&fake, words)["answer"].clone();
+    assert_eq!(answer["body"].as_str().unwrap(), nonce.clone() + &"07".repeat(136));
+    let signature = answer["signature"].as_str().unwrap();
+    assert!(signature.starts_with("9004000091040000"), "{signature}");
+    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    assert_eq!(written, answer);
+    // What is there is not written over.
+    assert_eq!(json(&fake, words)["error"]["code"], "file");
+    assert_eq!(json(&fake, ["receipt", "6", "--nonce", &nonce])["error"]["code"], "no-vm");
+    fake.0.borrow_mut().version = ticket::port::WITH_KEYS - 1;
+    assert_eq!(json(&fake, ["receipt", "5", "--nonce", &nonce])["error"]["code"], "old-visor");
+}
+
+#[test]
+fn the_chain_value_that_is_shown_is_the_one_that_is_signed() {
+    let (fake, nonce) = (busy(), "cd".repeat(32));
+    fake.0.borrow_mut().record(Kind::Launched, 0, 0);
+    // One event more while the log is read.
+    fake.0.borrow_mut().coming = 1;
+    let answer = json(&fake, ["audit", "--nonce", &nonce])["answer"].clone();
+    assert_eq!(answer["end"], 2);
+    let head = format!("{nonce}0200000000000000{}", answer["chain"].as_str().unwrap());
+    assert_eq!(answer["signed"]["body"], head);
+    assert!(json(&fake, ["audit"])["answer"]["signed"].is_null());
+    assert!(visorctl(&fake, ["audit", "--nonce", &nonce]).out.contains("\nsigned: cdcd"));
 }

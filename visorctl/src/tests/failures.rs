@@ -221,6 +221,12 @@ fn every_failure_is_one_line_with_a_code_that_the_schema_knows() {
         Failure::Chain,
         Failure::Moving,
         Failure::Protocol { index: 1, value: 2 },
+        Failure::Tool("tpm2_quote", "failed".into()),
+        Failure::Document("a".into(), evidence::Error::TooLong),
+        Failure::Bank("md5\n".into()),
+        Failure::Nonce,
+        Failure::NoKey(0x8100_0000),
+        Failure::NoLog,
         Failure::Output(io()),
     ];
     for failure in failures {

@@ -1,6 +1,7 @@
 //! The commands as they are called, against a fake visor.
 
 mod answers;
+mod checker;
 mod failures;
 mod schema;
 mod tickets;

@@ -2,9 +2,10 @@
 
 use std::str::Chars;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-const SCHEMA: &str = include_str!("../../schema.json");
+/// `schema.json` of the program whose tests these are: `tenant`'s use this checker, too.
+pub(crate) const SCHEMA: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/schema.json"));
 
 /// Panics where `value` is not as `schema.json` says.
 pub(crate) fn check(value: &Value) {
@@ -14,7 +15,7 @@ pub(crate) fn check(value: &Value) {
     }
 }
 
-fn find_fault(root: &Value, schema: &Value, value: &Value) -> Result<(), String> {
+pub(crate) fn find_fault(root: &Value, schema: &Value, value: &Value) -> Result<(), String> {
     for (word, rule) in schema.as_object().unwrap() {
         let is_right = match word.as_str() {
             "$schema" | "title" | "$defs" => true,
@@ -91,26 +92,4 @@ fn matches(pattern: &str, text: &str) -> bool {
     digits.is_some_and(|digits: Chars<'_>| {
         bounds.contains(&digits.clone().count()) && digits.clone().all(is_digit)
     })
-}
-
-#[test]
-fn the_checker_finds_faults() {
-    let good = json!({"schema": 1, "command": "destroy", "exit": 0, "answer": {"vm": 3}});
-    check(&good);
-    let faults = [
-        ("/schema", json!(2)),
-        ("/command", json!("x")),
-        ("/exit", json!(4)),
-        ("/answer", json!({"vm": 3, "more": 1})),
-        ("/answer", json!({"vm": "3"})),
-        ("/answer", json!({"vm": -1})),
-        ("/answer", json!({"vms": [{"vm": 1}], "unprotected": 0})),
-        ("/answer", json!({"id": "0", "ranges": 1, "pages": 1, "bytes": 1})),
-    ];
-    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
-    for (place, wrong) in faults {
-        let mut value = good.clone();
-        *value.pointer_mut(place).unwrap() = wrong.clone();
-        assert!(find_fault(&schema, &schema, &value).is_err(), "{place}: {wrong}");
-    }
 }

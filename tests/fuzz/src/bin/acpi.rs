@@ -2,7 +2,7 @@
 //! other, they are the contents of a table whose length and checksum are made right.
 #![no_main]
 
-use boot::acpi::{ApicId, Madt, Processors, Root, Signature, mcfg, reset_register};
+use boot::acpi::{ApicId, Madt, Processors, Root, Signature, mcfg, reset_register, tpm};
 use boot::memory::Memory;
 use ept::addr::{PHYSICAL_END, Span};
 use ept::list::List;
@@ -21,9 +21,10 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     }
     let mut bios = pointer(BIOS + 0x40);
     bios.resize(0x40, 0);
-    let list = [BIOS + 0x80, BIOS + 0x4000, BIOS + 0x8000];
+    let list = [BIOS + 0x80, BIOS + 0x4000, BIOS + 0x8000, BIOS + 0xc000];
     bios.extend(table(*b"RSDT", &list.map(u32::to_le_bytes).concat()));
-    for (at, name) in [(0x80, *b"APIC"), (0x4000, *b"MCFG"), (0x8000, *b"FACP")] {
+    for (at, name) in [(0x80, *b"APIC"), (0x4000, *b"MCFG"), (0x8000, *b"FACP"), (0xc000, *b"TPM2")]
+    {
         bios.resize(at, 0);
         bios.extend(table(name, &bytes[..bytes.len().min(0x2000)]));
     }
@@ -56,6 +57,7 @@ fn read(memory: &dyn Memory) {
         }
     }
     let _register = reset_register(memory, root);
+    let _tpm = tpm(memory, root);
     if let Ok(Some(table)) = root.table(memory, Signature::DMAR) {
         assert!(table.starts_with(b"DMAR"));
     }

@@ -3,7 +3,7 @@
 
 use ept::addr::{PAGE, PHYSICAL_END, Span};
 use iommu::Source;
-use iommu::dmar::{Buses, Dmar, Segment, Structure, UNITS};
+use iommu::dmar::{Buses, Config, Dmar, Segment, Structure, UNITS, Uncovered};
 
 /// Every device whose number has these bits is a bridge to the buses from its own number on.
 struct Bridges(u8, u8);
@@ -13,6 +13,37 @@ impl Buses for Bridges {
         let [bus, device] = source.0.to_be_bytes();
         let first = bus.wrapping_add(self.1);
         (device & self.0 == self.0).then(|| (first, first.saturating_add(self.1)))
+    }
+}
+
+/// The same, as configuration space: one device of eight is there, on the first buses.
+impl Config for Bridges {
+    fn read(&self, source: Source, register: u8) -> u32 {
+        let [first, last] = self.behind(Segment(0), source).map_or([0; 2], |(a, b)| [a, b]);
+        match register {
+            _ if source.0 & 0b11_1000 != 0 || source.bus() > 3 => u32::MAX,
+            0x0c => u32::from(first != 0) << 16 | u32::from(self.0 & 0x80) << 16,
+            _ => u32::from_le_bytes([0, first, last, 0]),
+        }
+    }
+}
+
+impl Bridges {
+    /// Whether there is such a function, and not the first one under another number.
+    fn has(&self, source: Source) -> bool {
+        let first = Source(source.0 & !7);
+        let is_alone = self.read(first, 0x0c) & 0x80_0000 == 0;
+        self.read(source, 0) != u32::MAX && (source == first || !is_alone)
+    }
+}
+
+/// Bridges as that configuration space has them.
+struct Read<'b>(&'b Bridges);
+
+impl Buses for Read<'_> {
+    fn behind(&self, _: Segment, source: Source) -> Option<(u8, u8)> {
+        let [_, first, last, _] = self.0.read(source, 0x18).to_le_bytes();
+        (self.0.read(source, 0x0c) >> 16 & 0x7f == 1).then_some((first, last))
     }
 }
 
@@ -51,5 +82,12 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         if let Some(number) = dmar.unit_of(segment, source, &Bridges(*bits, *step)) {
             assert_eq!(units[number].segment, segment);
         }
+    }
+    let machine = Bridges(*bits, *step);
+    let works_for = |source| dmar.unit_of(Segment(0), source, &Read(&machine)).is_some();
+    match dmar.uncovered([].into_iter(), &machine) {
+        Some(Uncovered::Device(source)) => assert!(!works_for(source)),
+        Some(Uncovered::Segment(_)) => {}
+        None => assert!((0..4 << 8).map(Source).filter(|one| machine.has(*one)).all(works_for)),
     }
 });

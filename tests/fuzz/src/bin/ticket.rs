@@ -68,17 +68,19 @@ fn model(bytes: &[u8]) -> Option<Ticket> {
     ticket.state = match (u32_at(64)?, hash_at(72)?) {
         (0, hash) if hash == [0; 32] => State::Reset,
         (1, hash) => State::Hashed(hash),
+        (2, hash) if hash[4..] == [0; 28] => {
+            State::ResetIn(u32_at(72).filter(|base| u64::from(*base).is_multiple_of(PAGE))?)
+        }
         _ => return None,
     };
     ticket.processors = u32_at(112)? + 1;
     ticket.restarts = u32_at(116)?;
-    if ticket.restarts != 0 && ticket.state != State::Reset {
+    if ticket.restarts != 0 && matches!(ticket.state, State::Hashed(_)) {
         return None;
     }
     for at in (128..first_page).step_by(24) {
-        let class = [Class::Private, Class::Shared, Class::Window, Class::Virtio];
-        let class =
-            class[usize::try_from(u32_at(at + 16)?.checked_sub(1)?).ok().filter(|n| *n < 4)?];
+        let class = [Class::Private, Class::Shared, Class::Window, Class::Virtio, Class::VirtioPci];
+        let class = *class.get(usize::try_from(u32_at(at + 16)?.checked_sub(1)?).ok()?)?;
         ticket = ticket.range(u64_at(at)?, u64_at(at + 8)?, class);
         let Range { start, length, .. } = *ticket.ranges.last()?;
         let is_range =
@@ -90,8 +92,10 @@ fn model(bytes: &[u8]) -> Option<Ticket> {
     let ascend = |pair: &[Range]| pair[0].start + pair[0].length <= pair[1].start;
     let private: Vec<_> = ticket.ranges.iter().filter(|r| r.class == Class::Private).collect();
     let of = |class| ticket.ranges.iter().filter(move |range| range.class == class);
-    let has_room = of(Class::Virtio).count() == 0
-        || of(Class::Virtio).map(|range| range.length).eq([PAGE])
+    let lengths = |class| of(class).map(|range| range.length).collect::<Vec<_>>();
+    let transports = [lengths(Class::Virtio), lengths(Class::VirtioPci)];
+    let has_room = transports == [vec![], vec![]]
+        || (transports == [vec![PAGE], vec![]] || transports == [vec![], vec![128 << 10]])
             && (1..=8).contains(&of(Class::Shared).count())
             && of(Class::Shared)
                 .all(|part| part.start != 0 && (264 << 10..=64 << 20).contains(&part.length));

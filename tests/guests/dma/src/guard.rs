@@ -19,6 +19,9 @@ use iommu::{
 /// Offset of the register that says what is on (VT-d 4.1, 11.4.4.2).
 const STATUS: u64 = 0x1c;
 
+/// Where a message's address has the entry's index (VT-d 4.1, 5.1.2.2).
+const INDEX: u32 = 5;
+
 /// A transfer that was stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Stopped {
@@ -255,6 +258,32 @@ impl Guard {
         match &self.0 {
             Some(iommu) => remappable(iommu.entries),
             None => self.message(0, vector, apic::id()),
+        }
+    }
+
+    /// As [`Guard::missing`], by the first index past the table.
+    pub(crate) fn beyond(&mut self, vector: u8) -> Message {
+        if self.0.is_none() {
+            return self.missing(vector);
+        }
+        let last = remappable(u8::MAX);
+        Message { address: last.address + (1 << INDEX), ..last }
+    }
+
+    /// The message `other`, as a device makes it of its `own` by another subhandle (VT-d 4.1, 5.1.2.2).
+    pub(crate) fn by_subhandle(&self, own: Message, other: Message) -> Message {
+        const HAS_SUBHANDLE: u32 = 1 << 3;
+        if self.0.is_none() {
+            return other;
+        }
+        let further = (other.address >> INDEX) - (own.address >> INDEX);
+        Message { address: own.address | HAS_SUBHANDLE, data: further as u16 }
+    }
+
+    /// Takes the entry of `message` back.
+    pub(crate) fn withdraw(&mut self, message: Message) {
+        if let Some(Iommu { tables, units: [unit], interrupts, .. }) = &mut self.0 {
+            must(interrupts.set(tables, unit, (message.address >> INDEX) as u8, None));
         }
     }
 

@@ -19,6 +19,7 @@ mod port;
 mod report;
 mod secret;
 mod system;
+mod tpm;
 mod unit;
 mod virtio;
 
@@ -77,6 +78,7 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
             end::reboot()
         }
         "beats" => beats::go_on(),
+        "breaths" => beats::breathe(),
         "kexec" => kexec::into_second_kernel(&line.0, line.value("init.next").unwrap_or("")),
         "online" => {
             println!("init: processors {}", system::text("/sys/devices/system/cpu/online").trim());
@@ -95,8 +97,11 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "network" => virtio::network(),
         "card" => virtio::card(),
         "no-iommu" => unit::is_hidden(),
+        "tpm" => tpm::look(),
+        "tpm-locality" => tpm::attack(),
         "dma" => edu::attack(),
         "owners" => owners::change(),
+        "switch-off" => owners::behind_an_open_unit(),
         "random" => virtio::random(),
         "heart" => heart::beat(),
         "shell" => system::shell(),

@@ -76,6 +76,18 @@ pub(crate) fn change() -> Result<(), String> {
     })
 }
 
+/// Has a VM take a page, and again once the unit is off.
+pub(crate) fn behind_an_open_unit() -> Result<(), String> {
+    let (mut server, page) = (Server::find()?, Page::new()?);
+    let mut pass = || server.take(&page).and_then(|()| server.give_back(&page));
+    pass()?;
+    println!("init: a page is taken and given back");
+    unit::switch_off()?;
+    pass()?;
+    println!("init: a page is taken from devices that go on to reach it");
+    Ok(())
+}
+
 fn attack() -> Result<(), String> {
     let mut server = Server::find()?;
     let is_on = unit::tell()?;

@@ -6,8 +6,11 @@ use std::fs;
 
 /// Where QEMU has the registers of its one unit.
 const REGISTERS: u64 = 0xfed9_0000;
-/// Status (VT-d, 11.4.4.2): translation is on.
+/// Command (VT-d, 11.4.4.1), and status: translation is on.
+const COMMAND: u64 = 0x18;
 const STATUS: u64 = 0x1c;
+/// Its queue is.
+const QUEUED: u32 = 1 << 26;
 const TRANSLATES: u32 = 1 << 31;
 /// Capabilities; bits 33:24 say where the first fault record is, in 16 bytes.
 const CAPABILITY: u64 = 8;
@@ -45,6 +48,13 @@ pub(crate) fn tell() -> Result<bool, String> {
     let on = is_there && devmem::read_u32(REGISTERS + STATUS)? & TRANSLATES != 0;
     println!("init: a unit translates: {on}");
     Ok(on)
+}
+
+/// Switches translation off: what a host could do that moves the registers to where it reaches them.
+pub(crate) fn switch_off() -> Result<(), String> {
+    let status = devmem::read_u32(REGISTERS + STATUS)?;
+    devmem::write_u32(REGISTERS + COMMAND, status & QUEUED)?;
+    tell().map(drop)
 }
 
 /// Says what the unit's one fault record holds, if it is there, and empties it.

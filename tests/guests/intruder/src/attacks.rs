@@ -4,7 +4,7 @@ use crate::debugger::{Debugger, R12, RIP};
 use crate::kvm::{self, Thread};
 use crate::look::{is_in, is_in_stream, is_part_in, is_part_in_text};
 use crate::memory::{Machine, Memory, PAGE, SIZE};
-use crate::vm::{Place, Vm};
+use crate::vm::{Health, Kind, OTHER, Place, Vm};
 use std::fs::File;
 use std::time::Duration;
 
@@ -46,6 +46,7 @@ pub(crate) const ATTACKS: &[(&str, Attack)] = &[
     ("swap-pages", swap_pages),
     ("drop-page", drop_page),
     ("replay-dropped-page", replay_dropped_page),
+    ("exchange-with-other-vm", exchange),
 ];
 
 /// Looks often enough to meet the VM at its work, not in its kernel.
@@ -309,7 +310,7 @@ fn patch(vm: &mut Vm, name: &str) -> Result<bool, String> {
     memory.write(at, &[0xb8, 0x39, 0x05, 0, 0, 0xc3])?;
     let health = vm.health();
     memory.write(at, &before)?;
-    Ok(health != crate::vm::Health::Fine)
+    Ok(health != Health::Fine)
 }
 
 /// The contents of two pages, exchanged through QEMU's process.
@@ -346,6 +347,31 @@ fn replay_dropped_page(vm: &mut Vm) -> Result<bool, String> {
     drop_by(&thread, memory.address(at))?;
     memory.write(at, &before)?;
     Ok(false)
+}
+
+/// Two VMs get each the other's page, in frames that were given back before.
+fn exchange(vm: &mut Vm) -> Result<bool, String> {
+    let _ = vm.monitor("stop")?;
+    let mut other = Vm::start(vm.kind, OTHER)?;
+    let _ = vm.monitor("cont")?;
+    let [one, two] = [vm.place("secret")?.physical, other.place("secret")?.physical];
+    let memory = [vm.memory()?, other.memory()?];
+    let threads = [
+        Thread::stop(vm.process(), vm.thread()?)?,
+        Thread::stop(other.process(), other.thread()?)?,
+    ];
+    let pages = [memory[0].page(one)?, memory[1].page(two)?];
+    drop_by(&threads[0], memory[0].address(one))?;
+    drop_by(&threads[1], memory[1].address(two))?;
+    memory[0].write(one, &pages[1])?;
+    memory[1].write(two, &pages[0])?;
+    drop(threads);
+    // The first one is looked at by who has called.
+    let (health, cause) = (other.health(), other.stop_cause()?);
+    println!("root: the other VM is {health:?}, stopped for {cause:?}");
+    let is_stopped = matches!(health, Health::Gone | Health::Silent) && cause.is_some();
+    other.end()?;
+    Ok(vm.kind == Kind::Protected && !is_stopped)
 }
 
 /// QEMU gives back a page that the VM uses.

@@ -1,7 +1,7 @@
 //! Root on a host with KVM attacks a Linux VM that the distribution's QEMU runs.
 //!
 //! The VM is what `visorctl ticket linux` has made in `/vm`, of a kernel and of `init`, which beats
-//! (`init.do=heart`): it says at each beat whether anything of it was changed. Each attack is done to it without a
+//! (`init.do=heart`), and a second one in `/vm-other`: it says at each beat whether anything of it was changed. Each attack is done to it without a
 //! ticket and with one, if the words `unprotected` and `protected` ask for that, and has a line
 //!
 //! ```text
@@ -11,6 +11,9 @@
 //! An outcome is `succeeded`; `failed`, when the VM beats on and all is well; `stopped cause=N`, when the visor
 //! says so; or what else happened, in words with hyphens, which nobody wants. Without a ticket every attack must
 //! succeed, or it proves nothing.
+//!
+//! `find FILE WORD WORD` says whether the two words, which are given in disguise, lie in a file, and does nothing
+//! else.
 
 mod attacks;
 mod debugger;
@@ -23,12 +26,16 @@ mod vm;
 
 use attacks::ATTACKS;
 use look::Needle;
+use std::fs::File;
 use std::process::ExitCode;
-use vm::{Health, Kind, Vm};
+use vm::{FOLDER, Health, Kind, Vm};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let result = run(&words);
+    let result = match &*words {
+        [find, file, first, second] if find == "find" => find_in(file, [first, second]),
+        _ => run(&words),
+    };
     match &result {
         Ok(()) => println!("root: done"),
         Err(why) => println!("root: FAIL {why}"),
@@ -72,10 +79,25 @@ fn run(words: &[String]) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether the words lie in the file, at a multiple of 8 from its beginning.
+fn find_in(file: &str, words: [&String; 2]) -> Result<(), String> {
+    let failed = |why: std::io::Error| format!("{file}: {why}");
+    let needle = words.map(|word| u64::from_str_radix(word, 16));
+    let [Ok(first), Ok(second)] = needle else { return Err("these are no words".to_owned()) };
+    let opened = File::open(file).map_err(failed)?;
+    let length = opened.metadata().map_err(failed)?.len();
+    let found = match look::is_in_stream(opened, [first, second])? {
+        true => "found",
+        false => "not found",
+    };
+    println!("root: FIND in {file}, {length} bytes: {found}");
+    Ok(())
+}
+
 /// The VM, which beats and is well; started if there is none.
 fn alive(kind: Kind, subject: &mut Option<Vm>) -> Result<&mut Vm, String> {
     if subject.is_none() {
-        let mut vm = Vm::start(kind)?;
+        let mut vm = Vm::start(kind, FOLDER)?;
         let health = vm.health();
         if health != Health::Fine {
             return Err(format!("{kind:?}, without any attack: {health:?}"));

@@ -8,12 +8,14 @@ use crate::monitor::Monitor;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-const MONITOR: &str = "/run/monitor";
-const DEBUGGER: &str = "/run/debugger";
+/// Folders of VMs: that of the one under attack, and of another one.
+pub(crate) const FOLDER: &str = "/vm";
+pub(crate) const OTHER: &str = "/vm-other";
 /// In the emulated clock: for a boot, and for a beat.
 const BOOT: Duration = Duration::from_secs(200);
 const BEAT: Duration = Duration::from_secs(20);
@@ -74,6 +76,7 @@ pub(crate) struct Place {
 /// A VM that beats.
 pub(crate) struct Vm {
     pub(crate) kind: Kind,
+    folder: &'static str,
     pub(crate) needle: Needle,
     places: BTreeMap<String, Place>,
     /// Changes at each look.
@@ -85,14 +88,16 @@ pub(crate) struct Vm {
 
 impl Vm {
     /// Starts it, and waits until it beats.
-    pub(crate) fn start(kind: Kind) -> Result<Self, String> {
+    pub(crate) fn start(kind: Kind, folder: &'static str) -> Result<Self, String> {
         if kind == Kind::Protected {
-            let _ = host::visorctl(&["submit", "/vm/ticket"])?;
+            let _ = host::visorctl(&["submit", &format!("{folder}/ticket")])?;
         }
-        for socket in [MONITOR, DEBUGGER] {
-            let _ = fs::remove_file(socket);
+        // The image is the same for all.
+        let _ = symlink(format!("{FOLDER}/image.bin"), format!("{folder}/image.bin"));
+        for name in ["monitor", "debugger"] {
+            let _ = fs::remove_file(socket(folder, name));
         }
-        let mut qemu = qemu()?;
+        let mut qemu = qemu(folder)?;
         let out = qemu.stdout.take().ok_or("QEMU has no output")?;
         let (sender, lines) = channel();
         let _ = std::thread::spawn(move || {
@@ -103,9 +108,9 @@ impl Vm {
                 }
             }
         });
-        let monitor = Monitor::open(MONITOR)?;
-        let mut vm =
-            Self { kind, needle: [0; 2], places: BTreeMap::new(), looks: 0, qemu, lines, monitor };
+        let monitor = Monitor::open(&socket(folder, "monitor"))?;
+        let (needle, places) = ([0; 2], BTreeMap::new());
+        let mut vm = Self { kind, folder, needle, places, looks: 0, qemu, lines, monitor };
         vm.learn()?;
         Ok(vm)
     }
@@ -172,7 +177,7 @@ impl Vm {
     pub(crate) fn stop_cause(&self) -> Result<Option<u32>, String> {
         match self.kind {
             Kind::Unprotected => Ok(None),
-            Kind::Protected => host::stop_cause(),
+            Kind::Protected => host::stop_cause(&self.id()?),
         }
     }
 
@@ -180,7 +185,13 @@ impl Vm {
     pub(crate) fn end(mut self) -> Result<(), String> {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait().map_err(|why| why.to_string())?;
-        if self.kind == Kind::Protected { host::forget() } else { Ok(()) }
+        if self.kind == Kind::Protected { host::forget(&self.id()?) } else { Ok(()) }
+    }
+
+    /// The id in its ticket.
+    fn id(&self) -> Result<String, String> {
+        let ticket = fs::read(format!("{}/ticket", self.folder));
+        ticket.map(|ticket| host::id(&ticket)).map_err(|why| format!("ticket: {why}"))
     }
 
     /// Where `name` is, which the VM has told.
@@ -200,7 +211,7 @@ impl Vm {
 
     /// A debugger's session; the VM stands still meanwhile.
     pub(crate) fn debugger(&self) -> Result<Debugger, String> {
-        Debugger::open(DEBUGGER)
+        Debugger::open(&socket(self.folder, "debugger"))
     }
 
     /// The VM's memory, in QEMU's.
@@ -222,14 +233,23 @@ impl Vm {
     }
 }
 
-fn qemu() -> Result<Child, String> {
-    let arguments = fs::read_to_string("/vm/qemu.args").map_err(|why| why.to_string())?;
-    let socket = |path: &str| format!("socket,path={path},server=on,wait=off,id=");
+/// Where the VM in this folder has its `name`.
+fn socket(folder: &str, name: &str) -> String {
+    format!("/run{folder}.{name}")
+}
+
+fn qemu(folder: &str) -> Result<Child, String> {
+    let arguments = fs::read_to_string(format!("{folder}/qemu.args"));
+    let arguments = arguments.map_err(|why| why.to_string())?;
+    let device = |name| {
+        let path = socket(folder, name);
+        format!("socket,path={path},server=on,wait=off,id={name}")
+    };
     Command::new("/usr/bin/qemu-system-x86_64")
-        .current_dir("/vm")
+        .current_dir(folder)
         .args(arguments.lines())
-        .args(["-chardev", &(socket(MONITOR) + "monitor"), "-mon", "chardev=monitor"])
-        .args(["-chardev", &(socket(DEBUGGER) + "debugger"), "-gdb", "chardev:debugger"])
+        .args(["-chardev", &device("monitor"), "-mon", "chardev=monitor"])
+        .args(["-chardev", &device("debugger"), "-gdb", "chardev:debugger"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

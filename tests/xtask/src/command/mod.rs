@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod reproduce;
 mod run;
 mod setup;
 mod tcb;
@@ -23,9 +24,11 @@ struct Xtask {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Install, fetch and build what the other commands need
-    Setup,
+    Setup(setup::Options),
     /// Build the visor and the guests
     Build,
+    /// Build the visor in another folder as well, and compare the two bit by bit
+    Reproduce,
     /// Run the tests, each a boot in an emulator
     Test(test::Options),
     /// Measure the trusted computing base against its budget
@@ -41,8 +44,9 @@ enum Command {
 /// Does what the command line asks for.
 pub(crate) fn dispatch() -> Result<ExitCode> {
     match Xtask::parse().command {
-        Command::Setup => setup::setup().map(|()| ExitCode::SUCCESS),
+        Command::Setup(options) => setup::setup(&options).map(|()| ExitCode::SUCCESS),
         Command::Build => build::build().map(|()| ExitCode::SUCCESS),
+        Command::Reproduce => reproduce::reproduce().map(|()| ExitCode::SUCCESS),
         Command::Test(options) => test::test(options),
         Command::Tcb(options) => tcb::tcb(&options),
         Command::Bench(options) => bench::bench(&options).map(|()| ExitCode::SUCCESS),

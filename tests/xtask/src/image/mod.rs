@@ -4,6 +4,7 @@ pub(crate) mod cpio;
 pub(crate) mod elf32;
 pub(crate) mod iso;
 pub(crate) mod programs;
+mod qcow2;
 pub(crate) mod vectors;
 pub(crate) mod vmms;
 pub(crate) mod works;

@@ -7,8 +7,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::iso;
 use super::programs::Programs;
+use super::{iso, qcow2};
+use crate::build::Guests;
 use crate::machine::{Image, Payload};
 use crate::{build, packages, paths, tool};
 
@@ -39,10 +40,11 @@ const MADE_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=relia
 
 /// Such a VM: its folder, what its `init` does, and how it differs from others.
 type Made = (&'static str, &'static str, &'static [&'static str]);
-const MADE_VMS: [Made; 9] = [
+const MADE_VMS: [Made; 11] = [
     ("vm", "", &[]),
     ("vm-2", "cpu-hotplug", &["--processors", "2"]),
     ("vm-beats", "beats", &["--memory", "40M"]),
+    ("vm-balloon", "breaths", &["--virtio", "1", "--memory", "96M"]),
     ("vm-reset", "secret,reboot-always reboot=t", &["--processors", "2", "--restarts", "3"]),
     ("vm-virtio", "disk,network,random ip=dhcp", &["--virtio", "3"]),
     ("vm-q35", "", &["--machine", "q35"]),
@@ -53,6 +55,7 @@ const MADE_VMS: [Made; 9] = [
     ),
     ("vm-q35-virtio", "disk,network,random ip=dhcp", &["--machine", "q35", "--virtio", "3"]),
     ("vm-lies", "disk,stay,disk ip=dhcp", &["--virtio", "4"]),
+    ("vm-q35-lies", "disk,stay,disk ip=dhcp", &["--machine", "q35", "--virtio", "4"]),
 ];
 
 /// The disk of those that have one: the host has filled the first half.
@@ -67,6 +70,9 @@ const FIRMWARE: [&str; 4] = [
     "usr/share/qemu/linuxboot.bin",
     "usr/share/qemu/linuxboot_dma.bin",
 ];
+
+/// What QEMU loads when it has no KVM.
+const QEMU_SOFTWARE: &str = "usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so";
 
 /// Where the distribution keeps Xen's programs.
 const XEN: &str = "usr/lib/xen-4.17";
@@ -120,6 +126,33 @@ fn add_modules(programs: &mut Programs, modules: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
+/// VMs that `visorctl` makes for Xen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum XenVm {
+    /// Boots, and ends.
+    Plain,
+    /// Has two processors, one of which goes and comes back.
+    Two,
+    /// Has a secret, and says at each beat whether anybody has changed it.
+    Heart,
+    /// Has a disk, a network and a source of random numbers.
+    Virtio,
+}
+
+impl XenVm {
+    /// Its name, what its `init` does, and words for `visorctl`.
+    const fn made(self) -> (&'static str, &'static str, &'static [&'static str]) {
+        match self {
+            Self::Plain => ("xl-made", "", &["--memory", "64M"]),
+            Self::Two => ("xl-two", "cpu-hotplug", &["--memory", "64M", "--processors", "2"]),
+            Self::Heart => ("xl-heart", "heart", &["--memory", "40M"]),
+            Self::Virtio => {
+                ("xl-virtio", "disk,network,random ip=dhcp", &["--memory", "64M", "--virtio", "3"])
+            }
+        }
+    }
+}
+
 /// What goes into VMs that `visorctl` makes.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -143,7 +176,8 @@ pub(crate) fn made(of: &Parts, out: &Path) -> Result<PathBuf> {
 
 /// An initial RAM file system in which `intruder` attacks such a VM, made at `out`.
 pub(crate) fn attacked(of: &Parts, intruder: &Path, out: &Path) -> Result<PathBuf> {
-    let (mut programs, _) = with_made(of, (ATTACKED, &[("vm", "heart", &[])]), out)?;
+    let vms: [Made; 2] = [("vm", "heart", &[]), ("vm-other", "heart", &[])];
+    let (mut programs, _) = with_made(of, (ATTACKED, &vms), out)?;
     programs.add("intruder", intruder);
     finish(&programs, out)
 }
@@ -179,7 +213,7 @@ fn with_made(
     Ok((programs, parts))
 }
 
-/// Adds a disk for VMs that `visorctl` makes, what is served of it, and the hash that it has when the VM has
+/// Adds an empty disk for snapshots, a disk for VMs that `visorctl` makes, what is served of it, and the hash that it has when the VM has
 /// written the complement of its first half to the second one.
 fn disk_of_made(programs: &mut Programs, parts: &Path) -> Result<()> {
     use sha2::{Digest, Sha256};
@@ -190,9 +224,12 @@ fn disk_of_made(programs: &mut Programs, parts: &Path) -> Result<()> {
     let hash = Sha256::digest(disk.iter().copied().chain(after).collect::<Vec<u8>>());
     let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     disk.resize(disk.len() * 2, 0);
-    for (name, content) in
-        [("disk", disk), ("served/part", served), ("disk.after", format!("{hash}  -\n").into())]
-    {
+    for (name, content) in [
+        ("disk", disk),
+        ("served/part", served),
+        ("disk.after", format!("{hash}  -\n").into()),
+        ("snapshots", qcow2::empty()),
+    ] {
         let path = parts.join(name.replace('/', "-"));
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
         programs.add(&format!("data/{name}"), &path);
@@ -220,19 +257,35 @@ fn add_device_model(programs: &mut Programs) -> Result<()> {
 }
 
 /// As [`made`], for Xen's `xl` in a dom0.
-pub(crate) fn made_for_xen(of: &Parts, out: &Path) -> Result<PathBuf> {
+pub(crate) fn made_for_xen(of: &Parts, kind: XenVm, guests: &Guests) -> Result<PathBuf> {
     let root = packages::vmms()?;
-    let parts = parts(out)?;
+    let (name, actions, more) = kind.made();
+    let out = paths::target("guests")?.join(format!("{name}.cpio"));
+    let parts = parts(&out)?;
     let mut programs = dom0(&root, &parts)?;
     add_device_model(&mut programs)?;
     programs.add("visorctl", &of.tool);
+    match kind {
+        XenVm::Plain | XenVm::Two => {}
+        XenVm::Heart => {
+            programs.add("vmm", &guests.vmm);
+            programs.add("intruder", &guests.intruder);
+        }
+        XenVm::Virtio => {
+            disk_of_made(&mut programs, &parts)?;
+            // The device model has no network in itself; this one is the network.
+            programs.program("usr/bin/qemu-system-x86_64")?;
+            programs.file(QEMU_SOFTWARE)?;
+        }
+    }
     let vm = parts.join("vm");
-    let words = ["--machine", "xen", "--cmdline", MADE_WORDS, "--memory", "64M"];
+    let line = format!("{MADE_WORDS} init.do={actions}");
+    let words = [&["--machine", "xen", "--cmdline", line.as_str()], more].concat();
     build::linux_vm(&of.tool, [&of.kernel, &of.initrd], &words, &vm)?;
     for name in ["ticket", "image.elf", "firmware.bin", "xl.cfg"] {
         programs.add(&format!("vm/{name}"), &vm.join(name));
     }
-    finish(&programs, out)
+    finish(&programs, &out)
 }
 
 /// An initial RAM file system of a dom0 in which `xl` runs `kernel`, made at `out`.

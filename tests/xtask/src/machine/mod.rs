@@ -5,6 +5,7 @@ pub(crate) mod outside;
 mod process;
 mod qemu;
 mod serial;
+mod tpm;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use clap::ValueEnum;
 
 pub(crate) use qemu::{described, kvm_nests, loading};
 pub(crate) use serial::{Lines, Step, Watch};
+pub(crate) use tpm::{Interface, Tpm};
 
 /// The emulator that a machine runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

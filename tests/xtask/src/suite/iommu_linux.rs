@@ -39,6 +39,9 @@ const DEVICES: &str = "\
 
 const OPEN_MACHINE: &str = "-m 1024";
 const IOMMU: &str = "-m 1024 -device intel-iommu,intremap=on";
+/// A unit that works for no device, as its firmware says.
+const BYPASSED: &str =
+    "-m 1024 -device intel-iommu,intremap=on -machine default-bus-bypass-iommu=on";
 /// With RAM above 4 GiB, where the visor then is, too.
 const LARGE: &str = "-m 6144 -device intel-iommu,intremap=on,aw-bits=48,caching-mode=on";
 /// For UEFI, whose boot loader wants a screen.
@@ -157,7 +160,7 @@ pub(super) fn tests() -> Vec<Test> {
     let open = Case {
         visor: Some("insecure-no-iommu"),
         machine: OPEN_MACHINE,
-        lines: [OPEN, &[]],
+        lines: [NO_VMX, OPEN],
         never: &[],
         ..attack
     };
@@ -173,11 +176,13 @@ pub(super) fn tests() -> Vec<Test> {
     let open_owners = Case { actions: owners.actions, ..open_owners };
     vec![
         owners.test("iommu/linux-owners", 15),
+        switched_off(owners).test("iommu/linux-switched-off", 10),
         open_owners.test("iommu/linux-open-owners", 15),
         bare.test("iommu/linux-bare", 10),
         alone.test("iommu/linux", 10),
         Case { machine: LARGE, ..alone }.test("iommu/linux-large", 12),
         Case { machine: SCREEN, loader: Loader::GrubEfi, ..alone }.test("iommu/linux-uefi", 20),
+        bypassed(open).test("iommu/linux-bypassed", 10),
         Test::new("iommu/linux-attacks", 10, move |rig| {
             let secrets = attacked(&attack, rig)?;
             ensure!(secrets == 0, "the secret is in {secrets} pages of the visor's");
@@ -189,6 +194,26 @@ pub(super) fn tests() -> Vec<Test> {
             Ok(())
         }),
     ]
+}
+
+/// As `open`, where there is a unit, but none for any device. The visor leaves that to the host, which here does
+/// not want it, so that `init` can look.
+fn bypassed(open: Case) -> Case {
+    let actions = "dma intel_iommu=off intremap=off";
+    Case { visor: Some(""), machine: BYPASSED, actions, lines: [UNCOVERED, OPEN], ..open }
+}
+
+/// As `owners`, but that the host gets at the unit: then no page becomes a VM's any more, and the visor stops.
+fn switched_off(owners: Case) -> Case {
+    const TAKEN: &[&str] = &["*init: a page is taken and given back"];
+    const STOPPED: &[&str] = &[
+        "*init: a unit translates: false",
+        "visor: [panic] VT-d unit 0xfed90000: its registers have changed at *",
+        "visor: halted",
+        "*init: switch-off: the visor does not answer",
+    ];
+    let never = &["*init: a page is taken from devices *"];
+    Case { actions: "switch-off", lines: [TAKEN, STOPPED], never, ..owners }
 }
 
 /// What `init` says if Linux knows of no IOMMU.
@@ -233,7 +258,6 @@ const BLOCKED: &[&str] = &[
 
 /// What root's devices do to the visor where nothing stops them.
 const OPEN: &[&str] = &[
-    "visor: [warn] TEST BUILD WITHOUT VMX: *",
     "*init: the visor's memory: *",
     "*init: a unit translates: false",
     "*init: edu 0000:00:05.0 moves memory",
@@ -248,6 +272,14 @@ const OPEN: &[&str] = &[
     "*init: edu * writes the visor's *: succeeds",
     "*init: done",
 ];
+
+/// A unit that does not work for a device is no IOMMU.
+const UNCOVERED: &[&str] = &[
+    "visor: [warn] TEST BUILD WITHOUT VMX: *",
+    "visor: [warn] no IOMMU keeps devices from memory: DMAR: no unit for the device *",
+];
+/// There is nothing that the visor could use.
+const NO_VMX: &[&str] = &["visor: [warn] TEST BUILD WITHOUT VMX: *"];
 
 /// Pages that are a VM's for a while are out of every device's reach so long, and what tries is told of.
 const OWNERS: &[&str] = &[

@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 use anyhow::{Context, Error, Result};
 
 use crate::build::{self, Guests};
-use crate::image::{vmms, works};
+use crate::image::vmms::{self, XenVm};
+use crate::image::works;
 use crate::machine::{Image, Machine, Payload};
 use crate::packages::{self, Built};
 use crate::paths;
@@ -68,7 +69,7 @@ pub(crate) enum Host {
     /// small kernel too.
     Xl { xen: String, dom0: String },
     /// As [`Host::Xl`], with `visorctl` and a VM that this has made.
-    XlMade { xen: String, dom0: String },
+    XlMade { vm: XenVm, xen: String, dom0: String },
     /// The bare-metal probe.
     Probe(String),
     /// The bare-metal user of VMX.
@@ -140,6 +141,9 @@ pub(crate) struct Kit {
     stock_attacked: Once<PathBuf>,
     xl: Once<PathBuf>,
     xl_made: Once<PathBuf>,
+    xl_two: Once<PathBuf>,
+    xl_heart: Once<PathBuf>,
+    xl_virtio: Once<PathBuf>,
 }
 
 impl fmt::Debug for Kit {
@@ -172,6 +176,9 @@ impl Kit {
             stock_attacked: Once::new(),
             xl: Once::new(),
             xl_made: Once::new(),
+            xl_two: Once::new(),
+            xl_heart: Once::new(),
+            xl_virtio: Once::new(),
         }
     }
 
@@ -278,9 +285,14 @@ impl Kit {
         vmms::qemu(&self.small()?, modules, &paths::target("guests")?.join(name))
     }
 
-    /// The parts of a VM that `visorctl` makes, for a host with KVM's `modules`.
+    /// The parts of a VM that `visorctl` makes of the small kernel, for a host with KVM's `modules`.
     fn parts(&self, modules: Vec<PathBuf>) -> Result<vmms::Parts> {
-        let (kernel, initrd) = (self.small()?, self.guests()?.initrd);
+        self.parts_of(self.small()?, modules)
+    }
+
+    /// The same, of another kernel.
+    fn parts_of(&self, kernel: PathBuf, modules: Vec<PathBuf>) -> Result<vmms::Parts> {
+        let initrd = self.guests()?.initrd;
         Ok(vmms::Parts { tool: build::visorctl()?, kernel, initrd, modules })
     }
 
@@ -294,7 +306,7 @@ impl Kit {
     fn life(&self) -> Result<PathBuf> {
         self.life.get(|| {
             let out = paths::target("guests")?.join("life.cpio");
-            vmms::made(&self.parts(Built::Life.kvm()?)?, &out)
+            vmms::made(&self.parts_of(Built::Life.kernel()?, Built::Life.kvm()?)?, &out)
         })
     }
 
@@ -316,11 +328,14 @@ impl Kit {
         self.xl.get(|| vmms::xl(&self.small()?, &paths::target("guests")?.join("xl.cpio")))
     }
 
-    fn xl_made(&self) -> Result<PathBuf> {
-        self.xl_made.get(|| {
-            let out = paths::target("guests")?.join("xl-made.cpio");
-            vmms::made_for_xen(&self.parts(Vec::new())?, &out)
-        })
+    fn xl_made(&self, vm: XenVm) -> Result<PathBuf> {
+        let once = match vm {
+            XenVm::Plain => &self.xl_made,
+            XenVm::Two => &self.xl_two,
+            XenVm::Heart => &self.xl_heart,
+            XenVm::Virtio => &self.xl_virtio,
+        };
+        once.get(|| vmms::made_for_xen(&self.parts(Vec::new())?, vm, &self.guests()?))
     }
 
     /// The Linux kernel of `host` and its initial RAM file system.
@@ -342,7 +357,7 @@ impl Kit {
             Host::Attacked(_) => (Self::small, Self::attacked),
             Host::StockAttacked(_) => (Self::stock, Self::stock_attacked),
             Host::Xl { .. } => (Self::small, Self::xl),
-            Host::XlMade { .. } => (Self::small, Self::xl_made),
+            Host::XlMade { vm, .. } => return Ok(vec![self.small()?, self.xl_made(*vm)?]),
             Host::Probe(_) | Host::Vmx(_) | Host::Files(_) => return Ok(Vec::new()),
         };
         Ok(vec![kernel(self)?, initrd(self)?])

@@ -12,12 +12,19 @@ use crate::machine::End;
 #[derive(Clone, Copy, Debug)]
 struct Day {
     host: fn(String) -> Host,
+    vm: &'static str,
     steps: &'static str,
 }
 
-const SAVE: Day = Day { host: Host::Made, steps: "beating,save" };
-const SWAP: Day = Day { host: Host::Life, steps: "group,beating,swap,merge" };
-const MOVES: Day = Day { host: Host::Life, steps: "group,beating,huge,compact,nodes" };
+const SAVE: Day = Day {
+    host: Host::Made,
+    vm: "vm-beats",
+    steps: "disk_for_snapshots,beating,save,live,snapshot",
+};
+const SWAP: Day = Day { host: Host::Life, vm: "vm-beats", steps: "group,beating,swap,merge" };
+const BALLOON: Day = Day { host: Host::Life, vm: "vm-balloon", steps: "balloon" };
+const MOVES: Day =
+    Day { host: Host::Life, vm: "vm-beats", steps: "group,beating,huge,compact,nodes" };
 
 impl Day {
     /// The boot in which a VM lives through this, with more steps before and `after`.
@@ -32,7 +39,7 @@ impl Day {
 
     /// The host that does `actions`, with two nodes if its kernel knows what that is.
     fn host(self, actions: &str) -> Host {
-        (self.host)(format!("numa=fake=2 init.vm=vm-beats init.do={actions}"))
+        (self.host)(format!("numa=fake=2 init.vm={} init.do={actions}", self.vm))
     }
 
     /// What is said where the VM has no ticket, and there is no visor.
@@ -55,8 +62,13 @@ struct Told {
     with: fn(u32) -> bool,
 }
 
-const SAVED: [Told; 3] =
-    [Told::lines("/run/pmemsave: "), Told::lines("/run/dump: "), Told::lines("/run/saved: ")];
+const SAVED: [Told; 5] = [
+    Told::lines("/run/pmemsave: "),
+    Told::lines("/run/dump: "),
+    Told::lines("/run/saved: "),
+    Told::lines("/run/live: "),
+    Told::lines("/data/snapshots: "),
+];
 const SWAPPED: [Told; 2] = [
     Told::lines("/dev/zram0: "),
     Told { words: "init: merged ", without: |pages| pages > 400, with: |pages| pages < 50 },
@@ -83,11 +95,11 @@ pub(super) fn tests() -> Vec<Test> {
     // What needs a kernel of its own, 12 minutes of a processor to build, is on demand.
     vec![
         Test::new("protected/qemu-save-control", 40, |rig| {
-            let log = SAVE.without(rig, "restore,slay")?;
+            let log = SAVE.without(rig, "set_back,restore,slay")?;
             SAVED.iter().try_for_each(|told| told.judge(&log, told.without))
         }),
         Test::new("protected/qemu-save", 60, |rig| {
-            let log = SAVE.with(rig, "lost,unload")?;
+            let log = SAVE.with(rig, "not_set_back,lost,unload")?;
             SAVED.iter().try_for_each(|told| told.judge(&log, told.with))
         }),
         Test::new("protected/qemu-swap-control", 50, |rig| {
@@ -100,6 +112,12 @@ pub(super) fn tests() -> Vec<Test> {
             SWAPPED.iter().try_for_each(|told| told.judge(&log, told.with))
         })
         .on_demand(),
+        Test::new("protected/qemu-balloon-control", 40, |rig| {
+            BALLOON.without(rig, "slay").map(drop)
+        })
+        .on_demand(),
+        Test::new("protected/qemu-balloon", 280, |rig| BALLOON.with(rig, "slay").map(drop))
+            .on_demand(),
         Test::new("protected/qemu-moves-control", 50, |rig| MOVES.without(rig, "slay").map(drop))
             .on_demand(),
         Test::new("protected/qemu-moves", 120, |rig| MOVES.with(rig, "slay").map(drop)).on_demand(),

@@ -1,11 +1,13 @@
 //! The tests: each a boot, or several, with exact expectations on the serial line.
 
+mod attest;
 mod boot;
 mod conformance;
 mod expect;
 mod guests;
 pub(crate) mod iommu;
 mod iommu_linux;
+mod iommu_tables;
 mod kit;
 mod kvm;
 mod life;
@@ -93,6 +95,8 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(tickets::tests());
     tests.extend(iommu::tests());
     tests.extend(iommu_linux::tests());
+    tests.extend(iommu_tables::tests());
+    tests.extend(attest::tests());
     tests.extend(conformance::tests());
     tests
 }

@@ -39,11 +39,11 @@ pub(super) fn tests() -> Vec<Test> {
 fn bare() -> Vec<Test> {
     let neutral = "nmi 1000 interrupts 1000 xsetbv registers vmx-instructions mtrr";
     let bare = |words: &str| Stack::bare(Host::Probe(words.to_owned()));
-    let attack = bare("memory base=0x1fa00000 end=0x1fa10000");
+    let attack = bare("memory base=0x1fa00000 end=0x1fa10000 device-memory");
     vec![
         passes(bare(neutral), neutral).test("boot/bare-probes", 2),
         Boot::attack(attack)
-            .expect(&["probe: FAIL memory: *"])
+            .expect(&["probe: FAIL memory: *", "probe: FAIL device-memory: *"])
             .ends(End::PowerOff)
             .test("boot/bare-memory-is-open", 2),
     ]
@@ -51,7 +51,7 @@ fn bare() -> Vec<Test> {
 
 fn on_visor() -> Vec<Test> {
     let mut tests = vec![
-        probe("memory").test("boot/memory-is-closed", 2),
+        probe("memory device-memory").test("boot/memory-is-closed", 2),
         probe("cpuid cr xsetbv registers vmx-instructions msr mtrr").test("boot/processor", 2),
         probe("apic-base").test("boot/apic-stays", 2),
         probe("nmi 1000").test("boot/nmis", 3),

@@ -159,6 +159,7 @@ pub(super) fn tests() -> Vec<Test> {
         Test::new("protected/life-2-cpus", 17, life_on_two),
         Test::new("protected/refuses-others", 2, refuses_others),
         Test::new("protected/without-iommu", 2, without_iommu),
+        Test::new("protected/sealed-ticket", 5, sealed),
         Test::new("protected/devices-control", 20, devices_control),
         Test::new("protected/devices", 40, devices),
         Test::new("protected/linux-control", 12, linux_control),
@@ -203,6 +204,38 @@ fn without_iommu(rig: &Rig<'_>) -> Result<()> {
         "*the ticket is refused: no IOMMU keeps devices from memory: see insecure-no-iommu*";
     let boot = boot.expect(&[open, refused, "*init: done"]).never("*vmm: PASS *");
     rig.check("", &boot.ends(End::PowerOff)).map(drop)
+}
+
+/// What becomes of each submission: the number of its refusal.
+const SUBMISSIONS: [(&str, &str); 18] = [
+    ("in-clear", "64"),
+    ("another-version", "3"),
+    ("for-another-visor", "70"),
+    ("for-another-visor-renamed", "71"),
+    ("with-another-key", "71"),
+    ("changed", "71"),
+    ("changed-at-its-end", "71"),
+    ("cut", "71"),
+    ("damaged-inside", "72"),
+    ("signed-by-another-tenant", "73"),
+    ("wants-a-measured-launch", "74"),
+    ("wants-an-iommu", "75"),
+    ("expired", "77"),
+    ("sealed", "accepted"),
+    ("with-the-same-name", "68"),
+    ("replayed", "78"),
+    ("older-than-another", "78"),
+    ("receipt", "right"),
+];
+
+/// Where tickets in clear are off, sealed ones are taken, unless they are forged.
+fn sealed(rig: &Rig<'_>) -> Result<()> {
+    // What the visor says of refusals would stand in the middle of what is read here.
+    let strict = |host| Stack { visor: Some("insecure-no-iommu log=error".to_owned()), host };
+    let log = rig.check("", &boot(strict, "protected-sealed"))?;
+    let found = lines(&log, "vmm: SEALED ")?;
+    ensure!(found == SUBMISSIONS.into(), "{found:?}");
+    Ok(())
 }
 
 /// Without tickets every attack succeeds: else it would prove nothing.

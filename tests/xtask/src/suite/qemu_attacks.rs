@@ -15,7 +15,7 @@ pub(crate) const LINE: &str = "root: ATTACK ";
 pub(crate) const STEP: &str = "root: attack ";
 
 /// Attacks by name, with what must become of them.
-const ATTACKS: [(&str, Want); 32] = [
+const ATTACKS: [(&str, Want); 33] = [
     ("read-process-memory", Want::Fails),
     ("dump-by-monitor", Want::Fails),
     ("dump-with-registers", Want::Fails),
@@ -48,6 +48,7 @@ const ATTACKS: [(&str, Want); 32] = [
     ("swap-pages", Want::Stops),
     ("drop-page", Want::Stops),
     ("replay-dropped-page", Want::Stops),
+    ("exchange-with-other-vm", Want::Stops),
 ];
 
 /// Every attack with what must become of it.

@@ -19,16 +19,16 @@ const BUDGETS: [(&[&str], usize); 10] = [
     (&["emulate"], 1_150),
     (&["nested-vmx"], 5_250),
     (&["seal"], 350),
-    (&["membrane", "ticket"], 2_500),
-    (&["virtio"], 800),
-    (&["iommu"], 1_800),
+    (&["membrane", "ticket"], 3_000),
+    (&["virtio"], 850),
+    (&["iommu"], 1_900),
     (&["disk"], 1_800),
-    (&["attest"], 1_100),
-    (&["visor", "boot"], 8_200),
+    (&["attest"], 1_500),
+    (&["visor", "boot"], 8_550),
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 22_200;
+const TOTAL: usize = 24_700;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";
@@ -186,7 +186,8 @@ fn third_party(workspace: &Path) -> Result<BTreeSet<String>> {
     if !workspace.join("Cargo.toml").exists() {
         return Ok(BTreeSet::new());
     }
-    let words = ["tree", "--package", HARDWARE, "--edges", "normal", "--prefix", "none"];
+    let words =
+        ["tree", "--package", HARDWARE, "--edges", "normal,no-proc-macro", "--prefix", "none"];
     let tree = tool::output(Command::new("cargo").args(words).current_dir(workspace))?;
     Ok(linked(&tree))
 }

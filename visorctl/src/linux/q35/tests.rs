@@ -9,16 +9,16 @@ use super::super::kernel::Kernel;
 use super::super::layout::{Kind, Layout, MIB};
 use super::super::tests::{bzimage, listing, made, word};
 use super::super::{Fault, Machine, mp, rom};
-use super::{MEMORY, STUB, registers};
+use super::{BUS, MEMORY, STUB};
 use crate::tests::Folder;
 
 #[test]
 fn the_rom_maps_memory_below_1_mib_and_places_each_virtio_device() {
     let memory = [[0x8000_0090, 0x3333_3330], [0x8000_0094, 0x0033_3333]];
-    assert_eq!(registers(0), memory);
+    assert_eq!(BUS.registers(0), memory);
     let two = [[0x8000_0820, 0xfe00_0000], [0x8000_1020, 0xfe00_4000]];
-    assert_eq!(registers(2), [memory, two].concat());
-    assert_eq!(registers(8).last(), Some(&[0x8000_4020, 0xfe01_c000]));
+    assert_eq!(BUS.registers(2), [memory, two].concat());
+    assert_eq!(BUS.registers(8).last(), Some(&[0x8000_4020, 0xfe01_c000]));
 }
 
 #[test]
@@ -47,8 +47,8 @@ fn the_rom_sets_registers_of_pci_devices_before_it_copies() {
 
 #[test]
 fn the_mp_tables_tell_of_a_pci_bus_and_its_lines() {
-    assert!(mp::tables(&Machine::Q35.apic_ids(15), Machine::Q35).len() <= mp::LENGTH);
-    let tables = mp::tables(&[0, 1], Machine::Q35);
+    assert!(mp::tables(&Machine::Q35.apic_ids(15), Some(BUS)).len() <= mp::LENGTH);
+    let tables = mp::tables(&[0, 1], Some(BUS));
     let entries: Vec<&[u8]> = tables[16 + 44 + 2 * 20..].chunks(8).collect();
     assert_eq!(entries[..2], [b"\x01\0PCI   ", b"\x01\x01ISA   "]);
     let line = |flags, bus, source, pin| [3, 0, flags, 0, bus, source, 2, pin];
@@ -65,7 +65,7 @@ fn the_mp_tables_tell_of_a_pci_bus_and_its_lines() {
 fn the_kernel_places_devices_above_all_that_the_vm_has() {
     let file = bzimage(8);
     let kernel = Kernel::parse(&file).unwrap();
-    let layout = |memory| Layout::new(&kernel, 0, (memory, 2 * MIB), Machine::Q35);
+    let layout = |memory| Layout::new(&kernel, 0, (memory, 1), Machine::Q35);
     let map = layout(64 * MIB).unwrap().map();
     assert_eq!(map.last(), Some(&(0x3df_f000, 0xc000_0000, Kind::Reserved)));
     assert!(map.windows(2).all(|pair| pair[0].1 <= pair[1].0));
@@ -93,7 +93,7 @@ fn the_ticket_has_no_memory_where_a_pc_has_none() {
     assert_eq!(ticket.pages.keys().next(), Some(&0x10_0000));
     assert!(rom[0x1000..].starts_with(b"acpi=off pci=conf1 nopv efi=noruntime quiet\0"));
     assert_eq!((rom[0x1e8], word(&rom, 0xfe1c)), (4, 0xfe00_4000));
-    assert!(rom[0x3000..].starts_with(&mp::tables(&[0], Machine::Q35)));
+    assert!(rom[0x3000..].starts_with(&mp::tables(&[0], Some(BUS))));
     let arguments = String::from_utf8(read("qemu.args")).unwrap();
     assert!(arguments.contains("\nq35,acpi=off,") && !arguments.contains("mmio"));
     assert!(arguments.contains("\nloader,file=stub.rom,addr=0x100000,force-raw=on\n"));

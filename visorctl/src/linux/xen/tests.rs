@@ -8,9 +8,10 @@ use ticket::build::{Ticket, parse};
 use ticket::{Class, State};
 
 use super::super::bytes::array;
-use super::super::tests::{bzimage, made, order, word};
-use super::super::{Fault, Image, Machine, Order};
-use super::{elf, first_state};
+use super::super::layout::MIB;
+use super::super::tests::{bzimage, listing, made, order, word};
+use super::super::{Fault, Image, Machine, Order, mp};
+use super::{BUS, elf, first_state};
 use crate::tests::Folder;
 
 fn image(initrd: usize) -> Image {
@@ -128,11 +129,43 @@ fn a_vm_for_xen_has_its_files_and_a_ticket_with_every_page_of_them() {
 }
 
 #[test]
-fn a_vm_for_xen_has_no_virtio_devices_and_no_restarts() {
-    for (virtio, restarts) in [(1, 0), (0, 1)] {
-        let order = Order { machine: Machine::Xen, virtio, restarts, ..order() };
-        assert_eq!(Image::new(&bzimage(20), &[], &order).err(), Some(Fault::OnlyQemu));
-    }
+fn virtio_devices_are_in_slots_from_4_on_each_with_the_pin_that_xen_gives_it() {
+    assert_eq!(BUS.registers(0), [[0; 2]; 0]);
+    assert_eq!(BUS.registers(2), [[0x8000_2020, 0xfe00_0000], [0x8000_2820, 0xfe00_4000]]);
+    let lines: Vec<(u8, u8)> = BUS.lines().collect();
+    let pins = [32, 36, 40, 44, 17, 21, 25, 29];
+    assert_eq!(lines, (4..12).map(|slot| slot << 2).zip(pins).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_vm_for_xen_with_virtio_devices_places_them_where_the_ticket_has_them() {
+    let folder = Folder::new("linux-xen-virtio");
+    let words = ["--machine", "xen", "--memory", "64M", "--virtio", "2", "--cmdline", "quiet"];
+    let _ = made(&folder, "vm", &words);
+    let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
+    let mut ticket = Ticket::new([0; 16], [0; 32]);
+    parse(&read("ticket"), &mut ticket).unwrap();
+    let expected = Ticket::new([0; 16], [0; 32])
+        .range(0, 0xa_0000, Class::Private)
+        .range(0xc_0000, 0x3bf_f000 - 0xc_0000, Class::Private)
+        .range(0x3bf_f000, 0x1000, Class::Window)
+        .range(0x3c0_0000, 2 * MIB, Class::Shared)
+        .range(0x3e0_0000, 2 * MIB, Class::Shared)
+        .range(0xfe00_0000, 0x2_0000, Class::VirtioPci);
+    assert_eq!(ticket.ranges, expected.ranges);
+    let (base, stub) = loaded(&read("image.elf")).swap_remove(0);
+    assert!(stub[0x1000..].starts_with(b"acpi=off pci=conf1 nopv efi=noruntime quiet\0"));
+    assert!(stub[0x3000..].starts_with(&mp::tables(&[0], Some(BUS))));
+    let registers = [0x8000_2020, 0xfe00_0000, 0x8000_2820, 0xfe00_4000];
+    assert_eq!([0xfe00, 0xfe04, 0xfe08, 0xfe0c].map(|at| word(&stub, at)), registers);
+    let set = ["mov esi,10FE00h", "mov ecx,2", "lodsd"];
+    assert_eq!(listing(&stub, (base + 0xff40).into(), 32)[6..9], set);
+}
+
+#[test]
+fn a_vm_for_xen_is_not_started_anew() {
+    let order = Order { machine: Machine::Xen, restarts: 1, ..order() };
+    assert_eq!(Image::new(&bzimage(20), &[], &order).err(), Some(Fault::OnlyQemu));
 }
 
 #[test]

@@ -49,6 +49,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("apic-base", "[base=ADDRESS]", apic_base::run),
     Test::new("cpuid", "", cpuid::run),
     Test::new("cr", "", cr::run),
+    Test::new("device-memory", "", memory::devices),
     Test::new("exits", "[count]", exits::run),
     Test::new("interrupts", "[count]", interrupts::run),
     Test::new("memory", "[base=ADDRESS end=ADDRESS] [paged]", memory::run),

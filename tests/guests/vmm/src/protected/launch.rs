@@ -1,16 +1,20 @@
 //! Tickets: made, submitted through the control port, and what became of their VMs.
 
 use super::guest::{BULK, BULK_PAGES, RESET, RESET_AT, WINDOW};
+use super::sealed;
 use crate::kvm::checked;
 use crate::memory::PAGE;
 use crate::port::Control;
+use attest::keys::{PUBLIC_BYTES, SIGNATURE_BYTES};
+use attest::statement::{Kind, MAX_BODY, Nonce};
 use control::{Port, Status};
 use ticket::Class;
 use ticket::build::Ticket;
 use ticket::port::{
-    INDEX_BEGIN, INDEX_CLEAR, INDEX_FREE, INDEX_TABLES, INDEX_VM, INDEX_VM_CAUSE, INDEX_VM_DESTROY,
-    INDEX_VM_ID, INDEX_VM_RESIDENT, INDEX_VM_SEALED, INDEX_VM_STATE, INDEX_WAITING, INDEX_WORD,
-    Submission, VMS, VmState,
+    INDEX_BEGIN, INDEX_CLEAR, INDEX_FREE, INDEX_KEYS, INDEX_NONCE, INDEX_SIGN, INDEX_SIGNATURE,
+    INDEX_STATEMENT, INDEX_TABLES, INDEX_VM, INDEX_VM_ASKED, INDEX_VM_CAUSE, INDEX_VM_DESTROY,
+    INDEX_VM_ID, INDEX_VM_RESIDENT, INDEX_VM_SEALED, INDEX_VM_STATE, INDEX_VM_WANTED,
+    INDEX_WAITING, INDEX_WORD, Submission, VMS, VmState,
 };
 
 /// The name of a VM in its ticket.
@@ -57,9 +61,12 @@ pub(crate) fn ticket_for(
     ticket.bytes().map_err(|why| why.to_string())
 }
 
-/// The visor, which takes tickets.
+/// The visor, which takes tickets: sealed ones only, or such in clear too.
 #[derive(Debug)]
-pub(crate) struct Visor(Control);
+pub(crate) struct Visor {
+    port: Control,
+    takes_clear: bool,
+}
 
 /// What the visor has, in frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,15 +81,28 @@ impl Visor {
     /// Finds it. What is selected belongs to a processor, so each use of it stays on the first.
     pub(crate) fn find() -> Result<Self, String> {
         let _ = Status::find(Control::new()?).map_err(|none| none.to_string())?;
-        let mut visor = Self(Control::new()?);
-        match visor.at_home(|port| port.read(INDEX_CLEAR))? {
-            1 => Ok(visor),
-            other => Err(format!("the visor takes no tickets in clear: {other:#x}")),
+        let mut visor = Self { port: Control::new()?, takes_clear: false };
+        visor.takes_clear = visor.at_home(|port| port.read(INDEX_CLEAR))? == 1;
+        Ok(visor)
+    }
+
+    /// Submits a ticket, which must be accepted. It is sealed before if it has to be.
+    pub(crate) fn submit(&mut self, ticket: &[u8]) -> Result<(), String> {
+        let state = if self.takes_clear {
+            self.offer(ticket)?
+        } else {
+            let keys = self.keys()?;
+            self.offer(&sealed::seal(ticket, &sealed::policy()?, &keys)?)?
+        };
+        match state {
+            Submission::Accepted => Ok(()),
+            Submission::Refused(why) => Err(format!("the ticket is refused: {why}")),
+            other => Err(format!("the ticket is not accepted: {other:?}")),
         }
     }
 
-    /// Submits a ticket, which must be accepted.
-    pub(crate) fn submit(&mut self, ticket: &[u8]) -> Result<(), String> {
+    /// Submits a ticket as it is; what becomes of it.
+    pub(super) fn offer(&mut self, ticket: &[u8]) -> Result<Submission, String> {
         let length = u32::try_from(ticket.len()).map_err(|why| why.to_string())?;
         let words = ticket.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
         let state = self.at_home(|port| {
@@ -90,10 +110,37 @@ impl Visor {
             port.write(INDEX_WORD, words);
             port.read(INDEX_BEGIN)
         })?;
-        match Submission::of_word(state) {
-            Some(Submission::Accepted) => Ok(()),
-            Some(Submission::Refused(why)) => Err(format!("the ticket is refused: {why}")),
-            _ => Err(format!("the ticket is not accepted: {state:#x}")),
+        Submission::of_word(state).ok_or(format!("a submission's state: {state:#x}"))
+    }
+
+    /// The visor's public keys.
+    pub(super) fn keys(&mut self) -> Result<[u8; PUBLIC_BYTES], String> {
+        self.at_home(|port| words(port, INDEX_KEYS))
+    }
+
+    /// What the visor states about `nonce`, and the VM called `id` if that is asked for; nothing if it does
+    /// not.
+    pub(super) fn state_of(
+        &mut self,
+        kind: Kind,
+        id: Option<Id>,
+        nonce: &Nonce,
+    ) -> Result<Option<Signed>, String> {
+        let nonce: Vec<u32> =
+            nonce.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let sign = |port: &mut Control| {
+            for (word, index) in nonce.into_iter().zip(INDEX_NONCE..) {
+                port.write(index, [word]);
+            }
+            port.write(INDEX_SIGN, [kind.number()]);
+            let length = port.read(INDEX_SIGN) as usize;
+            let mut body = words::<MAX_BODY>(port, INDEX_STATEMENT).to_vec();
+            body.truncate(length);
+            (length != 0).then(|| (body, words(port, INDEX_SIGNATURE)))
+        };
+        match id {
+            Some(id) => self.at_vm(id, sign).map(Option::flatten),
+            None => self.at_home(sign),
         }
     }
 
@@ -107,6 +154,12 @@ impl Visor {
     /// How many private pages of the VM are in memory, and sealed in the host's.
     pub(super) fn pages(&mut self, id: Id) -> Result<(u32, u32), String> {
         let read = |port: &mut Control| (port.read(INDEX_VM_RESIDENT), port.read(INDEX_VM_SEALED));
+        self.at_vm(id, read)?.ok_or_else(|| "no such VM".to_owned())
+    }
+
+    /// Which page the host was asked for last, and how often in a row.
+    pub(super) fn asked(&mut self, id: Id) -> Result<(u32, u32), String> {
+        let read = |port: &mut Control| (port.read(INDEX_VM_WANTED), port.read(INDEX_VM_ASKED));
         self.at_vm(id, read)?.ok_or_else(|| "no such VM".to_owned())
     }
 
@@ -155,9 +208,21 @@ impl Visor {
             libc::CPU_SET(0, &mut first);
         }
         stay_on(&first)?;
-        let done = work(&mut self.0);
+        let done = work(&mut self.port);
         stay_on(&before).map(|()| done)
     }
+}
+
+/// A statement's bytes, and its signature.
+pub(super) type Signed = (Vec<u8>, [u8; SIGNATURE_BYTES]);
+
+/// The bytes of the words from `index` on.
+fn words<const N: usize>(port: &mut Control, index: u32) -> [u8; N] {
+    let mut bytes = [0; N];
+    for (word, index) in bytes.as_chunks_mut().0.iter_mut().zip(index..) {
+        *word = port.read(index).to_le_bytes();
+    }
+    bytes
 }
 
 /// The processors that this thread may run on.

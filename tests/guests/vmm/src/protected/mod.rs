@@ -12,6 +12,7 @@ pub(crate) mod launch;
 mod life;
 mod look;
 mod program;
+mod sealed;
 mod smp;
 mod victim;
 
@@ -46,6 +47,11 @@ pub(crate) fn control_on_two() -> Result<(), String> {
 /// The attacks.
 pub(crate) fn attacks() -> Result<(), String> {
     attacks::run(BOTH)
+}
+
+/// Sealed tickets: forgeries that are refused, and one that is not.
+pub(crate) fn sealed() -> Result<(), String> {
+    sealed::run()
 }
 
 /// VMs with two and four processors.

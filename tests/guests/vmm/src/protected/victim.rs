@@ -88,6 +88,8 @@ pub(super) struct Victim {
     /// What the guest is told to do when it asks next.
     order: Command,
     ticket: Ticket,
+    /// What its image is made from.
+    seed: u64,
 }
 
 /// The ticket of a VM that has one: it goes with the VM, or the next VM would take it.
@@ -154,7 +156,12 @@ impl Victim {
         let (vcpu, secrets) = (vm.vcpu(0)?, Secrets::of(seed));
         let (argument, order) = (0, Command::Nothing);
         let (vm, memory) = (Arc::new(vm), Arc::new(memory));
-        Ok(Self { vcpu, vm, memory, kind, id, secrets, argument, order, ticket })
+        Ok(Self { vcpu, vm, memory, kind, id, secrets, argument, order, ticket, seed })
+    }
+
+    /// What it began with.
+    pub(super) fn image(&self) -> Vec<(u64, Vec<u8>)> {
+        guest::image(self.seed)
     }
 
     /// A VM whose guest waits for its first command.

@@ -18,7 +18,7 @@ pub(super) const ALL: &[(&str, Attack)] = &[
     ("xen-map-all-memory", map_all),
     ("xen-saved-general-registers", saved_general),
     ("xen-saved-vector-registers", saved_vectors),
-    ("xen-processor-context", context),
+    ("xen-processor-context", general_and_vectors),
     ("xen-write-page", write_page),
     ("xen-write-code", write_code),
     ("xen-set-registers", set_registers),
@@ -38,6 +38,7 @@ const REMOVE_FROM_PHYSMAP: u64 = 15;
 /// Another page of the same domain.
 const BY_FRAME: u64 = 2;
 const INJECT_EVENT: u32 = 13;
+const DEBUGGER_MEMORY: u32 = 1000;
 const EXCEPTION: u32 = 3;
 
 /// Lets the guest get to where its secret is in registers, and holds it there while `work` is done.
@@ -93,14 +94,29 @@ fn saved_vectors(xen: &Xen, domain: &Domain) -> Result<bool, String> {
     Ok(domain.guest.is_in(&state[record::FPU..record::FPU + 512]))
 }
 
-/// As a debugger reads registers.
-fn context(xen: &Xen, domain: &Domain) -> Result<bool, String> {
+/// The first processor's registers, as debuggers read them.
+pub(super) fn context(xen: &Xen, domain: u32) -> Result<Vec<u8>, String> {
     const LEN: usize = 5168;
-    const GENERAL: core::ops::Range<usize> = 520..640;
     let mut bytes = vec![0_u8; LEN];
     let body = Body::of(&[]).long(8, bytes.as_mut_ptr() as u64);
-    let _ = paused(xen, domain, || xen.domctl(GET_VCPU, domain.number(), body))?;
+    let _ = xen.domctl(GET_VCPU, domain, body)?;
+    Ok(bytes)
+}
+
+fn general_and_vectors(xen: &Xen, domain: &Domain) -> Result<bool, String> {
+    const GENERAL: core::ops::Range<usize> = 520..640;
+    let bytes = paused(xen, domain, || context(xen, domain.number()))?;
     Ok(domain.guest.is_in_registers(&longs(&bytes[GENERAL])) || domain.guest.is_in(&bytes[..512]))
+}
+
+/// Reads memory at a linear address as `gdbsx` does. The distribution's Xen is built without (`CONFIG_GDBSX`).
+pub(super) fn debugger_memory(xen: &Xen, domain: &Domain) -> Result<bool, String> {
+    let mut bytes = [0_u8; 64];
+    let (gva, uva, length) = (8, 16, 24);
+    let body = Body::of(&[(length, bytes.len() as u32)]);
+    let body = body.long(gva, SECRET).long(uva, bytes.as_mut_ptr() as u64);
+    let _ = paused(xen, domain, || xen.domctl(DEBUGGER_MEMORY, domain.number(), body))?;
+    Ok(domain.guest.is_in(&bytes))
 }
 
 fn write_page(xen: &Xen, domain: &Domain) -> Result<bool, String> {

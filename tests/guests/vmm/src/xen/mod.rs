@@ -3,6 +3,7 @@
 mod attacks;
 mod call;
 mod domain;
+mod dump;
 mod guest;
 
 use std::thread::sleep;
@@ -12,6 +13,7 @@ use crate::protected::ask_outside;
 use crate::protected::launch::Visor;
 use call::Xen;
 use domain::{Domain, Health};
+pub(crate) use dump::dump;
 
 /// The attacks on VMs without tickets alone: Xen may be on the bare machine.
 pub(crate) fn control() -> Result<(), String> {
@@ -48,6 +50,9 @@ fn each(mut visor: Option<Visor>) -> Result<(), String> {
         };
         println!("vmm: ATTACK {name} unprotected={plain}{protected}");
     }
+    let domain = Domain::start(&mut xen, None)?;
+    println!("vmm: XEN gdbsx: {:?}", attacks::debugger_memory(&xen, &domain));
+    domain.destroy(&xen)?;
     left_of(&mut xen, visor)
 }
 

@@ -135,9 +135,9 @@ const LINUX: &[Group] = &[
     },
     Group {
         title: "change memory",
-        words: "Root overwrites data and the secret, exchanges pages, brings back an old one, and takes \
-                one away.",
-        names: &["write-", "swap-", "replay-", "drop-"],
+        words: "Root overwrites data and the secret, exchanges pages, also with another VM, brings back \
+                an old one, and takes one away.",
+        names: &["write-", "swap-", "exchange-", "replay-", "drop-"],
     },
     Group { title: "after the end", words: AFTER_WORDS, names: &[AFTER] },
     Group { title: "others", words: "Attacks of no other group.", names: &[""] },

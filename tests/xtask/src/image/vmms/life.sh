@@ -65,6 +65,40 @@ monitor() {
     done
 }
 
+# has MIB: the VM has so much memory from now on. QEMU has so much of it, which is in $held, in MiB.
+has() {
+    echo "balloon $1" >&5
+    actual=
+    tries=0
+    until [ "$actual" = "$1" ]; do
+        tries=$((tries + 1))
+        [ $tries -lt 200 ] || return 1
+        sleep 0.2
+        echo "info balloon" >&5
+        while read -r line <&4; do
+            case "$line" in
+            *actual=*) break ;;
+            esac
+        done
+        line=${line%$return}
+        actual=${line##*actual=}
+    done
+    held=$(($(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\) kB/\1/p' "/proc/$(cat /run/qemu)/status") >> 10))
+    echo "init: the VM has $actual MiB, QEMU holds $held MiB"
+}
+
+# The VM gives memory up to the host and gets it back, twice, and uses all that it has.
+balloon() {
+    devices="-device virtio-balloon-device,deflate-on-oom=on,bus=virtio-mmio-bus.0"
+    beating && beats 1 || return 1
+    for round in 1 2; do
+        has 96 && beats 2 && has 96 || return 1
+        before=$held
+        has 72 && [ $held -lt $((before - 8)) ] && beats 2 || return 1
+    done
+    has 96 && beats 2
+}
+
 # marks FILE: in how many of its lines the VM's pattern is.
 marks() {
     echo "$1: $(grep -acF "a visor's beats" "$1") lines in clear"
@@ -121,6 +155,38 @@ save() {
     monitor stop
     monitor "migrate \"exec:cat >/run/saved\"" && marks /run/saved
     monitor cont && beats 1
+}
+
+# The host saves all of the VM while it runs: what the VM writes meanwhile is saved again. It goes on afterwards.
+live() {
+    monitor "migrate_set_parameter downtime-limit 60000"
+    monitor "migrate \"exec:cat >/run/live\"" && marks /run/live && rm /run/live
+    [ "$status" = "paused (postmigrate)" ] && monitor cont && beats 1
+}
+
+# The VM has a disk that its host can have snapshots on.
+disk_for_snapshots() {
+    devices="-drive if=none,id=snapshots,format=qcow2,file=/data/snapshots"
+}
+
+# The host has a snapshot of the VM, and the VM goes on.
+snapshot() {
+    monitor "savevm before" && marks /data/snapshots && beats 1
+}
+
+# Each beat of the VM's has a larger number than the one before.
+rises() {
+    awk 'BEGIN { last = -1 } /^init: beat / { if ($3 <= last) exit 1; last = $3 }' /run/said
+}
+
+# The VM is set back to that.
+set_back() {
+    monitor "loadvm before" && beats 2 && ! rises
+}
+
+# It does not notice if it has a ticket: what the host stores in its memory and its registers is lost.
+not_set_back() {
+    monitor "loadvm before" && beats 2 && rises
 }
 
 # The VM is killed, and goes on in another QEMU from where it was saved.

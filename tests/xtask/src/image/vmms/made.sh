@@ -81,6 +81,16 @@ networks() {
     done
 }
 
+# The same on a PCI bus.
+networks_on_pci() {
+    devices="-drive if=none,id=disk,format=raw,file=/data/disk"
+    on_pci virtio-blk-pci,drive=disk,queue-size=64 1
+    for number in 1 2 3; do
+        devices="$devices -netdev user,id=n$number"
+        on_pci virtio-net-pci,netdev=n$number,romfile= $((number + 1))
+    done
+}
+
 # peek OFFSET: two bytes of the VM's memory, as a number. poke OFFSET BYTES: other ones.
 peek() {
     dd if=/proc/$(cat /run/qemu)/mem bs=1 skip=$((ram + $1)) count=2 2>/dev/null | hexdump -e '1/2 "%u"'

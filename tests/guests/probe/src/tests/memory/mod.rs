@@ -20,6 +20,7 @@ use crate::info::Info;
 use crate::paging::{self, MIB2, PAGE};
 use crate::report::{Checks, Outcome, fail};
 use control::Status;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 /// The visor's memory, in whole pages.
@@ -68,6 +69,36 @@ pub(super) fn run(machine: &Machine, arguments: &Arguments) -> Outcome {
     unpaged::malformed_pointers(&mut checks);
     if REFUSAL.load(Ordering::Relaxed) == GP {
         unpaged::without_paging(&mut checks, reservation);
+    }
+    checks.finish()
+}
+
+/// `device-memory`: the registers of a TPM's localities above 0, and TXT's private ones, are not the host's, be they
+/// there or not; what lies beside them is.
+pub(super) fn devices(_: &Machine, _: &Arguments) -> Outcome {
+    const CLOSED: [Range<u64>; 2] = [0xfed2_0000..0xfed3_0000, 0xfed4_1000..0xfed4_5000];
+    let mut checks = Checks::new();
+    for at in (0xfed1_f000..0xfed4_6000).step_by(PAGE as usize) {
+        let is_closed = CLOSED.iter().any(|range| range.contains(&at));
+        let address = paging::page(0, at);
+        for offset in [0, PAGE - 8] {
+            let found = read(address + offset);
+            checks.that(
+                if is_closed { is_refusal(found) } else { found.is_ok() },
+                format_args!(
+                    "a read at {:#x} is refused: {is_closed}, {}",
+                    at + offset,
+                    Shown(found)
+                ),
+            );
+        }
+        if is_closed {
+            let found = write(address, 2);
+            checks.that(
+                is_refusal(found),
+                format_args!("a write at {at:#x} is refused, {}", Shown(found)),
+            );
+        }
     }
     checks.finish()
 }

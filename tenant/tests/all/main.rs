@@ -1,0 +1,19 @@
+//! The tenant's program against evidence that was recorded from a software TPM, and forgeries of it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a helper that fails is a failed test"
+)]
+
+mod boot;
+mod commands;
+mod enrollment;
+mod forgeries;
+mod hostile;
+mod record;
+#[path = "../../../visorctl/src/tests/schema.rs"]
+mod schema;
+mod sealing;
+mod swtpm;

@@ -1,0 +1,176 @@
+//! The TPM: what the visor measures of itself, before the host runs, and the log of that. From then on the TPM is
+//! the host's, at locality 0; the other localities' registers are out of its reach (`crate::tables`).
+
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use attest::log::Log;
+use attest::measure::{Before, Configuration, Event, Recorder};
+use attest::tpm::{Error, Registers, Tpm};
+use boot::acpi::{self, AcpiError, Root, TpmStart};
+use ept::addr::Span;
+use spin::Mutex;
+use ticket::port::Tpm as State;
+
+use crate::memory::{self, BootMemory};
+use crate::{apic, cpu, vectors};
+
+/// Physical address of the registers of locality 0; those of the others follow.
+const BASE: u64 = 0xfed4_0000;
+
+/// Registers that are nobody's but the visor's, be there a TPM or not: firmware's tables, which say so, are not
+/// measured. The localities above 0, and the private registers of TXT, by which a launched environment has the
+/// chipset forget that there are secrets in memory (TXT Software Development Guide, appendix B).
+pub(crate) const DENIED: [Span; 2] =
+    [Span::sized(BASE + 0x1000, 0x4000).unwrap(), Span::sized(0xfed2_0000, 0x1_0000).unwrap()];
+
+/// The registers.
+#[derive(Debug)]
+struct Mmio;
+
+impl Registers for Mmio {
+    fn read8(&self, offset: u64) -> u8 {
+        memory::read(BASE + offset)
+    }
+
+    fn read32(&self, offset: u64) -> u32 {
+        memory::read(BASE + offset)
+    }
+
+    fn write8(&mut self, offset: u64, value: u8) {
+        memory::write(BASE + offset, value);
+    }
+
+    fn write32(&mut self, offset: u64, value: u32) {
+        memory::write(BASE + offset, value);
+    }
+
+    fn pause(&self) {
+        apic::wait(1);
+    }
+}
+
+/// Why no TPM holds what the visor is.
+#[derive(Clone, Copy, Debug)]
+enum Lack {
+    Table,
+    Acpi(AcpiError),
+    /// ACPI has it driven by this other method.
+    Method(u32),
+    /// Its control area is not where those of TPMs with localities are.
+    Elsewhere(u64),
+    /// Something has extended PCR 19 before, which no log of the visor's could explain.
+    Extended,
+    Tpm(Error),
+}
+
+impl From<Error> for Lack {
+    fn from(error: Error) -> Self {
+        Self::Tpm(error)
+    }
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table => f.write_str("the machine has no TPM 2.0, or it is off"),
+            Self::Acpi(error) => error.fmt(f),
+            Self::Method(number) => {
+                write!(f, "it takes commands by method {number}, not by its registers")
+            }
+            Self::Elsewhere(address) => write!(f, "its control area is at {address:#x}"),
+            Self::Extended => f.write_str("something has extended PCR 19 before"),
+            Self::Tpm(error) => error.fmt(f),
+        }
+    }
+}
+
+/// What is measured of the visor.
+#[derive(Debug)]
+pub(crate) struct Visor<'a> {
+    /// What it was told.
+    pub(crate) configuration: Configuration<'a>,
+    /// What keeps devices from memory, in a word, and by how many units.
+    pub(crate) iommu: (&'a str, usize),
+}
+
+static STATE: AtomicU32 = AtomicU32::new(State::Absent.word());
+/// Complete, or empty.
+static LOG: Mutex<Log> = Mutex::new(Log::empty());
+/// In the image, as it is too big for a stack.
+static EVENT: Mutex<Event> = Mutex::new(Event::empty());
+
+/// Whether a TPM holds what the visor is.
+pub(crate) fn state() -> State {
+    State::of_word(STATE.load(Ordering::Relaxed)).unwrap_or(State::Broken)
+}
+
+/// Does something with the log, which is empty unless all of it is in the TPM.
+pub(crate) fn with_log<T>(work: impl FnOnce(&[u8]) -> T) -> T {
+    work(LOG.lock().bytes())
+}
+
+/// The visor's public keys, made with random bytes of the TPM's if it has any. Only the first call makes keys.
+type Key<'a> = &'a dyn Fn(Option<[u8; 32]>) -> [u8; 64];
+
+/// Has the TPM hold what `visor` is and its `key`, if there is one, from the boot loader's copy of ACPI's root pointer
+/// on. A machine without one goes on: it is the tenants who decide what that is worth.
+pub(crate) fn measure(
+    rsdp: Option<&[u8]>,
+    visor: &Visor<'_>,
+    key: impl Fn(Option<[u8; 32]>) -> [u8; 64],
+) {
+    let begin = cpu::tsc();
+    let state = match find(rsdp).and_then(|()| extend(visor, &key)) {
+        Ok(()) => State::Measured,
+        Err(why) => {
+            let _ = key(None);
+            LOG.lock().clear();
+            log::warn!("no TPM holds what the visor is: {why}");
+            if matches!(why, Lack::Table) { State::Absent } else { State::Broken }
+        }
+    };
+    STATE.store(state.word(), Ordering::Relaxed);
+    log::debug!("TPM: {} ticks", cpu::tsc().wrapping_sub(begin));
+}
+
+/// Whether ACPI has a TPM where the visor looks for it.
+fn find(rsdp: Option<&[u8]>) -> Result<(), Lack> {
+    let root = Root::find(&BootMemory, rsdp).map_err(Lack::Acpi)?;
+    match acpi::tpm(&BootMemory, root).map_err(Lack::Acpi)?.ok_or(Lack::Table)? {
+        TpmStart::Fifo => Ok(()),
+        TpmStart::Crb(area) if area == BASE + 0x40 => Ok(()),
+        TpmStart::Crb(area) => Err(Lack::Elsewhere(area)),
+        TpmStart::Other(method) => Err(Lack::Method(method)),
+    }
+}
+
+#[expect(clippy::large_stack_frames, reason = "runs once, on the boot stack of 64 KiB")]
+fn extend(visor: &Visor<'_>, key: Key<'_>) -> Result<(), Lack> {
+    let (log, event) = (&mut *LOG.lock(), &mut *EVENT.lock());
+    let mut tpm = Tpm::find(Mmio)?;
+    let interface = tpm.interface();
+    let mut recorder = Recorder::start(&mut tpm, log)?;
+    let banks = recorder.banks().len();
+    let done = recorder.before().map_err(Lack::Tpm).and_then(|before| {
+        let before = match before {
+            Before::Ones => "all ones, as without a measured launch",
+            Before::Zeros => "zero, as after a measured launch",
+            Before::Extended => return Err(Lack::Extended),
+        };
+        log::info!("TPM: {interface}, {banks} banks; PCR 19 is {before}");
+        // A command line that is too long is hashed.
+        let configuration = vectors::with(|| event.configuration(&visor.configuration));
+        recorder.record(configuration?)?;
+        recorder.record(event.iommu(visor.iommu.0, visor.iommu.1)?)?;
+        let public = key(Some(recorder.random()?));
+        Ok(recorder.record(event.key(&public)?)?)
+    });
+    // The host gets the TPM in any case.
+    recorder.finish().map_err(Lack::Tpm).and(done)?;
+    log::info!(
+        "TPM: PCR 19 holds the visor's configuration and key; {} bytes of log",
+        log.bytes().len()
+    );
+    Ok(())
+}
