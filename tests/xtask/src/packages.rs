@@ -47,7 +47,7 @@ impl Need {
                 "util-linux",
                 "xorriso",
             ],
-            Self::Bochs => &["bochs", "bochsbios", "seabios"],
+            Self::Bochs => &["bochs", "bochsbios", "seabios", "vgabios"],
             Self::Qemu => &["ovmf", "qemu-system-x86", "swtpm", "tpm2-tools"],
             Self::Kernel => {
                 &["bc", "bison", "flex", "libelf-dev", "libssl-dev", "lz4", "make", "xz-utils"]

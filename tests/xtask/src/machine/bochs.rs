@@ -24,11 +24,13 @@ const BOCHS_BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
 const VGA_BIOS: &str = "/usr/share/bochs/VGABIOS-lgpl-latest";
 
 /// What every machine has. `sync=none` keeps real time out of the emulated clock; `rfb` with
-/// `timeout=0` is the display that needs nobody to look at it.
+/// `timeout=0` is the display that needs nobody to look at it. Bochs overruns a buffer where ALSA has
+/// no sound card, so the speaker gets none.
 const COMMON: &str = "\
 display_library: rfb, options=\"timeout=0\"
 clock: sync=none, time0=1700000000
 pci: enabled=1, chipset=i440fx
+sound: driver=dummy
 com1: enabled=1, mode=file, dev=serial.log
 ata0-master: type=cdrom, path=boot.iso, status=inserted
 boot: cdrom
