@@ -152,7 +152,7 @@ impl fmt::Display for Failure {
             Self::Certificates(path) => write!(f, "{}: no certificates in PEM", path.display()),
             Self::Key(which, why) => write!(f, "the {which} key cannot be used: {why:?}"),
             Self::Credential => f.write_str(
-                "no credential can be made for this endorsement key: only RSA with SHA-256 and AES-128 is known",
+                "no credential can be made for this endorsement key: only the TCG's templates for RSA, P-256 and P-384 are known",
             ),
             Self::Endorsement(why) => write!(f, "the endorsement key is not believed: {why}"),
             Self::OtherKey(which) => write!(f, "the {which} key has another name"),

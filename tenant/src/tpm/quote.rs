@@ -82,6 +82,8 @@ pub struct Signature {
 pub enum Kind {
     /// PKCS #1, version 1.5.
     Rsassa(Vec<u8>),
+    /// PKCS #1, probabilistic (PSS).
+    Rsapss(Vec<u8>),
     /// ECDSA: r and s.
     Ecdsa(Vec<u8>, Vec<u8>),
 }
@@ -109,6 +111,7 @@ impl Signature {
         let mut number = || r.sized().map(<[u8]>::to_vec).ok_or(missing);
         let kind = match scheme {
             0x0014 => Kind::Rsassa(number()?),
+            0x0016 => Kind::Rsapss(number()?),
             0x0018 => Kind::Ecdsa(number()?, number()?),
             other => return Err(NoSignature::Unsupported(other)),
         };

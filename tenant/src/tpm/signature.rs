@@ -1,8 +1,9 @@
 //! Signatures of TPMs and of certificates.
 
 use p256::ecdsa::signature::hazmat::PrehashVerifier;
-use rsa::{BoxedUint, Pkcs1v15Sign, PublicKey};
-use sha2::{Sha256, Sha384, Sha512};
+use rsa::traits::SignatureScheme;
+use rsa::{BoxedUint, Pkcs1v15Sign, Pss, PublicKey};
+use sha2::{Digest, Sha256, Sha384, Sha512};
 
 use super::public::Key;
 use super::quote::Kind;
@@ -22,13 +23,19 @@ pub fn verify(key: &Key, hash: Bank, message: &[u8], kind: &Kind) -> bool {
             let (Some(key), Some(scheme)) = (rsa(key), scheme(hash)) else { return false };
             key.verify(scheme, &digest, signature).is_ok()
         }
+        (Key::Rsa { .. }, Kind::Rsapss(signature)) => {
+            rsa(key).is_some_and(|key| verify_pss(&key, hash, &digest, signature))
+        }
         (Key::Ecc { curve: 3, x, y }, Kind::Ecdsa(r, s)) => {
             hash != Bank::Sha1 && p256(x, y, r, s, &digest).is_some()
         }
         (Key::Ecc { curve: 4, x, y }, Kind::Ecdsa(r, s)) => {
             hash != Bank::Sha1 && p384(x, y, r, s, &digest).is_some()
         }
-        (Key::Rsa { .. } | Key::Ecc { .. }, Kind::Rsassa(_) | Kind::Ecdsa(..)) => false,
+        (
+            Key::Rsa { .. } | Key::Ecc { .. },
+            Kind::Rsassa(_) | Kind::Rsapss(_) | Kind::Ecdsa(..),
+        ) => false,
     }
 }
 
@@ -49,8 +56,27 @@ fn scheme(hash: Bank) -> Option<Pkcs1v15Sign> {
     }
 }
 
+/// The salt may have any length: some TPMs take as much as fits, others as much as the hash has (TPM 2.0
+/// Library, Part 1, B.7).
+fn verify_pss(key: &PublicKey, hash: Bank, digest: &[u8], signature: &[u8]) -> bool {
+    fn verify<D>(key: &PublicKey, digest: &[u8], signature: &[u8]) -> bool
+    where
+        D: Digest,
+        Pss<D>: SignatureScheme,
+    {
+        let scheme = Pss { blinded: false, digest: D::new(), salt_len: None };
+        key.verify(scheme, digest, signature).is_ok()
+    }
+    match hash {
+        Bank::Sha1 => false,
+        Bank::Sha256 => verify::<Sha256>(key, digest, signature),
+        Bank::Sha384 => verify::<Sha384>(key, digest, signature),
+        Bank::Sha512 => verify::<Sha512>(key, digest, signature),
+    }
+}
+
 /// A number with as many bytes as the curve has.
-fn padded<const N: usize>(number: &[u8]) -> Option<[u8; N]> {
+pub(super) fn padded<const N: usize>(number: &[u8]) -> Option<[u8; N]> {
     let first = number.iter().position(|byte| *byte != 0).unwrap_or(number.len());
     let digits = number.get(first..)?;
     let mut padded = [0; N];
@@ -59,7 +85,7 @@ fn padded<const N: usize>(number: &[u8]) -> Option<[u8; N]> {
 }
 
 /// A point as SEC 1 writes it, uncompressed.
-fn point<const N: usize>(x: &[u8], y: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn point<const N: usize>(x: &[u8], y: &[u8]) -> Option<Vec<u8>> {
     Some([&[4][..], &padded::<N>(x)?, &padded::<N>(y)?].concat())
 }
 

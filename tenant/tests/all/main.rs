@@ -7,11 +7,13 @@
     reason = "a helper that fails is a failed test"
 )]
 
+mod authority;
 mod boot;
 mod commands;
 mod enrollment;
 mod forgeries;
 mod hostile;
+mod kinds;
 mod record;
 #[path = "../../../visorctl/src/tests/schema.rs"]
 mod schema;

@@ -51,14 +51,14 @@ pub(crate) fn policy(launch_kind: &str, events: &[Event]) -> String {
     text
 }
 
-fn extend(tpm: &Swtpm, locality: u8, events: &[Event]) {
+pub(crate) fn extend(tpm: &Swtpm, locality: u8, events: &[Event]) {
     for event in events {
         assert_eq!(tpm.extend(locality, event), 0, "PCR {}", event.pcr);
     }
 }
 
 /// Writes a challenge and the evidence for it.
-fn quote(tpm: &Swtpm, out: &Path, logs: (&[Event], &[Event]), visor: &Visor) {
+pub(crate) fn quote(tpm: &Swtpm, out: &Path, logs: (&[Event], &[Event]), visor: &Visor) {
     let file = |name: &str| out.join(name);
     for name in ["challenge.json", "evidence.json"] {
         let _ = fs::remove_file(file(name));
@@ -100,15 +100,15 @@ fn collect(
     fs::remove_dir_all(&folder).unwrap();
 }
 
-/// Gets to know a machine, by a certificate.
-fn enroll(tpm: &Swtpm, out: &Path, root: &Path) {
+/// Gets to know a machine, by a certificate of an endorsement key of this kind.
+pub(crate) fn enroll(tpm: &Swtpm, out: &Path, root: &Path, ek: &str) {
     let names = ["identity", "pending", "activation", "activated", "machine"];
     let [identity, pending, activation, activated, machine] =
         names.map(|name| out.join(format!("{name}.json")));
     for file in [&identity, &pending, &activation, &activated, &machine] {
         let _ = fs::remove_file(file);
     }
-    run(visorctl(tpm).args(["attest", "identity"]).arg(&identity));
+    run(visorctl(tpm).args(["attest", "identity", "--ek", ek]).arg(&identity));
     run(tenant()
         .args(["enroll", "begin", "--root"])
         .arg(root)
@@ -117,7 +117,7 @@ fn enroll(tpm: &Swtpm, out: &Path, root: &Path) {
         .arg(&pending)
         .arg("--activation")
         .arg(&activation));
-    run(visorctl(tpm).args(["attest", "activate"]).args([&activation, &activated]));
+    run(visorctl(tpm).args(["attest", "activate", "--ek", ek]).args([&activation, &activated]));
     run(tenant()
         .args(["enroll", "finish"])
         .args([&pending, &activated])
@@ -185,8 +185,8 @@ fn record() {
     fs::write(&root, certificates.concat()).unwrap();
     let _ = fs::copy(stranger.join("issuercert.pem"), out.join("stranger.pem")).unwrap();
 
-    enroll(&one, &out, &root);
-    enroll(&other, &out.join("other"), &root);
+    enroll(&one, &out, &root, "rsa");
+    enroll(&other, &out.join("other"), &root, "rsa");
 
     let (boot, visor) = (firmware(), Visor::new("plain"));
     fs::write(out.join("plain/policy.toml"), policy("plain", &boot)).unwrap();

@@ -16,7 +16,7 @@ use evidence::{
 };
 use serde::Serialize;
 
-use self::tools::Tools;
+use self::tools::{Kind, Tools};
 use crate::failure::Failure;
 use crate::port::Port;
 
@@ -31,7 +31,7 @@ pub(crate) enum Attest {
         /// The file, which must not exist yet
         out: PathBuf,
         #[command(flatten)]
-        key: Key,
+        keys: Keys,
     },
     /// Has the TPM give out a secret of a tenant's, which shows that it holds the attestation key
     Activate {
@@ -40,7 +40,7 @@ pub(crate) enum Attest {
         /// The file, which must not exist yet
         out: PathBuf,
         #[command(flatten)]
-        key: Key,
+        keys: Keys,
     },
     /// Collects evidence for a tenant's challenge
     Quote {
@@ -65,6 +65,16 @@ pub(crate) struct Key {
     /// Where the TPM keeps the attestation key
     #[arg(long, value_name = "HANDLE", default_value = "0x81005653", value_parser = handle)]
     ak: u32,
+}
+
+/// The attestation key, and the endorsement key that it is under.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Keys {
+    #[command(flatten)]
+    attestation: Key,
+    /// Which of the TPM's endorsement keys is used; the attestation key, if it is made, is of the same kind
+    #[arg(long, value_name = "KIND", default_value = "rsa")]
+    ek: Kind,
 }
 
 /// A persistent handle of the owner's (TPM 2.0 Library, Part 2, 7.4; Registry of Reserved Handles, 2.3).
@@ -112,8 +122,8 @@ pub(crate) fn attest<P: Port>(
     port: impl FnOnce() -> Result<P, Failure>,
 ) -> Result<Collected, Failure> {
     match command {
-        Attest::Identity { out, key } => identity(out, *key),
-        Attest::Activate { activation, out, key } => activate(activation, out, *key),
+        Attest::Identity { out, keys } => identity(out, *keys),
+        Attest::Activate { activation, out, keys } => activate(activation, out, *keys),
         Attest::Quote { challenge, out, key, firmware_log, visor_log } => {
             let challenge: Challenge = read(challenge)?;
             let nonce = challenge.nonce.array().ok_or(Failure::Nonce)?;
@@ -133,22 +143,24 @@ fn write<T: Document>(path: &Path, document: &T, readers: Readers) -> Result<Col
     Ok(Collected { format: T::FORMAT, pcrs: Vec::new() })
 }
 
-fn identity(out: &Path, key: Key) -> Result<Collected, Failure> {
+fn identity(out: &Path, keys: Keys) -> Result<Collected, Failure> {
     let tools = Tools::new()?;
-    let ek = tools.endorsement_key()?;
-    let ak = match tools.public(key.ak) {
+    let handle = keys.attestation.ak;
+    let ek = tools.endorsement_key(keys.ek)?;
+    let ak = match tools.public(handle) {
         Some(ak) => ak,
-        None => tools.make_attestation_key(key.ak)?,
+        None => tools.make_attestation_key(handle, keys.ek)?,
     };
-    let certificates = tools.certificate().into_iter().map(Bytes).collect();
+    let certificates = tools.certificate(keys.ek).into_iter().map(Bytes).collect();
     let ek = Endorsement { public: Bytes(ek), certificates };
     let identity = Identity { format: Identity::FORMAT.into(), ek, ak: Bytes(ak) };
     write(out, &identity, Readers::All)
 }
 
-fn activate(activation: &Path, out: &Path, key: Key) -> Result<Collected, Failure> {
+fn activate(activation: &Path, out: &Path, keys: Keys) -> Result<Collected, Failure> {
     let activation: Activation = read(activation)?;
-    let secret = Tools::new()?.activate(key.ak, &activation.credential.0)?;
+    let (handle, credential) = (keys.attestation.ak, &activation.credential.0);
+    let secret = Tools::new()?.activate(handle, keys.ek, credential)?;
     let activated = Activated { format: Activated::FORMAT.into(), secret: Bytes(secret) };
     write(out, &activated, Readers::Owner)
 }
@@ -165,12 +177,12 @@ fn quote(
         BANKS.into_iter().find(|(name, _)| *name == asked.bank).ok_or_else(unknown)?;
     let pcrs: Vec<_> = asked.pcrs.iter().map(ToString::to_string).collect();
     let list = format!("{bank}:{}", pcrs.join(","));
-    let (attest, signature) = tools.quote(key.ak, &list, &asked.nonce.to_string())?;
+    let ak = tools.public(key.ak).ok_or(Failure::NoKey(key.ak))?;
+    let (attest, signature) = tools.quote((key.ak, &ak), &list, &asked.nonce.to_string())?;
     let values = tools.values(&list)?;
     // Where there are too few, the tenant will say so.
     let values = values.chunks(bytes).map(Bytes::from);
     let values: BTreeMap<u8, Bytes> = asked.pcrs.iter().copied().zip(values).collect();
-    let ak = tools.public(key.ak).ok_or(Failure::NoKey(key.ak))?;
     let evidence = Evidence {
         format: Evidence::FORMAT.into(),
         quote: Quote { attest: Bytes(attest), signature: Bytes(signature) },

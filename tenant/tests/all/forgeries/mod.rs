@@ -16,7 +16,7 @@ use super::record::fixtures;
 
 /// Evidence and what it is held against.
 pub(crate) struct Case {
-    evidence: Evidence,
+    pub(crate) evidence: Evidence,
     challenge: Challenge,
     machine: Machine,
     policy: String,
@@ -30,9 +30,14 @@ fn read<T: Document>(name: &str) -> T {
 impl Case {
     pub(crate) fn of(name: &str) -> Self {
         let challenge: Challenge = read(&format!("{name}/challenge.json"));
+        let machine = format!("{name}/machine.json");
         Self {
             evidence: read(&format!("{name}/evidence.json")),
-            machine: read(if name == "booted" { "booted/machine.json" } else { "machine.json" }),
+            machine: if fixtures().join(&machine).exists() {
+                read(&machine)
+            } else {
+                read("machine.json")
+            },
             policy: fs::read_to_string(fixtures().join(name).join("policy.toml")).unwrap(),
             now: challenge.issued + 1,
             challenge,
@@ -51,7 +56,7 @@ impl Case {
     }
 
     /// What does not hold, with its PCR.
-    fn broken(&self) -> Vec<String> {
+    pub(crate) fn broken(&self) -> Vec<String> {
         let policy = Policy::parse(&self.policy).unwrap();
         let against = Against {
             challenge: &self.challenge,
