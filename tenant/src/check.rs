@@ -13,6 +13,7 @@ use crate::failure::{Exit, Failure};
 use crate::machine::Machine;
 use crate::policy::{NoPolicy, Policy};
 use crate::random::Random;
+use crate::tpm::revocation::List;
 use crate::verify::{Against, Check, Claim, Outcome, State, Verdict, verify};
 use crate::visor::Measured;
 
@@ -130,6 +131,11 @@ impl fmt::Display for Verified {
     }
 }
 
+fn read_list(path: &Path) -> Result<List, Failure> {
+    let bytes = fs::read(path).map_err(|why| Failure::File(path.into(), why))?;
+    List::parse(&bytes).ok_or_else(|| Failure::RevocationList(path.into()))
+}
+
 /// Holds evidence against a policy.
 ///
 /// # Errors
@@ -143,7 +149,9 @@ pub fn check(files: &Verification, now: u64) -> Result<Verified, Failure> {
         evidence::read(&files.machine).map_err(|why| own(&files.machine, why))?;
     let evidence: Evidence = evidence::read(&files.evidence)
         .map_err(|why| Failure::Evidence(files.evidence.clone(), why))?;
-    let against = Against { challenge: &challenge, machine: &machine, policy: &policy, now };
+    let lists = files.lists.iter().map(|path| read_list(path)).collect::<Result<Vec<_>, _>>()?;
+    let against =
+        Against { challenge: &challenge, machine: &machine, policy: &policy, lists: &lists, now };
     Ok(Verified::new(&evidence, verify(&evidence, against)))
 }
 
@@ -161,6 +169,8 @@ struct Case {
     evidence: PathBuf,
     challenge: PathBuf,
     machine: PathBuf,
+    #[serde(default)]
+    crls: Vec<PathBuf>,
     now: u64,
     verdict: String,
     /// The names of what does not hold or is waived, in order.
@@ -195,6 +205,7 @@ pub fn test_policy(policy: &Path, cases: Option<&Path>) -> Result<Tested, Failur
             challenge: folder.join(&case.challenge),
             machine: folder.join(&case.machine),
             policy: policy.into(),
+            lists: case.crls.iter().map(|path| folder.join(path)).collect(),
         };
         let verified = check(&files, case.now)?;
         let verdict = match verified.verdict {

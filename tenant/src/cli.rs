@@ -143,6 +143,9 @@ pub struct Verification {
     /// What the tenant accepts
     #[arg(long, value_name = "FILE")]
     pub policy: PathBuf,
+    /// An authority's revocation list, in DER or PEM; there can be more than one
+    #[arg(long = "crl", value_name = "FILE")]
+    pub lists: Vec<PathBuf>,
 }
 
 /// Ways to get to know a machine.

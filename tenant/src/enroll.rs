@@ -76,13 +76,10 @@ pub fn begin(
     let ak = attestation_key(&identity.ak)?;
     let ek =
         Public::parse(&identity.ek.public.0).map_err(|why| Failure::Key("endorsement", why))?;
-    let binding = match believed {
-        Believed::Name(name) if name.0 == ek.name => Binding::PinnedEk,
+    let (binding, certificates) = match believed {
+        Believed::Name(name) if name.0 == ek.name => (Binding::PinnedEk, Vec::new()),
         Believed::Name(_) => return Err(Failure::OtherKey("endorsement")),
-        Believed::Roots(paths) => {
-            check_chain(&identity, &ek, paths, now)?;
-            Binding::Certificate
-        }
+        Believed::Roots(paths) => (Binding::Certificate, check_chain(&identity, &ek, paths, now)?),
     };
     let mut random = Random::new().map_err(|_| Failure::Random)?;
     let secret: [u8; 32] = random.array();
@@ -93,6 +90,7 @@ pub fn begin(
         ak: identity.ak,
         binding,
         ek: Bytes(ek.name.clone()),
+        certificates,
         secret: Bytes(secret.to_vec()),
     };
     let activation =
@@ -107,7 +105,7 @@ fn check_chain(
     ek: &Public,
     paths: &[PathBuf],
     now: u64,
-) -> Result<(), Failure> {
+) -> Result<Vec<Bytes>, Failure> {
     let mut roots = Vec::new();
     for path in paths {
         let pem = fs::read(path).map_err(|why| Failure::File(path.clone(), why))?;
@@ -122,7 +120,8 @@ fn check_chain(
     }
     let chain: Vec<&[u8]> = identity.ek.certificates.iter().map(|der| der.0.as_slice()).collect();
     let roots: Vec<&[u8]> = roots.iter().map(Vec::as_slice).collect();
-    certificate::check(&ek.key, &chain, &roots, now).map_err(Failure::Endorsement)
+    let path = certificate::check(&ek.key, &chain, &roots, now).map_err(Failure::Endorsement)?;
+    Ok(path.into_iter().map(Bytes).collect())
 }
 
 /// Checks that the TPM gave the secret back, and writes what is known of the machine.
@@ -142,9 +141,17 @@ pub fn finish(
         return Err(Failure::NotActivated);
     }
     let ak = attestation_key(&pending.ak)?;
-    let ek = Some(pending.ek.clone());
-    remember(machine, pending.ak, (pending.binding, ek.clone()), now)?;
-    Ok(Enrolled { ak: Bytes(ak.name), ek, binding: pending.binding, done: true })
+    let Pending { binding, ek, certificates, .. } = pending;
+    let known = Machine {
+        format: Machine::FORMAT.into(),
+        ak: pending.ak,
+        binding,
+        ek: Some(ek.clone()),
+        certificates,
+        enrolled: now,
+    };
+    write(machine, &known, Readers::All)?;
+    Ok(Enrolled { ak: Bytes(ak.name), ek: Some(ek), binding, done: true })
 }
 
 /// Believes the attestation key with this name.
@@ -157,16 +164,14 @@ pub fn pin(identity: &Path, name: &Bytes, machine: &Path, now: u64) -> Result<En
     if ak.name != name.0 {
         return Err(Failure::OtherKey("attestation"));
     }
-    remember(machine, identity.ak, (Binding::PinnedAk, None), now)?;
+    let known = Machine {
+        format: Machine::FORMAT.into(),
+        ak: identity.ak,
+        binding: Binding::PinnedAk,
+        ek: None,
+        certificates: Vec::new(),
+        enrolled: now,
+    };
+    write(machine, &known, Readers::All)?;
     Ok(Enrolled { ak: Bytes(ak.name), ek: None, binding: Binding::PinnedAk, done: true })
-}
-
-fn remember(
-    path: &Path,
-    ak: Bytes,
-    (binding, ek): (Binding, Option<Bytes>),
-    now: u64,
-) -> Result<(), Failure> {
-    let format = Machine::FORMAT.into();
-    write(path, &Machine { format, ak, binding, ek, enrolled: now }, Readers::All)
 }

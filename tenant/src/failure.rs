@@ -54,6 +54,8 @@ pub enum Failure {
     Policy(PathBuf, NoPolicy),
     /// A file has no certificates.
     Certificates(PathBuf),
+    /// A file is no revocation list.
+    RevocationList(PathBuf),
     /// A key cannot be read, or is of an algorithm that is not known.
     Key(&'static str, crate::tpm::public::NoKey),
     /// No credential can be made for this endorsement key.
@@ -94,6 +96,7 @@ impl Failure {
             Self::Evidence(..) => "evidence",
             Self::Policy(..) => "policy",
             Self::Certificates(_) => "certificates",
+            Self::RevocationList(_) => "revocation-list",
             Self::Key(..) => "key",
             Self::Credential => "credential",
             Self::Endorsement(_) => "endorsement",
@@ -122,7 +125,10 @@ impl Failure {
             Self::Policy(_, NoPolicy::Format(_))
             | Self::Credential
             | Self::Key(_, crate::tpm::public::NoKey::Unsupported(_)) => Exit::Unsupported,
-            Self::Policy(..) | Self::Certificates(_) | Self::Ticket(..) => Exit::Usage,
+            Self::Policy(..)
+            | Self::Certificates(_)
+            | Self::RevocationList(_)
+            | Self::Ticket(..) => Exit::Usage,
             Self::Insecure(_) => Exit::Insecure,
             Self::File(..) | Self::Document(..) | Self::Random | Self::Output(_) => {
                 Exit::WrongState
@@ -150,6 +156,9 @@ impl fmt::Display for Failure {
             }
             Self::Policy(path, why) => write!(f, "{}: {why}", path.display()),
             Self::Certificates(path) => write!(f, "{}: no certificates in PEM", path.display()),
+            Self::RevocationList(path) => {
+                write!(f, "{}: no revocation list in DER or PEM", path.display())
+            }
             Self::Key(which, why) => write!(f, "the {which} key cannot be used: {why:?}"),
             Self::Credential => f.write_str(
                 "no credential can be made for this endorsement key: only the TCG's templates for RSA, P-256 and P-384 are known",

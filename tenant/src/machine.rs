@@ -18,6 +18,9 @@ pub struct Machine {
     pub binding: Binding,
     /// The name of the endorsement key, where that is the reason.
     pub ek: Option<Bytes>,
+    /// The certificates that the endorsement key was believed for, as DER, from its own to the root.
+    #[serde(default)]
+    pub certificates: Vec<Bytes>,
     /// When, in seconds since 1970.
     pub enrolled: u64,
 }
@@ -38,6 +41,9 @@ pub struct Pending {
     pub binding: Binding,
     /// The name of the endorsement key.
     pub ek: Bytes,
+    /// As in [`Machine`].
+    #[serde(default)]
+    pub certificates: Vec<Bytes>,
     /// What only that TPM can give back.
     pub secret: Bytes,
 }

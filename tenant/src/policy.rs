@@ -21,6 +21,8 @@ const SETTINGS: [u8; 4] = [1, 3, 5, 6];
 pub struct Policy {
     /// How the attestation key may have been bound to the machine.
     pub bindings: BTreeSet<Binding>,
+    /// What must be known of the certificates that a machine was enrolled by.
+    pub revocation: Revocation,
     /// SHA-256 digests of `visor.elf`.
     pub builds: BTreeSet<Bytes>,
     /// Command lines of the visor.
@@ -59,6 +61,17 @@ impl Binding {
             Self::PinnedAk => "pinned-ak",
         }
     }
+}
+
+/// Which revocation lists are needed. Unless a policy says otherwise, all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Revocation {
+    /// A current one of each authority between the endorsement key and the root, and of the root.
+    #[default]
+    Required,
+    /// Those that are given.
+    IfGiven,
 }
 
 /// How the visor was launched.
@@ -177,9 +190,11 @@ struct Text {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Hardware {
     bindings: BTreeSet<Binding>,
+    #[serde(default)]
+    revocation_lists: Revocation,
 }
 
 #[derive(Deserialize)]
@@ -246,6 +261,7 @@ impl Policy {
         }
         Ok(Self {
             bindings: text.hardware.bindings,
+            revocation: text.hardware.revocation_lists,
             builds: digests(visor.builds)?,
             command_lines: visor.command_lines,
             launches: visor.launches,

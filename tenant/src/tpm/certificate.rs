@@ -1,10 +1,10 @@
 //! Certificates of endorsement keys, from the key to an authority that the tenant trusts (RFC 5280; TCG
-//! EK Credential Profile 2.5, 3). Revocation lists are not asked for.
+//! EK Credential Profile 2.5, 3). What was revoked since is [`super::revocation`]'s.
 
 use std::time::Duration;
 
 use x509_cert::Certificate;
-use x509_cert::der::asn1::{AnyRef, ObjectIdentifier, UintRef};
+use x509_cert::der::asn1::{AnyRef, BitString, ObjectIdentifier, UintRef};
 use x509_cert::der::{Decode, Encode, Reader, SliceReader};
 use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, KeyUsages};
 
@@ -65,11 +65,16 @@ impl std::fmt::Display for Broken {
 
 /// Checks that `chain`, of which the first is the certificate of `key`, leads to one of `roots` at `now`,
 /// in seconds since 1970. All are DER. The roots are believed because the tenant says so; those of
-/// `chain` may stand in any order.
+/// `chain` may stand in any order. Gives the certificates that lead there, from the key's to the root.
 ///
 /// # Errors
 /// [`Broken`].
-pub fn check(key: &Key, chain: &[&[u8]], roots: &[&[u8]], now: u64) -> Result<(), Broken> {
+pub fn check(
+    key: &Key,
+    chain: &[&[u8]],
+    roots: &[&[u8]],
+    now: u64,
+) -> Result<Vec<Vec<u8>>, Broken> {
     let parse = |der: &&[u8]| Certificate::from_der(der).map_err(|_| Broken::Malformed);
     let chain = chain.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     let roots = roots.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
@@ -84,16 +89,29 @@ pub fn check(key: &Key, chain: &[&[u8]], roots: &[&[u8]], now: u64) -> Result<()
     }
     let now = Duration::from_secs(now);
     let mut certificate = leaf;
+    let mut path = Vec::new();
     for depth in 0..DEEPEST {
         is_acceptable(certificate, now)?;
+        path.push(certificate.to_der().map_err(|_| Broken::Malformed)?);
         let is_issuer =
             |issuer: &&Certificate| is_authority(issuer, depth) && has_signed(issuer, certificate);
         if let Some(root) = roots.iter().find(is_issuer) {
-            return is_acceptable(root, now);
+            is_acceptable(root, now)?;
+            path.extend(upwards(root, &roots).ok_or(Broken::Malformed)?);
+            return Ok(path);
         }
         certificate = chain.iter().find(is_issuer).ok_or(Broken::NoAuthority)?;
     }
     Err(Broken::NoAuthority)
+}
+
+/// The root and, where it is one of an authority between others, those above it, as DER: it is believed
+/// without them, but they may have revoked it.
+fn upwards(root: &Certificate, roots: &[Certificate]) -> Option<Vec<Vec<u8>>> {
+    let above =
+        |below: &&Certificate| roots.iter().find(|root| root != below && has_signed(root, below));
+    let path = std::iter::successors(Some(root), above).take(DEEPEST);
+    path.map(|certificate| certificate.to_der().ok()).collect()
 }
 
 fn is_acceptable(certificate: &Certificate, now: Duration) -> Result<(), Broken> {
@@ -134,15 +152,25 @@ fn has_signed(issuer: &Certificate, certificate: &Certificate) -> bool {
     }
     // What is signed is DER, and so has one encoding only.
     let Ok(message) = certificate.tbs_certificate().to_der() else { return false };
-    let (Some(key), Some((hash, kind))) = (key_of(issuer), signature_of(certificate)) else {
-        return false;
-    };
-    signature::verify(&key, hash, &message, &kind)
+    let algorithm = certificate.signature_algorithm();
+    is_signature(issuer, &message, (&algorithm.oid, certificate.signature()))
 }
 
-fn signature_of(certificate: &Certificate) -> Option<(Bank, Kind)> {
-    let algorithm = certificate.signature_algorithm().oid.to_string();
-    let bytes = certificate.signature().as_bytes()?;
+/// Whether this is the signature, by this algorithm, over `message` by the key that `issuer` is about.
+pub(super) fn is_signature(
+    issuer: &Certificate,
+    message: &[u8],
+    (algorithm, bits): (&ObjectIdentifier, &BitString),
+) -> bool {
+    let (Some(key), Some((hash, kind))) = (key_of(issuer), signature_of(algorithm, bits)) else {
+        return false;
+    };
+    signature::verify(&key, hash, message, &kind)
+}
+
+fn signature_of(algorithm: &ObjectIdentifier, bits: &BitString) -> Option<(Bank, Kind)> {
+    let algorithm = algorithm.to_string();
+    let bytes = bits.as_bytes()?;
     let (hash, is_rsa) = match algorithm.as_str() {
         "1.2.840.113549.1.1.11" => (Bank::Sha256, true),
         "1.2.840.113549.1.1.12" => (Bank::Sha384, true),

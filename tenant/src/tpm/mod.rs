@@ -5,4 +5,5 @@ pub mod credential;
 pub mod log;
 pub mod public;
 pub mod quote;
+pub mod revocation;
 pub mod signature;

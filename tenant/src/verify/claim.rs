@@ -80,6 +80,8 @@ pub enum Check {
     AkRestricted,
     /// It is bound to the machine as the policy asks for.
     AkBinding,
+    /// No certificate that it rests on was revoked.
+    EkRevocation,
     /// Quote and signature can be read.
     QuoteForm,
     /// The signature is the attestation key's.
@@ -128,10 +130,11 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::AkEnrolled,
         Self::AkRestricted,
         Self::AkBinding,
+        Self::EkRevocation,
         Self::QuoteForm,
         Self::QuoteSignature,
         Self::QuoteKind,
@@ -163,6 +166,7 @@ impl Check {
             Self::AkEnrolled => "ak-enrolled",
             Self::AkRestricted => "ak-restricted",
             Self::AkBinding => "ak-binding",
+            Self::EkRevocation => "ek-revocation",
             Self::QuoteForm => "quote-form",
             Self::QuoteSignature => "quote-signature",
             Self::QuoteKind => "quote-kind",
@@ -192,7 +196,9 @@ impl Check {
     #[must_use]
     pub const fn link(self) -> Link {
         match self {
-            Self::AkEnrolled | Self::AkRestricted | Self::AkBinding => Link::Hardware,
+            Self::AkEnrolled | Self::AkRestricted | Self::AkBinding | Self::EkRevocation => {
+                Link::Hardware
+            }
             Self::QuoteForm
             | Self::QuoteSignature
             | Self::QuoteKind
@@ -226,7 +232,12 @@ impl Check {
                 "Have the host make a key with `visorctl attest identity`, and enroll it."
             }
             Self::AkBinding => "Enroll the machine in a way that the policy's `bindings` has.",
-            Self::QuoteForm => "Ask the host for new evidence; only RSASSA and ECDSA are known.",
+            Self::EkRevocation => {
+                "Fetch the authorities' lists and give them with `--crl`. If one has the machine's certificate, trust it no more."
+            }
+            Self::QuoteForm => {
+                "Ask the host for new evidence; only RSASSA, RSAPSS and ECDSA are known."
+            }
             Self::QuoteSignature => {
                 "The quote is forged or damaged. Ask the host for new evidence."
             }

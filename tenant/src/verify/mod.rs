@@ -15,6 +15,7 @@ pub(crate) use self::quote::is_attestation_key;
 use self::claim::Claims;
 use crate::machine::Machine;
 use crate::policy::Policy;
+use crate::tpm::revocation::List;
 use crate::visor::Measured;
 
 /// What a tenant may conclude.
@@ -49,6 +50,8 @@ pub struct Against<'a> {
     pub machine: &'a Machine,
     /// What is accepted.
     pub policy: &'a Policy,
+    /// Who is believed no more.
+    pub lists: &'a [List],
     /// The time, in seconds since 1970.
     pub now: u64,
 }

@@ -7,8 +7,10 @@ use evidence::{Bytes, Evidence};
 use super::Against;
 use super::claim::{Check, Claims, State, compared};
 use crate::bank::Bank;
+use crate::policy::{Binding, Revocation};
 use crate::tpm::public::{Public, attribute};
 use crate::tpm::quote::{Attest, GENERATED, QUOTE, Quoted, Signature};
+use crate::tpm::revocation::{Standing, standing};
 use crate::tpm::signature;
 
 /// The values of the quoted PCRs; none where the quote proves none.
@@ -53,6 +55,32 @@ pub(super) fn check_keys(claims: &mut Claims, evidence: &Evidence, against: Agai
         State::from(against.policy.bindings.contains(&machine.binding)),
         binding,
     );
+    check_revocation(claims, against);
+}
+
+/// Holds the certificates that the machine was enrolled by against the lists.
+fn check_revocation(claims: &mut Claims, against: Against<'_>) {
+    let Against { machine, policy, lists, now, .. } = against;
+    if machine.binding != Binding::Certificate {
+        let none = compared("no certificate revoked", "none is relied on", "enrollment");
+        return claims.add(Check::EkRevocation, State::Met, none);
+    }
+    let chain: Vec<&[u8]> = machine.certificates.iter().map(|der| der.0.as_slice()).collect();
+    let standing = standing(&chain, lists, now);
+    // Lists that cannot be held against anything are no reason to believe.
+    let is_given = chain.is_empty() && !lists.is_empty();
+    let state = match (standing, policy.revocation) {
+        (Standing::Good, _) => State::Met,
+        (Standing::Missing, Revocation::IfGiven) => State::from(!is_given),
+        (Standing::Missing, Revocation::Required)
+        | (Standing::Stale | Standing::Unusable | Standing::Revoked, _) => State::Unmet,
+    };
+    let expected = match policy.revocation {
+        Revocation::Required => "no certificate revoked, as a current list of each authority says",
+        Revocation::IfGiven => "no certificate revoked, as far as lists are given",
+    };
+    let lists = compared(expected, standing, "enrollment, and revocation lists");
+    claims.add(Check::EkRevocation, state, lists);
 }
 
 /// Checks the quote, and says which values it proves.

@@ -37,7 +37,9 @@ fn verify(command: &str, name: &str, policy: &Path, more: &[&Path]) -> (Exit, Va
     let file = |file: &str| fixtures().join(name).join(file);
     let mut words: Vec<OsString> = vec![command.into(), file("evidence.json").into()];
     words.extend(["--challenge".into(), file("challenge.json").into()]);
-    words.extend(["--machine".into(), fixtures().join("machine.json").into()]);
+    let own = file("machine.json");
+    let machine = if own.exists() { own } else { fixtures().join("machine.json") };
+    words.extend(["--machine".into(), machine.into()]);
     words.extend(["--policy".into(), policy.into()]);
     words.extend(more.iter().map(OsString::from));
     let challenge: Challenge = evidence::read(&file("challenge.json")).unwrap();
@@ -79,6 +81,23 @@ fn bad_evidence_ends_with_1_and_without_a_key() {
     let names: Vec<_> = unmet.iter().map(|claim| claim["id"].as_str().unwrap()).collect();
     assert_eq!(names, ["command-line", "iommu", "vmx", "dev-tickets"]);
     assert_eq!((&unmet[1]["expected"], &unmet[1]["actual"]), (&"on".into(), &"insecure".into()));
+}
+
+#[test]
+fn revocation_lists_are_read_in_both_forms_and_nothing_else_is_one() {
+    let file = |name: &str| fixtures().join("ecc256").join(name);
+    let told = |lists: &[&str]| {
+        let lists: Vec<_> = lists.iter().map(|name| file(name)).collect();
+        let words: Vec<_> = lists.iter().flat_map(|list| [Path::new("--crl"), list]).collect();
+        let (exit, told) = verify("verify", "ecc256", &file("policy.toml"), &words);
+        (exit.code(), told["error"]["code"].clone())
+    };
+    assert_eq!(told(&["root.crl", "below.crl"]), (0, Value::Null));
+    assert_eq!(told(&["root.crl", "below-revokes.crl"]), (1, Value::Null));
+    assert_eq!(told(&["below-revokes.der"]), (1, Value::Null));
+    assert_eq!(told(&["root.crl", "root.pem"]), (2, "revocation-list".into()));
+    assert_eq!(told(&["policy.toml"]), (2, "revocation-list".into()));
+    assert_eq!(told(&["missing.crl"]), (5, "file".into()));
 }
 
 #[test]

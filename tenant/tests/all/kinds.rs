@@ -56,6 +56,9 @@ fn record_kinds() {
             authority.write_lists(&out);
             roots = authority.certificates();
         }
+        if name == "ecc384" {
+            Authority::write_list_of_swtpm(&folder.join("authority"), &out);
+        }
         if name == "pss" {
             tool(&tpm, &at, "tpm2_createek -c ek.ctx -G rsa -u ek.pub");
             let words = "-C ek.ctx -c ak.ctx -G rsa -g sha256 -s rsapss -u ak.pub";

@@ -25,7 +25,8 @@ fn tenant() -> Command {
 pub(crate) fn policy(launch_kind: &str, events: &[Event]) -> String {
     let digest = |bytes: &[u8]| Bytes(Sha256::digest(bytes).to_vec()).to_string();
     let mut text = format!(
-        "format = 1\n\n[hardware]\nbindings = [\"certificate\"]\n\n[visor]\nbuilds = [\"{}\"]\n\
+        "format = 1\n\n[hardware]\nbindings = [\"certificate\"]\n\
+         revocation-lists = \"if-given\"\n\n[visor]\nbuilds = [\"{}\"]\n\
          command-lines = [\"{}\"]\nlaunches = [\"{launch_kind}\"]\niommu = [\"on\"]\nunprotected-vms = [\"run\"]\n",
         digest(super::boot::VISOR),
         super::boot::COMMAND_LINE

@@ -2,6 +2,7 @@
 
 mod logs;
 mod quote;
+mod revocation;
 mod visor;
 
 use std::fs;
@@ -9,6 +10,7 @@ use std::fs;
 use evidence::{Bytes, Challenge, Document, Evidence};
 use tenant::machine::Machine;
 use tenant::policy::Policy;
+use tenant::tpm::revocation::List;
 use tenant::verify::{Against, Check, State, Verdict, verify};
 
 use super::boot::{self, Event, IPL, Visor, event, log};
@@ -18,9 +20,10 @@ use super::record::fixtures;
 pub(crate) struct Case {
     pub(crate) evidence: Evidence,
     challenge: Challenge,
-    machine: Machine,
+    pub(crate) machine: Machine,
+    pub(crate) lists: Vec<List>,
     policy: String,
-    now: u64,
+    pub(crate) now: u64,
 }
 
 fn read<T: Document>(name: &str) -> T {
@@ -41,18 +44,25 @@ impl Case {
             policy: fs::read_to_string(fixtures().join(name).join("policy.toml")).unwrap(),
             now: challenge.issued + 1,
             challenge,
+            lists: Vec::new(),
         }
     }
 
-    fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
     /// The policy with other words.
-    fn policy(self, from: &str, to: &str) -> Self {
+    pub(crate) fn policy(self, from: &str, to: &str) -> Self {
         assert!(self.policy.contains(from), "{}", self.policy);
         self.with(|case| case.policy = case.policy.replace(from, to))
+    }
+
+    /// Lets so many seconds pass, for the challenge as well.
+    fn later(&mut self, seconds: u64) {
+        self.now += seconds;
+        self.challenge.expires += seconds;
     }
 
     /// What does not hold, with its PCR.
@@ -62,6 +72,7 @@ impl Case {
             challenge: &self.challenge,
             machine: &self.machine,
             policy: &policy,
+            lists: &self.lists,
             now: self.now,
         };
         let outcome = verify(&self.evidence, against);
@@ -134,6 +145,7 @@ fn every_forgery_breaks_what_it_should_and_nothing_else() {
         quote::by_quote(),
         quote::by_values(),
         quote::by_time(),
+        revocation::by_lists(),
         logs::by_boot_log(),
         logs::by_visor_log(),
         logs::by_launch(),
