@@ -6,10 +6,14 @@ use std::process::Command;
 use std::{env, fs};
 
 use evidence::{Activated, Identity};
-use tenant::machine::Pending;
+use tenant::machine::{Machine, Pending};
 use tenant::policy::Binding;
+use tenant::tpm::certificate;
 use tenant::tpm::public::{Key, Public};
 use tenant::tpm::quote::{Kind, Signature};
+
+use x509_cert::Certificate;
+use x509_cert::der::Encode;
 
 use super::authority::Authority;
 use super::boot::{Visor, firmware};
@@ -101,6 +105,28 @@ fn the_tpm_has_activated_a_credential_for_an_elliptic_key() {
         let activated: Activated = evidence::read(&file("activated.json")).unwrap();
         assert_eq!((pending.binding, &pending.secret), (Binding::Certificate, &activated.secret));
     }
+}
+
+/// An authority among the roots that another one of them has signed is believed for itself, but the other
+/// one may have revoked it.
+#[test]
+fn a_machine_keeps_the_certificates_up_to_the_highest_root() {
+    let file = |file: &str| fixtures().join("ecc256").join(file);
+    let identity: Identity = evidence::read(&file("identity.json")).unwrap();
+    let key = Public::parse(&identity.ek.public.0).unwrap().key;
+    let roots = Certificate::load_pem_chain(&fs::read(file("root.pem")).unwrap()).unwrap();
+    let roots: Vec<_> = roots.iter().map(|root| root.to_der().unwrap()).collect();
+    let leaf = &identity.ek.certificates[0].0;
+    let now = Case::of("ecc256").now;
+    let path = certificate::check(&key, &[leaf], &[&roots[0], &roots[1]], now);
+    assert_eq!(path, Ok(vec![leaf.clone(), roots[1].clone(), roots[0].clone()]));
+    let below = certificate::check(&key, &[leaf], &[&roots[1]], now);
+    assert_eq!(below, Ok(vec![leaf.clone(), roots[1].clone()]));
+    let above = certificate::check(&key, &[leaf, &roots[1]], &[&roots[0]], now);
+    assert_eq!(above, path);
+    let machine: Machine = evidence::read(&file("machine.json")).unwrap();
+    let kept: Vec<_> = machine.certificates.into_iter().map(|der| der.0).collect();
+    assert_eq!(Ok(kept), path);
 }
 
 #[test]
