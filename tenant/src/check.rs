@@ -8,6 +8,7 @@ use evidence::{Bytes, Challenge, Document, Evidence, Readers};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Verification;
+use crate::eat;
 use crate::enroll::write;
 use crate::failure::{Exit, Failure};
 use crate::machine::Machine;
@@ -147,8 +148,7 @@ pub fn check(files: &Verification, now: u64) -> Result<Verified, Failure> {
         evidence::read(&files.challenge).map_err(|why| own(&files.challenge, why))?;
     let machine: Machine =
         evidence::read(&files.machine).map_err(|why| own(&files.machine, why))?;
-    let evidence: Evidence = evidence::read(&files.evidence)
-        .map_err(|why| Failure::Evidence(files.evidence.clone(), why))?;
+    let evidence = eat::read(&files.evidence)?;
     let lists = files.lists.iter().map(|path| read_list(path)).collect::<Result<Vec<_>, _>>()?;
     let against =
         Against { challenge: &challenge, machine: &machine, policy: &policy, lists: &lists, now };

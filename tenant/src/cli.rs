@@ -110,6 +110,13 @@ pub enum Command {
         #[arg(long, value_name = "WORDS", default_value = "")]
         command_line: String,
     },
+    /// Writes evidence in its other form: JSON as an Entity Attestation Token, and the other way round
+    Convert {
+        /// The evidence
+        evidence: PathBuf,
+        /// The other form's file, which must not exist yet
+        out: PathBuf,
+    },
     /// Shows how the boots behind two pieces of evidence differ
     Diff {
         /// The one
@@ -220,6 +227,7 @@ impl Command {
             Self::Receipt { .. } => "receipt",
             Self::Policy { command: PolicyCommand::Test { .. } } => "policy test",
             Self::Expect { .. } => "expect",
+            Self::Convert { .. } => "convert",
             Self::Diff { .. } => "diff",
             Self::Completions { .. } => "completions",
             Self::Man { .. } => "man",

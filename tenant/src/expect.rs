@@ -9,6 +9,7 @@ use evidence::{Bytes, Evidence};
 use serde::Serialize;
 
 use crate::bank::Bank;
+use crate::eat;
 use crate::failure::Failure;
 use crate::tpm::log::{Event, Log};
 use crate::verify::tell;
@@ -103,10 +104,7 @@ impl fmt::Display for Differences {
 /// # Errors
 /// [`Failure::Evidence`].
 pub fn diff(before: &Path, after: &Path) -> Result<Differences, Failure> {
-    let read = |path: &Path| {
-        evidence::read::<Evidence>(path).map_err(|why| Failure::Evidence(path.into(), why))
-    };
-    let (before, after) = (read(before)?, read(after)?);
+    let (before, after) = (eat::read(before)?, eat::read(after)?);
     let values = |evidence: &Evidence, pcr: u8| {
         evidence.pcrs.get(Bank::Sha256.name()).and_then(|bank| bank.get(&pcr)).cloned()
     };

@@ -50,6 +50,8 @@ pub enum Failure {
     Document(PathBuf, evidence::Error),
     /// A file of the other side's is not what it should be.
     Evidence(PathBuf, evidence::Error),
+    /// A file's quote has no nonce, or another one than the file says.
+    Nonce(PathBuf),
     /// A file is no policy.
     Policy(PathBuf, NoPolicy),
     /// A file has no certificates.
@@ -94,6 +96,7 @@ impl Failure {
             Self::File(..) => "file",
             Self::Document(..) => "document",
             Self::Evidence(..) => "evidence",
+            Self::Nonce(_) => "nonce",
             Self::Policy(..) => "policy",
             Self::Certificates(_) => "certificates",
             Self::RevocationList(_) => "revocation-list",
@@ -135,6 +138,7 @@ impl Failure {
             }
             Self::Bug(_) => Exit::Bug,
             Self::Evidence(..)
+            | Self::Nonce(_)
             | Self::Key(..)
             | Self::Endorsement(_)
             | Self::OtherKey(_)
@@ -154,6 +158,7 @@ impl fmt::Display for Failure {
             Self::Document(path, why) | Self::Evidence(path, why) => {
                 write!(f, "{}: {why}", path.display())
             }
+            Self::Nonce(path) => write!(f, "{}: the quote is for another nonce", path.display()),
             Self::Policy(path, why) => write!(f, "{}: {why}", path.display()),
             Self::Certificates(path) => write!(f, "{}: no certificates in PEM", path.display()),
             Self::RevocationList(path) => {

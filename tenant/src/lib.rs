@@ -4,6 +4,7 @@ pub mod bank;
 pub mod check;
 pub mod cli;
 pub mod docs;
+pub mod eat;
 pub mod enroll;
 pub mod expect;
 pub mod failure;

@@ -6,6 +6,7 @@ use clap::error::ContextKind;
 use serde::Serialize;
 
 use crate::check::{Challenged, Tested, Verified};
+use crate::eat::{Converted, Form};
 use crate::enroll::Enrolled;
 use crate::expect::{Differences, Expected};
 use crate::failure::{Exit, Failure};
@@ -35,6 +36,8 @@ pub enum Answer {
     Tested(Tested),
     /// `expect`.
     Expected(Expected),
+    /// `convert`.
+    Converted(Converted),
     /// `diff`.
     Differences(Differences),
     /// `completions`.
@@ -71,6 +74,8 @@ impl fmt::Display for Answer {
                 writeln!(f, "the policy is one; {} cases came out as they should", answer.cases)
             }
             Self::Expected(answer) => answer.fmt(f),
+            Self::Converted(Converted { form: Form::Json }) => writeln!(f, "written: JSON"),
+            Self::Converted(Converted { form: Form::Eat }) => writeln!(f, "written: an EAT"),
             Self::Differences(answer) => answer.fmt(f),
             Self::Completions { script } => f.write_str(script),
             Self::Man {} => Ok(()),

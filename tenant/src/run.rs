@@ -10,7 +10,7 @@ use crate::enroll::{Believed, Files};
 use crate::failure::{Exit, Failure};
 use crate::reply::{self, Answer};
 use crate::seal::{Order, Waived};
-use crate::{check, docs, enroll, expect, receipt, report, seal};
+use crate::{check, docs, eat, enroll, expect, receipt, report, seal};
 
 /// Does what `cli` says at `now`, in seconds since 1970, and reports to `out`; for people, failures go to
 /// `err`.
@@ -93,6 +93,7 @@ fn answer(command: &Command, now: u64) -> Result<(Answer, Exit), Failure> {
         Command::Expect { visor, command_line } => {
             good(Answer::Expected(expect::expect(visor, command_line)?))
         }
+        Command::Convert { evidence, out } => good(Answer::Converted(eat::convert(evidence, out)?)),
         Command::Diff { before, after } => good(Answer::Differences(expect::diff(before, after)?)),
         Command::Completions { shell } => {
             good(Answer::Completions { script: docs::completions(*shell) })

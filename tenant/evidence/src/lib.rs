@@ -9,10 +9,13 @@
 //! | [`Challenge`] | `tenant challenge` | `visorctl attest quote`, and `tenant verify` |
 //! | [`Evidence`] | `visorctl attest quote` | `tenant verify` |
 //!
+//! Evidence can also be an Entity Attestation Token: [`eat`].
+//!
 //! Nothing here is checked but the form. Keys that are not known are errors, as is a file of more than
 //! [`LIMIT`] bytes.
 
 mod bytes;
+pub mod eat;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -203,6 +206,8 @@ pub enum Error {
         /// What is wrong.
         why: serde_json::Error,
     },
+    /// It begins as an Entity Attestation Token, and is none, or not one of evidence.
+    Token(eat::NoToken),
     /// It is of another kind, or of another version.
     Format {
         /// The format that was asked for.
@@ -219,6 +224,7 @@ impl Error {
         let kind = |format: &str| format.rsplit_once('-').map(|(kind, _)| kind.to_owned());
         match self {
             Self::Format { expected, found } => kind(expected) == kind(found),
+            Self::Token(why) => *why == eat::NoToken::Profile,
             Self::File(_) | Self::TooLong | Self::Form { .. } => false,
         }
     }
@@ -228,6 +234,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(why) => why.fmt(f),
+            Self::Token(why) => why.fmt(f),
             Self::TooLong => write!(f, "longer than {} MiB", LIMIT >> 20),
             Self::Form { expected, why } => {
                 // It may have words of the other side's.
@@ -268,13 +275,21 @@ pub fn parse<T: Document>(text: &[u8]) -> Result<T, Error> {
 /// # Errors
 /// All of [`Error`].
 pub fn read<T: Document>(path: &Path) -> Result<T, Error> {
+    parse(&read_bytes(path)?)
+}
+
+/// The bytes in a file.
+///
+/// # Errors
+/// [`Error::File`] and [`Error::TooLong`].
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
     let mut text = Vec::new();
     let file = File::open(path).map_err(Error::File)?;
     let bytes = file.take(LIMIT + 1).read_to_end(&mut text).map_err(Error::File)?;
     if u64::try_from(bytes).map_or(true, |bytes| bytes > LIMIT) {
         return Err(Error::TooLong);
     }
-    parse(&text)
+    Ok(text)
 }
 
 /// Who may read a file that is written.
@@ -291,9 +306,17 @@ pub enum Readers {
 /// # Errors
 /// [`Error::File`].
 pub fn write<T: Document>(path: &Path, document: &T, readers: Readers) -> Result<(), Error> {
+    create(path, text(document)?.as_bytes(), readers).map_err(Error::File)
+}
+
+/// `document` as a file has it.
+///
+/// # Errors
+/// [`Error::Form`].
+pub fn text<T: Document>(document: &T) -> Result<String, Error> {
     let text = serde_json::to_string_pretty(document)
         .map_err(|why| Error::Form { expected: T::FORMAT, why })?;
-    create(path, (text + "\n").as_bytes(), readers).map_err(Error::File)
+    Ok(text + "\n")
 }
 
 /// Writes `content` to a file, which must not exist yet.

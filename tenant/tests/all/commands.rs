@@ -34,8 +34,23 @@ fn tenant<const N: usize>(name: &str, words: [&Path; N]) -> (Exit, Value) {
 }
 
 fn verify(command: &str, name: &str, policy: &Path, more: &[&Path]) -> (Exit, Value) {
+    let evidence = fixtures().join(name).join("evidence.json");
+    verify_file(&evidence, (command, name), policy, more)
+}
+
+/// `verify` with evidence from elsewhere, and all the rest of this folder.
+pub(crate) fn run_verify(evidence: &Path, name: &str) -> (Exit, Value) {
+    verify_file(evidence, ("verify", name), &fixtures().join(name).join("policy.toml"), &[])
+}
+
+fn verify_file(
+    evidence: &Path,
+    (command, name): (&str, &str),
+    policy: &Path,
+    more: &[&Path],
+) -> (Exit, Value) {
     let file = |file: &str| fixtures().join(name).join(file);
-    let mut words: Vec<OsString> = vec![command.into(), file("evidence.json").into()];
+    let mut words: Vec<OsString> = vec![command.into(), evidence.into()];
     words.extend(["--challenge".into(), file("challenge.json").into()]);
     let own = file("machine.json");
     let machine = if own.exists() { own } else { fixtures().join("machine.json") };

@@ -19,3 +19,4 @@ mod record;
 mod schema;
 mod sealing;
 mod swtpm;
+mod tokens;

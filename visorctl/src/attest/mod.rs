@@ -10,6 +10,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use evidence::eat::{PROFILE, Token};
 use evidence::{
     Activated, Activation, Bytes, Challenge, Document, Endorsement, Evidence, Identity, Log, Quote,
     Readers, Visor,
@@ -56,6 +57,9 @@ pub(crate) enum Attest {
         /// The visor's event log; without it, the visor is asked at its port
         #[arg(long, value_name = "FILE")]
         visor_log: Option<PathBuf>,
+        /// Writes an Entity Attestation Token (RFC 9711) in place of JSON
+        #[arg(long)]
+        eat: bool,
     },
 }
 
@@ -124,12 +128,19 @@ pub(crate) fn attest<P: Port>(
     match command {
         Attest::Identity { out, keys } => identity(out, *keys),
         Attest::Activate { activation, out, keys } => activate(activation, out, *keys),
-        Attest::Quote { challenge, out, key, firmware_log, visor_log } => {
+        Attest::Quote { challenge, out, key, firmware_log, visor_log, eat } => {
             let challenge: Challenge = read(challenge)?;
             let nonce = challenge.nonce.array().ok_or(Failure::Nonce)?;
             let visor = logs::visor(visor_log.as_deref(), &nonce, port)?;
             let firmware = logs::firmware(firmware_log)?;
-            quote(challenge, out, *key, (firmware, visor))
+            let nonce = challenge.nonce.clone();
+            let (evidence, pcrs) = quote(challenge, *key, (firmware, visor))?;
+            let written = if *eat {
+                write_token(out, Token { nonce, evidence })?
+            } else {
+                write(out, &evidence, Readers::All)?
+            };
+            Ok(Collected { pcrs, ..written })
         }
     }
 }
@@ -141,6 +152,13 @@ fn read<T: Document>(path: &Path) -> Result<T, Failure> {
 fn write<T: Document>(path: &Path, document: &T, readers: Readers) -> Result<Collected, Failure> {
     evidence::write(path, document, readers).map_err(|why| Failure::Document(path.into(), why))?;
     Ok(Collected { format: T::FORMAT, pcrs: Vec::new() })
+}
+
+fn write_token(out: &Path, token: Token) -> Result<Collected, Failure> {
+    let wrong = |why| Failure::Document(out.into(), why);
+    let bytes = token.encode().map_err(|why| wrong(evidence::Error::Token(why)))?;
+    evidence::create(out, &bytes, Readers::All).map_err(|why| wrong(evidence::Error::File(why)))?;
+    Ok(Collected { format: PROFILE, pcrs: Vec::new() })
 }
 
 fn identity(out: &Path, keys: Keys) -> Result<Collected, Failure> {
@@ -167,10 +185,9 @@ fn activate(activation: &Path, out: &Path, keys: Keys) -> Result<Collected, Fail
 
 fn quote(
     asked: Challenge,
-    out: &Path,
     key: Key,
     (firmware, visor): (Option<Vec<u8>>, Visor),
-) -> Result<Collected, Failure> {
+) -> Result<(Evidence, Vec<u8>), Failure> {
     let tools = Tools::new()?;
     let unknown = || Failure::Bank(asked.bank.clone());
     let (bank, bytes) =
@@ -191,8 +208,7 @@ fn quote(
         firmware: firmware.map(|log| Log { log: Bytes(log) }),
         visor,
     };
-    let collected = write(out, &evidence, Readers::All)?;
-    Ok(Collected { pcrs: asked.pcrs, ..collected })
+    Ok((evidence, asked.pcrs))
 }
 
 #[cfg(test)]
