@@ -124,6 +124,18 @@ fn another_encoding_of_the_same_token_is_refused() {
     }
 }
 
+/// Keys are in the order of their encodings, in which the length comes first (RFC 8949, 4.2.1).
+#[test]
+fn shorter_names_of_banks_come_first() {
+    let mut told = Token::decode(&token("plain")).unwrap();
+    told.evidence.pcrs = [("aa", 1), ("b", 2)]
+        .map(|(name, pcr)| (name.to_owned(), BTreeMap::from([(pcr, Bytes::default())])))
+        .into();
+    let bytes = told.encode().unwrap();
+    let expected = b"\xa2\x61b\xa1\x02\x40\x62aa\xa1\x01\x40";
+    assert!(bytes.windows(expected.len()).any(|window| window == expected));
+}
+
 fn some_bytes() -> impl Strategy<Value = Bytes> {
     prop::collection::vec(any::<u8>(), 0..300).prop_map(Bytes)
 }
