@@ -14,3 +14,4 @@ mod mbi2;
 pub mod memmap;
 pub mod memory;
 mod raw;
+pub mod txt;

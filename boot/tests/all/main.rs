@@ -15,3 +15,4 @@ mod mbi1;
 mod mbi2;
 mod memmap;
 mod seeds;
+mod txt;

@@ -8,6 +8,7 @@ use boot::mbi::{BootInfo, Entry, MAGIC1, MAGIC2};
 use boot::memmap::MemoryMap;
 
 use crate::fake::{Fake, Tags, descriptors, map_entries, pointer, quads, span, table, words};
+use crate::txt;
 
 /// Where the fuzz targets put boot information.
 const INFO: u32 = 0x1_0000;
@@ -158,6 +159,10 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let multiboot1: Vec<u8> = map_entries(QEMU).chunks(24).flat_map(sized).collect();
     let configuration = [quads(&[0, 0xe000_0000]), vec![0, 0, 0, 0xff, 0, 0, 0, 0]].concat();
     let [small, large] = processors();
+    // All registers are good; only their heap is elsewhere, and says so itself.
+    let launched = |page: &[u8]| [&[0xff][..], &[0; 64], &txt::heap(), page].concat();
+    let elsewhere =
+        [&[0x3f][..], &quads(&[0, 0, 0, 0, 0, 0, 0x7ff2_0010, 0x1000]), &[0; 16], &txt::heap()];
     vec![
         ("mbi1/qemu", qemu()),
         ("mbi2/bios", grub_bios(0x40_0000).finish()),
@@ -171,6 +176,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("acpi/two", with(1, &small)),
         ("acpi/many", with(1, &large)),
         ("acpi/configuration", with(1, &configuration)),
+        ("txt/tboot", launched(&txt::shared(6, 0)[..584])),
+        ("txt/elsewhere", elsewhere.concat()),
         ("cmdline/all", b"log=debug serial=0x2f8,9600 panic=reset".to_vec()),
         ("cmdline/named", b"/boot/visor.elf log=warn serial=com2 panic=halt".to_vec()),
     ]
