@@ -8,10 +8,12 @@ use sha2::{Digest as _, Sha256};
 
 use crate::bytes::put;
 use crate::log::Log;
-use crate::tpm::{Banks, Error, LONGEST_EVENT, Registers, Tpm};
+use crate::tpm::{Banks, Digest, Error, LONGEST_EVENT, Registers, Tpm};
 
 /// The register of what was launched after the measured launch.
 pub const PCR: u8 = 19;
+/// The TCG's number of SHA-256, in whose bank tenants have registers quoted.
+const SHA256: u16 = 0xb;
 /// The locality of what is launched by a measured launch, which the host cannot use.
 pub const LOCALITY: u8 = 2;
 
@@ -147,7 +149,7 @@ enum Line {
     Digest,
 }
 
-/// What PCR 19 held before the first event.
+/// What a register that a measured launch resets held before the first event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
     /// All ones: since the machine's reset there was no measured launch.
@@ -156,6 +158,19 @@ pub enum Before {
     Zeros,
     /// Something has extended it: whoever verifies needs to know by what.
     Extended,
+}
+
+impl Before {
+    fn of(value: &Digest) -> Self {
+        let is_all = |wanted: u8| value.bytes().iter().all(|byte| *byte == wanted);
+        if is_all(0xff) {
+            Self::Ones
+        } else if is_all(0) {
+            Self::Zeros
+        } else {
+            Self::Extended
+        }
+    }
 }
 
 /// A TPM that measures, at its locality, and what it measures into a log.
@@ -198,15 +213,23 @@ impl<'t, R: Registers> Recorder<'t, R> {
     /// What the TPM fails by.
     pub fn before(&mut self) -> Result<Before, Error> {
         let bank = *self.banks.first().ok_or(Error::Banks)?;
-        let value = self.tpm.value(PCR, bank)?;
-        let is_all = |wanted: u8| value.bytes().iter().all(|byte| *byte == wanted);
-        Ok(if is_all(0xff) {
-            Before::Ones
-        } else if is_all(0) {
-            Before::Zeros
-        } else {
-            Before::Extended
-        })
+        Ok(Before::of(&self.tpm.value(PCR, bank)?))
+    }
+
+    /// Whether PCR 17 and 18, in the bank of SHA-256, have been extended since a measured launch began. They are all
+    /// ones where there was none, and no software can make them zeros.
+    ///
+    /// # Errors
+    /// What the TPM fails by.
+    pub fn holds_launch(&mut self) -> Result<bool, Error> {
+        let Some(&bank) = self.banks.iter().find(|bank| bank.algorithm == SHA256) else {
+            return Ok(false);
+        };
+        let mut is_extended = |pcr| {
+            let value = self.tpm.value(pcr, bank);
+            value.map(|value| Before::of(&value) == Before::Extended)
+        };
+        Ok(is_extended(17)? && is_extended(18)?)
     }
 
     /// 32 bytes of the TPM's own generator.

@@ -9,7 +9,7 @@ use boot::acpi::{Madt, Processors, Root};
 use boot::cmdline::{self, Options};
 use boot::mbi::{self, BootInfo, FirmwareMap};
 use boot::memmap::MemoryMap;
-use boot::{acpi::ApicId, handoff};
+use boot::{acpi::ApicId, handoff, txt};
 use ept::addr::{Frame, PAGE, Span};
 use ept::list::List;
 use nested_vmx::advertise::Advertised;
@@ -59,6 +59,8 @@ struct Found {
     processors: Processors,
     ram: Ram,
     taken: Taken,
+    /// Physical address of the page that tboot shares, if it has told one.
+    tboot: Option<u32>,
 }
 
 static BOOT_MEMORY: BootMemory = BootMemory;
@@ -69,6 +71,7 @@ static FOUND: Mutex<Found> = Mutex::new(Found {
     processors: List::new(ApicId(0)),
     ram: List::new(Span::EMPTY),
     taken: List::new(Span::EMPTY),
+    tboot: None,
 });
 
 /// Entered by `entry.s` with the boot loader's registers.
@@ -128,6 +131,8 @@ impl fmt::Display for Refusal {
 fn read_boot_information(found: &mut Found, entry: mbi::Entry, image: Image) -> Options {
     let loaded = paging::load_span();
     or_refuse(found.info.read(&BOOT_MEMORY, entry, loaded));
+    // What is left is the line as it was given, and measured.
+    (found.info.cmdline, found.tboot) = txt::part(found.info.cmdline);
     let line = cmdline::cook(found.info.cmdline, found.info.loader_name);
     let options = or_refuse(cmdline::parse(line));
     serial::start(options.serial, options.log);
@@ -266,7 +271,8 @@ fn measure(found: &Found, options: &Options, units: usize) {
         dev_tickets: options.dev_tickets,
         unprotected_vms: options.unprotected_vms,
     };
-    tpm::measure(found.info.rsdp(), &tpm::Visor { configuration, iommu }, |from_tpm| {
+    let visor = tpm::Visor { configuration, iommu, tboot: found.tboot };
+    tpm::measure(found.info.rsdp(), &visor, |from_tpm| {
         keys::make(from_tpm).unwrap_or_else(|| refuse(Refusal::NoRandom))
     });
 }

@@ -32,6 +32,7 @@ mod submit;
 mod table;
 mod tables;
 mod tpm;
+mod txt;
 mod vectors;
 mod vmcs;
 

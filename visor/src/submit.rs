@@ -234,7 +234,7 @@ impl Desk {
             return;
         }
         let weaknesses = Weaknesses {
-            plain_launch: true,
+            plain_launch: !tpm::is_launched(),
             no_iommu: iommu::state() != port::Iommu::On,
             development: machine.dev_tickets,
         };

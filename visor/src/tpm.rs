@@ -2,18 +2,19 @@
 //! the host's, at locality 0; the other localities' registers are out of its reach (`crate::tables`).
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use attest::log::Log;
-use attest::measure::{Before, Configuration, Event, Recorder};
+use attest::measure::{Before, Configuration, Event, Launch, Recorder};
 use attest::tpm::{Error, Registers, Tpm};
 use boot::acpi::{self, AcpiError, Root, TpmStart};
+use boot::txt::PRIVATE;
 use ept::addr::Span;
 use spin::Mutex;
 use ticket::port::Tpm as State;
 
 use crate::memory::{self, BootMemory};
-use crate::{apic, cpu, vectors};
+use crate::{apic, cpu, txt, vectors};
 
 /// Physical address of the registers of locality 0; those of the others follow.
 const BASE: u64 = 0xfed4_0000;
@@ -22,7 +23,7 @@ const BASE: u64 = 0xfed4_0000;
 /// measured. The localities above 0, and the private registers of TXT, by which a launched environment has the
 /// chipset forget that there are secrets in memory (TXT Software Development Guide, appendix B).
 pub(crate) const DENIED: [Span; 2] =
-    [Span::sized(BASE + 0x1000, 0x4000).unwrap(), Span::sized(0xfed2_0000, 0x1_0000).unwrap()];
+    [Span::sized(BASE + 0x1000, 0x4000).unwrap(), Span::sized(PRIVATE, 0x1_0000).unwrap()];
 
 /// The registers.
 #[derive(Debug)]
@@ -88,13 +89,17 @@ impl fmt::Display for Lack {
 /// What is measured of the visor.
 #[derive(Debug)]
 pub(crate) struct Visor<'a> {
-    /// What it was told.
+    /// What it was told. The TPM has a word in how it was launched.
     pub(crate) configuration: Configuration<'a>,
     /// What keeps devices from memory, in a word, and by how many units.
     pub(crate) iommu: (&'a str, usize),
+    /// Physical address of the page that tboot shares, if it has told one.
+    pub(crate) tboot: Option<u32>,
 }
 
 static STATE: AtomicU32 = AtomicU32::new(State::Absent.word());
+/// Whether the TPM holds, and explains, a measured launch.
+static LAUNCHED: AtomicBool = AtomicBool::new(false);
 /// Complete, or empty.
 static LOG: Mutex<Log> = Mutex::new(Log::empty());
 /// In the image, as it is too big for a stack.
@@ -103,6 +108,11 @@ static EVENT: Mutex<Event> = Mutex::new(Event::empty());
 /// Whether a TPM holds what the visor is.
 pub(crate) fn state() -> State {
     State::of_word(STATE.load(Ordering::Relaxed)).unwrap_or(State::Broken)
+}
+
+/// Whether a measured launch came before what the TPM holds of the visor.
+pub(crate) fn is_launched() -> bool {
+    LAUNCHED.load(Ordering::Relaxed)
 }
 
 /// Does something with the log, which is empty unless all of it is in the TPM.
@@ -122,7 +132,10 @@ pub(crate) fn measure(
 ) {
     let begin = cpu::tsc();
     let state = match find(rsdp).and_then(|()| extend(visor, &key)) {
-        Ok(()) => State::Measured,
+        Ok(launch) => {
+            LAUNCHED.store(launch == Launch::Txt, Ordering::Relaxed);
+            State::Measured
+        }
         Err(why) => {
             let _ = key(None);
             LOG.lock().clear();
@@ -146,31 +159,35 @@ fn find(rsdp: Option<&[u8]>) -> Result<(), Lack> {
 }
 
 #[expect(clippy::large_stack_frames, reason = "runs once, on the boot stack of 64 KiB")]
-fn extend(visor: &Visor<'_>, key: Key<'_>) -> Result<(), Lack> {
+fn extend(visor: &Visor<'_>, key: Key<'_>) -> Result<Launch, Lack> {
     let (log, event) = (&mut *LOG.lock(), &mut *EVENT.lock());
     let mut tpm = Tpm::find(Mmio)?;
     let interface = tpm.interface();
     let mut recorder = Recorder::start(&mut tpm, log)?;
     let banks = recorder.banks().len();
     let done = recorder.before().map_err(Lack::Tpm).and_then(|before| {
-        let before = match before {
+        let words = match before {
             Before::Ones => "all ones, as without a measured launch",
             Before::Zeros => "zero, as after a measured launch",
             Before::Extended => return Err(Lack::Extended),
         };
-        log::info!("TPM: {interface}, {banks} banks; PCR 19 is {before}");
+        log::info!("TPM: {interface}, {banks} banks; PCR 19 is {words}");
+        // Before there are keys, which a reset may leave in memory.
+        let launch = txt::launch(visor.tboot, before, &mut recorder)?;
+        let configuration = Configuration { launch, ..visor.configuration };
         // A command line that is too long is hashed.
-        let configuration = vectors::with(|| event.configuration(&visor.configuration));
+        let configuration = vectors::with(|| event.configuration(&configuration));
         recorder.record(configuration?)?;
         recorder.record(event.iommu(visor.iommu.0, visor.iommu.1)?)?;
         let public = key(Some(recorder.random()?));
-        Ok(recorder.record(event.key(&public)?)?)
+        recorder.record(event.key(&public)?)?;
+        Ok(launch)
     });
     // The host gets the TPM in any case.
-    recorder.finish().map_err(Lack::Tpm).and(done)?;
+    let launch = recorder.finish().map_err(Lack::Tpm).and(done)?;
     log::info!(
         "TPM: PCR 19 holds the visor's configuration and key; {} bytes of log",
         log.bytes().len()
     );
-    Ok(())
+    Ok(launch)
 }

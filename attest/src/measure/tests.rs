@@ -186,6 +186,39 @@ fn it_is_told_what_the_register_held_before() {
     assert_eq!(recorder.before(), Ok(Before::Extended));
 }
 
+#[test]
+fn a_launch_is_one_only_if_both_of_its_registers_say_so() {
+    let fake = Fake::new(Kind::Fifo, None);
+    let (mut tpm, mut log) = (Tpm::find(fake.clone()).unwrap(), Log::empty());
+    let mut recorder = Recorder::start(&mut tpm, &mut log).unwrap();
+    // All ones, as no launch was; all zeros, as one was, and has measured nothing; almost so.
+    let (ones, zeros, measured) = ((0xff, 0xff), (0, 0), [(0, 0xff), (1, 0), (0xff, 0)]);
+    assert_eq!(recorder.holds_launch(), Ok(false));
+    for good in measured {
+        for bad in [ones, zeros] {
+            for launch in [[good, bad], [bad, good], [bad, bad]] {
+                fake.0.borrow_mut().launch = launch;
+                assert_eq!(recorder.holds_launch(), Ok(false), "{launch:x?}");
+            }
+        }
+        fake.0.borrow_mut().launch = [good, measured[0]];
+        assert_eq!(recorder.holds_launch(), Ok(true));
+    }
+    fake.0.borrow_mut().flaw = Some(Flaw::Refuses(0x101, 1));
+    assert_eq!(recorder.holds_launch(), Err(Error::Refused(0x101)));
+}
+
+#[test]
+fn a_launch_in_no_bank_that_tenants_look_at_is_none() {
+    let fake = Fake::new(Kind::Fifo, None);
+    let (mut tpm, mut log) = (Tpm::find(fake.clone()).unwrap(), Log::empty());
+    let mut recorder = Recorder::start(&mut tpm, &mut log).unwrap();
+    fake.0.borrow_mut().launch = [(1, 0); 2];
+    assert_eq!(recorder.holds_launch(), Ok(true));
+    let _ = recorder.banks.swap_remove(0);
+    assert_eq!(recorder.holds_launch(), Ok(false));
+}
+
 proptest! {
     #[test]
     fn any_configuration_fits_and_its_log_too(line in prop::collection::vec(any::<u8>(), 0..2000)) {

@@ -68,6 +68,8 @@ pub(crate) struct State {
     pub(crate) active: Option<u8>,
     /// PCR 19 in the banks of SHA-256 and SHA-384.
     pub(crate) pcr: (Vec<u8>, Vec<u8>),
+    /// PCR 17 and 18 in the bank of SHA-256: the first byte, and what all others are.
+    pub(crate) launch: [(u8, u8); 2],
     /// In the place of what it would answer.
     pub(crate) answer: Option<Vec<u8>>,
     pub(crate) pauses: u64,
@@ -91,6 +93,7 @@ impl Fake {
             history: Vec::new(),
             active: None,
             pcr: (std::vec![0xff; 32], std::vec![0xff; 48]),
+            launch: [(0xff, 0xff); 2],
             answer: None,
             pauses: 0,
             input: Vec::new(),
@@ -168,8 +171,8 @@ impl State {
             }
             0x17e => {
                 assert_eq!(body[..4], [0, 0, 0, 1]);
-                assert_eq!(body[6..], [3, 0, 0, 8]);
-                let value = if body[5] == 0xb { &self.pcr.0 } else { &self.pcr.1 };
+                assert_eq!(body[6..9], [3, 0, 0]);
+                let value = self.value(body[9], body[5]);
                 let mut told = [&[0, 0, 0, 9][..], body, &[0, 0, 0, 1, 0]].concat();
                 told.push(u8::try_from(value.len()).unwrap());
                 told.extend(value);
@@ -192,6 +195,22 @@ impl State {
                 answer(0x8002, 0, &[&len[..], &list, &[0, 0, 1, 0, 0]].concat())
             }
             other => panic!("command {other:#x}"),
+        }
+    }
+
+    /// The PCR of this bit among those from 16 on, in the bank of this algorithm.
+    fn value(&self, bit: u8, bank: u8) -> Vec<u8> {
+        let of_launch = |(first, rest)| {
+            let mut value = std::vec![rest; 32];
+            value[0] = first;
+            value
+        };
+        match (bit, bank) {
+            (2, 0xb) => of_launch(self.launch[0]),
+            (4, 0xb) => of_launch(self.launch[1]),
+            (8, 0xb) => self.pcr.0.clone(),
+            (8, 0xc) => self.pcr.1.clone(),
+            other => panic!("PCR and bank {other:x?}"),
         }
     }
 
