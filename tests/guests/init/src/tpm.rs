@@ -7,9 +7,10 @@ use std::io::{Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The visor's register, as a bit of a selection of three bytes.
+/// The visor's register.
 const PCR: u32 = 19;
-const SELECTION: [u8; 4] = [3, 0, 0, 1 << 3];
+/// The registers of a measured launch, and the visor's.
+const SHOWN: [u32; 3] = [17, 18, PCR];
 /// The TCG's numbers of SHA-1, SHA-256, SHA-384, SHA-512.
 const ALGORITHMS: [u16; 4] = [0x4, 0xb, 0xc, 0xd];
 
@@ -19,8 +20,10 @@ fn command(tag: u16, code: u32, body: &[u8]) -> Vec<u8> {
     [&tag.to_be_bytes()[..], &len.to_be_bytes(), &code.to_be_bytes(), body].concat()
 }
 
-fn read_pcr(algorithm: u16) -> Vec<u8> {
-    let body = [&1_u32.to_be_bytes()[..], &algorithm.to_be_bytes(), &SELECTION].concat();
+/// Reads register `pcr`, one of those from 16 to 23, in the bank of `algorithm`.
+fn read_pcr(pcr: u32, algorithm: u16) -> Vec<u8> {
+    let selection = [3, 0, 0, 1 << (pcr - 16)];
+    let body = [&1_u32.to_be_bytes()[..], &algorithm.to_be_bytes(), &selection].concat();
     command(0x8001, 0x17e, &body)
 }
 
@@ -58,11 +61,12 @@ impl Tpm {
         Ok(answer)
     }
 
-    /// The register in the bank of `algorithm`, if there is one.
-    fn pcr(&mut self, algorithm: u16) -> Result<Option<Vec<u8>>, String> {
-        let answer = self.ask(&read_pcr(algorithm))?;
+    /// Register `pcr` in the bank of `algorithm`, if there is one.
+    fn pcr(&mut self, pcr: u32, algorithm: u16) -> Result<Option<Vec<u8>>, String> {
+        let answer = self.ask(&read_pcr(pcr, algorithm))?;
         // Header, counter, selection, count, length.
-        Ok((code(&answer) == 0).then(|| answer.get(30..).unwrap_or_default().to_vec()))
+        let value = answer.get(30..).filter(|value| code(&answer) == 0 && !value.is_empty());
+        Ok(value.map(<[u8]>::to_vec))
     }
 }
 
@@ -72,17 +76,17 @@ pub(crate) fn look() -> Result<(), String> {
     let random = tpm.ask(&command(0x8001, 0x17b, &[0, 16]))?;
     println!("init: the TPM answers {} bytes, code {:#x}", random.len(), code(&random));
     let mut before = Vec::new();
-    for algorithm in ALGORITHMS {
-        if let Some(value) = tpm.pcr(algorithm)?.filter(|value| !value.is_empty()) {
-            println!("init: PCR 19 {algorithm} {}", hex(&value));
-            before.push((algorithm, value));
+    for (pcr, algorithm) in SHOWN.into_iter().flat_map(|pcr| ALGORITHMS.map(|bank| (pcr, bank))) {
+        if let Some(value) = tpm.pcr(pcr, algorithm)? {
+            println!("init: PCR {pcr} {algorithm} {}", hex(&value));
+            before.push((pcr, algorithm, value));
         }
     }
     let refused = code(&tpm.ask(&extend())?);
     println!("init: extends PCR 19 at locality 0: code {refused:#x}");
-    for (algorithm, value) in before {
-        if tpm.pcr(algorithm)? != Some(value) {
-            println!("init: PCR 19 has changed in bank {algorithm}");
+    for (pcr, algorithm, value) in before {
+        if tpm.pcr(pcr, algorithm)? != Some(value) {
+            println!("init: PCR {pcr} has changed in bank {algorithm}");
         }
     }
     log()

@@ -45,6 +45,9 @@ pub(crate) enum Firmware {
     Efi,
 }
 
+/// What GRUB needs to write to a chipset.
+const GRUB_HARDWARE: [&str; 3] = ["biosdisk", "memrw", "setpci"];
+
 /// The files of a payload with the names that they get on the CD.
 struct Named<'a> {
     files: Vec<(String, &'a Path)>,
@@ -89,25 +92,38 @@ pub(crate) fn grub(
     protocol: Protocol,
     firmware: Firmware,
 ) -> Result<PathBuf> {
-    let config = dir.join("grub.cfg");
-    write(&config, &grub_config(payload, protocol))?;
-    let files = vec![("/boot/grub/grub.cfg".to_owned(), config)];
+    let config = grub_config(payload, protocol);
     match firmware {
-        Firmware::Bios => {
-            let core = dir.join("core.img");
-            grub_core(&core, "i386-pc-eltorito", &["biosdisk"])?;
-            let mut files = files;
-            files.push(("/core.img".to_owned(), core));
-            let boot = "-b core.img -c boot.cat -no-emul-boot -boot-load-size 4 \
-                        -boot-info-table --grub2-boot-info";
-            image(payload, dir, files, boot)
-        }
+        Firmware::Bios => grub_bios(payload, dir, &config, &["biosdisk"]),
         Firmware::Efi => {
-            let mut files = files;
-            files.push(("/efi.img".to_owned(), efi_partition(dir)?));
+            let efi = ("/efi.img".to_owned(), efi_partition(dir)?);
+            let files = vec![grub_file(dir, &config)?, efi];
             image(payload, dir, files, "-e efi.img -c boot.cat -no-emul-boot")
         }
     }
+}
+
+/// Makes an image in `dir` that boots `payload` by GRUB 2, BIOS and multiboot2, after GRUB has executed `first`, which
+/// may touch hardware.
+pub(crate) fn grub_after(first: &str, payload: &Payload, dir: &Path) -> Result<PathBuf> {
+    let config = format!("{first}{}", grub_config(payload, Protocol::Multiboot2));
+    grub_bios(payload, dir, &config, &GRUB_HARDWARE)
+}
+
+fn grub_bios(payload: &Payload, dir: &Path, config: &str, modules: &[&str]) -> Result<PathBuf> {
+    let core = dir.join("core.img");
+    grub_core(&core, "i386-pc-eltorito", modules)?;
+    let files = vec![grub_file(dir, config)?, ("/core.img".to_owned(), core)];
+    let boot = "-b core.img -c boot.cat -no-emul-boot -boot-load-size 4 \
+                -boot-info-table --grub2-boot-info";
+    image(payload, dir, files, boot)
+}
+
+/// GRUB's configuration, and what it is called on the CD.
+fn grub_file(dir: &Path, config: &str) -> Result<(String, PathBuf)> {
+    let path = dir.join("grub.cfg");
+    write(&path, config)?;
+    Ok(("/boot/grub/grub.cfg".to_owned(), path))
 }
 
 /// A FAT image that holds GRUB where UEFI looks for a boot loader.

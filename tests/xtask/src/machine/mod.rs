@@ -6,6 +6,7 @@ mod process;
 mod qemu;
 mod serial;
 mod tpm;
+pub(crate) mod txt;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::ValueEnum;
 
-pub(crate) use qemu::{described, kvm_nests, loading};
+pub(crate) use qemu::{described, kvm_nests, loading, loading_after};
 pub(crate) use serial::{Lines, Step, Watch};
 pub(crate) use tpm::{Interface, Tpm};
 

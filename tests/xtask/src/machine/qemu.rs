@@ -128,6 +128,12 @@ pub(crate) fn loading(loader: Loader, payload: &Payload, dir: &Path) -> Result<V
     words.collect::<Option<_>>().context("a file has no plain path")
 }
 
+/// As [`loading`], by GRUB 2 and BIOS, which executes `first` before.
+pub(crate) fn loading_after(first: &str, payload: &Payload, dir: &Path) -> Result<Vec<String>> {
+    let iso = iso::grub_after(first, payload, dir)?;
+    Ok(vec!["-cdrom".to_owned(), iso.to_str().context("a file has no plain path")?.to_owned()])
+}
+
 /// Adds the arguments that put `payload` before the machine.
 fn load(command: &mut Command, loader: Loader, payload: &Payload, dir: &Path) -> Result<()> {
     let bios = Firmware::Bios;

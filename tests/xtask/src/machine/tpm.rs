@@ -28,7 +28,12 @@ pub(crate) struct Tpm(Child);
 impl Tpm {
     /// Starts one, with its state in the folder `dir`.
     pub(crate) fn start(dir: &Path) -> Result<Self> {
-        let socket = dir.join("tpm.socket");
+        Self::listening(dir, "tpm.socket")
+    }
+
+    /// As [`Tpm::start`], but it listens at the socket called `name`, for someone who is between it and QEMU.
+    pub(super) fn listening(dir: &Path, name: &str) -> Result<Self> {
+        let socket = dir.join(name);
         let state = dir.join("tpm");
         std::fs::create_dir(&state).context("cannot make a folder for the TPM")?;
         let words = [

@@ -35,10 +35,12 @@ struct Case {
 }
 
 /// What the host's TPM says, and the visor's log.
-struct Shown {
+pub(super) struct Shown {
     /// PCR 19, by the number of the algorithm.
     pcr: BTreeMap<u16, Vec<u8>>,
-    log: Vec<u8>,
+    /// PCR 17 and 18, by number and algorithm.
+    pub(super) launch: BTreeMap<(u8, u16), Vec<u8>>,
+    pub(super) log: Vec<u8>,
 }
 
 impl Case {
@@ -60,23 +62,26 @@ impl Case {
 }
 
 /// What `init` has printed.
-fn shown(serial: &str) -> Result<Shown> {
+pub(super) fn shown(serial: &str) -> Result<Shown> {
     let said = |start: &'static str| {
         serial.lines().filter_map(move |line| Some(line.split_once(start)?.1))
     };
-    let mut pcr = BTreeMap::new();
-    for line in said("init: PCR 19 ") {
-        if let Some((algorithm, value)) = line.split_once(' ')
-            && let Ok(algorithm) = algorithm.parse()
+    let mut launch = BTreeMap::new();
+    for line in said("init: PCR ") {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let [pcr, algorithm, value] = words[..]
+            && let (Ok(pcr), Ok(algorithm)) = (pcr.parse(), algorithm.parse())
         {
-            let _ = pcr.insert(algorithm, bytes(value)?);
+            let _ = launch.insert((pcr, algorithm), bytes(value)?);
         }
     }
+    let visors = launch.split_off(&(19, 0));
+    let pcr = visors.into_iter().map(|((_, algorithm), value)| (algorithm, value)).collect();
     let mut log = Vec::new();
     for line in said("init: log ").filter(|line| !line.starts_with("of ")) {
         log.extend(bytes(line)?);
     }
-    Ok(Shown { pcr, log })
+    Ok(Shown { pcr, launch, log })
 }
 
 fn bytes(hex: &str) -> Result<Vec<u8>> {
@@ -88,7 +93,7 @@ fn bytes(hex: &str) -> Result<Vec<u8>> {
 }
 
 /// The digest of `parts` by one of the algorithms that are replayed here.
-fn digest(algorithm: u16, parts: &[&[u8]]) -> Option<Vec<u8>> {
+pub(super) fn digest(algorithm: u16, parts: &[&[u8]]) -> Option<Vec<u8>> {
     let data = parts.concat();
     match algorithm {
         0xb => Some(Sha256::digest(data).to_vec()),
@@ -147,12 +152,13 @@ fn events(log: &[u8]) -> Result<Vec<Event>> {
 }
 
 impl Shown {
-    /// Whether the log explains the register in all banks that are replayed, from all ones on; what each event says.
-    fn explained(&self) -> Result<Vec<Vec<u8>>> {
+    /// Whether the log explains the register in all banks that are replayed, from bytes `start` on; what each event
+    /// says.
+    fn explained(&self, start: u8) -> Result<Vec<Vec<u8>>> {
         let events = events(&self.log)?;
         let mut replayed = 0;
         for (&algorithm, value) in &self.pcr {
-            let mut pcr = vec![0xff; value.len()];
+            let mut pcr = vec![start; value.len()];
             for event in &events {
                 let noted = event.digests.get(&algorithm).context("a bank without a digest")?;
                 let Some(found) = digest(algorithm, &[&event.data]) else { continue };
@@ -169,10 +175,9 @@ impl Shown {
     }
 }
 
-/// Boots `case`; checks the log by replaying it and by the usual tool, and that it says what is `expected`.
-fn measured(case: &Case, expected: &[&str], rig: &Rig<'_>) -> Result<()> {
-    let shown = case.run(rig)?;
-    let events = shown.explained()?;
+/// Checks the log by replaying it from bytes `start`, and by the usual tool, and that it says what is `expected`.
+pub(super) fn measured(shown: &Shown, start: u8, expected: &[&str], rig: &Rig<'_>) -> Result<()> {
+    let events = shown.explained(start)?;
     let file = rig.dir.join("visor.log");
     fs::write(&file, &shown.log).context("cannot write the log")?;
     let parsed = tool::output(Command::new("tpm2_eventlog").arg(&file))?;
@@ -189,10 +194,10 @@ fn measured(case: &Case, expected: &[&str], rig: &Rig<'_>) -> Result<()> {
 }
 
 /// The configuration that is measured, with the command line `line`.
-fn configuration(line: &str, dev_tickets: &str) -> String {
+pub(super) fn configuration(launch: &str, line: &str, dev_tickets: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
     format!(
-        "format=1\nvisor={version}\nlaunch=plain\nvmx=no\ncommand-line={line}\ndev-tickets={dev_tickets}\nunprotected-vms=run\n"
+        "format=1\nvisor={version}\nlaunch={launch}\nvmx=no\ncommand-line={line}\ndev-tickets={dev_tickets}\nunprotected-vms=run\n"
     )
 }
 
@@ -216,12 +221,12 @@ pub(super) fn tests() -> Vec<Test> {
     let open = Case { visor: "", actions: "tpm-locality,tpm", lines: OPEN, ..fifo };
     vec![
         Test::new("attest/fifo", 10, move |rig| {
-            let configuration = configuration("insecure-no-iommu dev-tickets", "yes");
-            measured(&fifo, &[&configuration, "iommu=insecure\nunits=0\n"], rig)
+            let configuration = configuration("plain", "insecure-no-iommu dev-tickets", "yes");
+            measured(&fifo.run(rig)?, 0xff, &[&configuration, "iommu=insecure\nunits=0\n"], rig)
         }),
         Test::new("attest/uefi", 20, move |rig| {
-            let configuration = configuration("log=info", "no");
-            measured(&uefi, &[&configuration, "iommu=late\nunits=1\n"], rig)
+            let configuration = configuration("plain", "log=info", "no");
+            measured(&uefi.run(rig)?, 0xff, &[&configuration, "iommu=late\nunits=1\n"], rig)
         }),
         Test::new("attest/crb", 10, move |rig| {
             let shown = crb.run(rig)?;
@@ -230,7 +235,7 @@ pub(super) fn tests() -> Vec<Test> {
             ensure!(shown.pcr.values().all(is_fresh), "PCR 19 was extended");
             Ok(())
         }),
-        Test::new("attest/open-locality", 10, move |rig| match open.run(rig)?.explained() {
+        Test::new("attest/open-locality", 10, move |rig| match open.run(rig)?.explained(0xff) {
             Err(why) if why.to_string().contains("does not explain") => Ok(()),
             Err(why) => Err(why),
             Ok(_) => bail!("the register is as the visor has left it"),

@@ -74,9 +74,21 @@ pub(crate) fn counted(rig: &Rig<'_>, words: &'static str) -> Result<String> {
 /// `never`, and then goes off. What came of that, and what was found for each of the lines.
 pub(super) fn powered_off(
     rig: &Rig<'_>,
+    described: (&str, &[String]),
+    limit: Duration,
+    lines: (&[&str], &[&str]),
+) -> Result<(Outcome, Vec<String>)> {
+    let (outcome, found) = printed(rig, described, limit, (lines, Then::GoOn))?;
+    ensure!(outcome.end == End::PowerOff, "the run ended: {}", outcome.end);
+    Ok((outcome, found))
+}
+
+/// As [`powered_off`], however the run ends: it is stopped when it has printed the last line, if `then` says so.
+pub(super) fn printed(
+    rig: &Rig<'_>,
     (machine, loading): (&str, &[String]),
     limit: Duration,
-    (lines, never): (&[&str], &[&str]),
+    ((lines, never), then): ((&[&str], &[&str]), Then),
 ) -> Result<(Outcome, Vec<String>)> {
     // Interrupts are remapped only where QEMU has all interrupt controllers itself.
     let machine = format!(
@@ -90,13 +102,12 @@ pub(super) fn powered_off(
     let (expected, mut forbidden) = (owned(lines), owned(never));
     let unwanted = FORBIDDEN.iter().filter(|line| !lines.contains(line));
     forbidden.extend(unwanted.map(|line| (*line).to_owned()));
-    let mut script = Script::new(&expected, &forbidden, Then::GoOn);
+    let mut script = Script::new(&expected, &forbidden, then);
     let outcome = machine::described(&arguments, &rig.dir.join(""), limit, &mut script)?;
     rig.count(&outcome);
     if let Err(wrong) = script.verdict() {
         bail!("{wrong} (the run ended: {})", outcome.end);
     }
-    ensure!(outcome.end == End::PowerOff, "the run ended: {}", outcome.end);
     let found = script.found().to_vec();
     Ok((outcome, found))
 }

@@ -10,6 +10,7 @@ mod iommu_linux;
 mod iommu_tables;
 mod kit;
 mod kvm;
+mod launch;
 mod life;
 mod probes;
 pub(crate) mod protected;
@@ -97,6 +98,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(iommu_linux::tests());
     tests.extend(iommu_tables::tests());
     tests.extend(attest::tests());
+    tests.extend(launch::tests());
     tests.extend(conformance::tests());
     tests
 }
