@@ -24,12 +24,16 @@ pub struct Expected {
     pub command_line_sha256: Bytes,
     /// The command line as the visor's log has it.
     pub command_line: String,
+    /// What tboot adds to PCR 18 for its first module, in SHA-256's bank, if GRUB 2 has loaded it; to PCR 17 if it maps
+    /// details and authorities (tboot's `common/policy.c`, `hash_module`).
+    pub tboot: Bytes,
 }
 
 impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "builds = [\"{}\"]", self.build)?;
-        writeln!(f, "command-lines = [{:?}]", self.command_line)
+        writeln!(f, "command-lines = [{:?}]", self.command_line)?;
+        writeln!(f, "# tboot's event: {}", self.tboot)
     }
 }
 
@@ -39,9 +43,12 @@ impl fmt::Display for Expected {
 /// [`Failure::File`].
 pub fn expect(visor: &Path, command_line: &str) -> Result<Expected, Failure> {
     let build = fs::read(visor).map_err(|why| Failure::File(visor.into(), why))?;
+    let build = Bank::Sha256.hash(&[&build]);
+    let words = Bank::Sha256.hash(&[command_line.as_bytes()]);
     Ok(Expected {
-        build: Bytes(Bank::Sha256.hash(&[&build])),
-        command_line_sha256: Bytes(Bank::Sha256.hash(&[command_line.as_bytes()])),
+        tboot: Bytes(Bank::Sha256.hash(&[&words, &build])),
+        build: Bytes(build),
+        command_line_sha256: Bytes(words),
         command_line: command_line.as_bytes().escape_ascii().to_string(),
     })
 }

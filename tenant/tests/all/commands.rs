@@ -303,6 +303,9 @@ fn what_a_build_will_measure_is_what_it_measured() {
     let text = policy("plain");
     assert!(text.contains(told["answer"]["build"].as_str().unwrap()));
     assert_eq!(told["answer"]["command_line"], "console=com1");
+    // SHA-256 of the two digests that `openssl dgst` makes of command line and image.
+    let tboot = "d990d499c9baa62eb5f048809ef4502a090a5b580fe4c0b4067ddefe3352ee27";
+    assert_eq!(told["answer"]["tboot"], tboot);
 }
 
 #[test]
