@@ -38,11 +38,13 @@ pub(super) fn read_logs(claims: &mut Claims, evidence: &Evidence, against: Again
     };
     let actual = boot.as_ref().map_or_else(|| "none".to_owned(), tell);
     // Without it, its PCRs cannot be explained; where none is asked for, none is needed.
-    let is_needed = against.policy.quoted().iter().any(|pcr| STATIC.contains(pcr));
-    let is_good = boot.as_ref().map_or(!is_needed, Result::is_ok);
+    let mut needed = against.policy.quoted();
+    needed.retain(|pcr| STATIC.contains(pcr));
+    let is_good = boot.as_ref().map_or(needed.is_empty(), Result::is_ok);
+    let is_waived = needed.iter().all(|pcr| against.policy.insecure.unexplained.contains(pcr));
     claims.add(
         Check::BootLog,
-        State::from(is_good),
+        State::from(is_good).or_waived(is_waived.into()),
         compared("a log", actual, "evidence, firmware"),
     );
     let visor = Log::parse(&evidence.visor.log.0);
