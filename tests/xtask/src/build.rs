@@ -136,6 +136,13 @@ pub(crate) fn visorctl() -> Result<PathBuf> {
     Ok(paths::target("")?.join(target).join("release/visorctl"))
 }
 
+/// Builds the tenant's program, for the build machine; the path of it.
+pub(crate) fn tenant() -> Result<PathBuf> {
+    packages::install(&[Need::Build])?;
+    tool::show(&mut cargo(&paths::root(), &["-p", "tenant"])).context("cannot build tenant")?;
+    Ok(paths::target("")?.join("release/tenant"))
+}
+
 /// Has `visorctl`, the program `tool`, make a VM of a kernel and an initial RAM file system in the folder `dir`,
 /// as `words` say.
 pub(crate) fn linux_vm(tool: &Path, of: [&Path; 2], words: &[&str], dir: &Path) -> Result<()> {

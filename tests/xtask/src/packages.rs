@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{paths, tool};
-pub(crate) use programs::{vmms, works};
+pub(crate) use programs::{tpm_tools, vmms, works};
 
 /// Something that a command does with other people's tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Need {
                 "xorriso",
             ],
             Self::Bochs => &["bochs", "bochsbios", "seabios", "vgabios"],
-            Self::Qemu => &["ovmf", "qemu-system-x86", "swtpm", "tpm2-tools"],
+            Self::Qemu => &["ovmf", "qemu-system-x86", "swtpm", "swtpm-tools", "tpm2-tools"],
             Self::Kernel => {
                 &["bc", "bison", "flex", "libelf-dev", "libssl-dev", "lz4", "make", "xz-utils"]
             }
@@ -298,16 +298,21 @@ pub(crate) fn stock_kvm() -> Result<Vec<PathBuf>> {
 }
 
 /// What the distribution's kernel needs for disks and a network card on a machine of today.
-const DRIVERS: [&str; 6] = ["ahci", "sd_mod", "nvme", "virtio_pci", "virtio_blk", "e1000e"];
+pub(crate) const DRIVERS: [&str; 6] =
+    ["ahci", "sd_mod", "nvme", "virtio_pci", "virtio_blk", "e1000e"];
 
-/// Modules of the distribution's own kernel for [`DRIVERS`], in the order in which they are loaded.
-pub(crate) fn stock_drivers() -> Result<Vec<PathBuf>> {
+/// What it needs for a folder that QEMU shares with it.
+pub(crate) const SHARING: [&str; 3] = ["virtio_pci", "9pnet_virtio", "9p"];
+
+/// The modules `names` of the distribution's own kernel with those that they need, in the order in which they are
+/// loaded.
+pub(crate) fn stock_modules(names: &[&str]) -> Result<Vec<PathBuf>> {
     let package = depends("linux-image-amd64")?;
     let release = only_file(&unpacked(&package)?.join("lib/modules"), "")?;
     let mut files = Vec::new();
     list_modules(&release.join("kernel"), &mut files)?;
     let mut order = Vec::new();
-    for name in DRIVERS {
+    for name in names {
         add_module(name, &files, &mut order)?;
     }
     Ok(order)

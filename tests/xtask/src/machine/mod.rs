@@ -17,7 +17,7 @@ use clap::ValueEnum;
 
 pub(crate) use qemu::{described, kvm_nests, loading, loading_after};
 pub(crate) use serial::{Lines, Step, Watch};
-pub(crate) use tpm::{Interface, Tpm};
+pub(crate) use tpm::{Authority, Interface, Tpm};
 
 /// The emulator that a machine runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

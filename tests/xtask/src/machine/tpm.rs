@@ -1,13 +1,15 @@
 //! A TPM 2.0 in software, beside a machine of QEMU's.
 
-use std::path::Path;
-use std::process::Child;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use super::process;
+use crate::tool;
 
 /// The program that is the TPM.
 const PROGRAM: &str = "swtpm";
@@ -21,21 +23,77 @@ pub(crate) enum Interface {
     Crb,
 }
 
-/// A TPM that was never used; killed when this is dropped.
+/// An authority that certifies the endorsement keys of TPMs.
+#[derive(Debug)]
+pub(crate) struct Authority(PathBuf);
+
+impl Authority {
+    /// One whose key and certificates will be in the folder `dir`.
+    pub(crate) fn new(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).context("cannot make a folder for an authority")?;
+        Ok(Self(dir.to_path_buf()))
+    }
+
+    /// Makes a TPM with a certificate, whose state is the folder `state`.
+    pub(crate) fn certify(&self, state: &Path) -> Result<()> {
+        fs::create_dir_all(state).context("cannot make a folder for the TPM")?;
+        let (at, of) = (self.0.display(), state.display());
+        for (name, text) in [
+            (
+                "localca.conf",
+                format!(
+                    "statedir = {at}\nsigningkey = {at}/key.pem\nissuercert = {at}/issuer.pem\n\
+                     certserial = {at}/serial\n"
+                ),
+            ),
+            ("localca.options", "--platform-model test\n".to_owned()),
+            (
+                "setup.conf",
+                format!(
+                    "create_certs_tool = swtpm_localca\n\
+                     create_certs_tool_config = {of}/localca.conf\n\
+                     create_certs_tool_options = {of}/localca.options\n"
+                ),
+            ),
+        ] {
+            fs::write(state.join(name), text).with_context(|| format!("cannot write {name}"))?;
+        }
+        let mut setup = Command::new("swtpm_setup");
+        let _ = setup.args(["--tpm2", "--create-ek-cert", "--pcr-banks", "sha1,sha256"]);
+        let _ = setup.arg("--tpmstate").arg(state);
+        tool::run(setup.arg("--config").arg(state.join("setup.conf")))
+    }
+
+    /// Its certificates, in PEM: what it signs by, and the root.
+    pub(crate) fn certificates(&self) -> [PathBuf; 2] {
+        ["issuer.pem", "swtpm-localca-rootca-cert.pem"].map(|name| self.0.join(name))
+    }
+}
+
+/// A TPM; killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Tpm(Child);
 
 impl Tpm {
-    /// Starts one, with its state in the folder `dir`.
+    /// Starts one that was never used, for a machine in the folder `dir`.
     pub(crate) fn start(dir: &Path) -> Result<Self> {
         Self::listening(dir, "tpm.socket")
     }
 
     /// As [`Tpm::start`], but it listens at the socket called `name`, for someone who is between it and QEMU.
     pub(super) fn listening(dir: &Path, name: &str) -> Result<Self> {
-        let socket = dir.join(name);
         let state = dir.join("tpm");
-        std::fs::create_dir(&state).context("cannot make a folder for the TPM")?;
+        fs::create_dir(&state).context("cannot make a folder for the TPM")?;
+        Self::serving(&state, dir, name)
+    }
+
+    /// Starts the one with the folder `state`, for a machine in the folder `dir`.
+    pub(crate) fn of(state: &Path, dir: &Path) -> Result<Self> {
+        Self::serving(state, dir, "tpm.socket")
+    }
+
+    fn serving(state: &Path, dir: &Path, name: &str) -> Result<Self> {
+        let socket = dir.join(name);
         let words = [
             "socket".to_owned(),
             "--tpm2".to_owned(),
@@ -70,7 +128,7 @@ impl Tpm {
 fn is_listening(path: &Path) -> bool {
     /// `__SO_ACCEPTCON` in `/proc/net/unix`.
     const LISTENS: &str = "00010000";
-    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let path = path.display().to_string();
     sockets.lines().any(|line| line.ends_with(&path) && line.contains(LISTENS))
 }

@@ -3,6 +3,10 @@
 //! Emulators with VMX have no TPM. So most run the visor without VMX in QEMU, beside a TPM in software: it measures as
 //! always, and the host, the distribution's kernel, shows what its TPM says and what the visor has logged.
 
+mod host;
+mod live;
+mod tenant;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
@@ -219,7 +223,7 @@ pub(super) fn tests() -> Vec<Test> {
     };
     let crb = Case { interface: Interface::Crb, visor: "", lines: NO_LOCALITY, ..fifo };
     let open = Case { visor: "", actions: "tpm-locality,tpm", lines: OPEN, ..fifo };
-    vec![
+    let mut tests = vec![
         Test::new("attest/fifo", 10, move |rig| {
             let configuration = configuration("plain", "insecure-no-iommu dev-tickets", "yes");
             measured(&fifo.run(rig)?, 0xff, &[&configuration, "iommu=insecure\nunits=0\n"], rig)
@@ -240,7 +244,9 @@ pub(super) fn tests() -> Vec<Test> {
             Err(why) => Err(why),
             Ok(_) => bail!("the register is as the visor has left it"),
         }),
-    ]
+    ];
+    tests.extend(live::tests());
+    tests
 }
 
 /// A TPM with all localities is used; the host cannot extend what the visor has.

@@ -8,7 +8,7 @@ use anyhow::{Context, Error, Result};
 
 use crate::build::{self, Guests};
 use crate::image::vmms::{self, XenVm};
-use crate::image::works;
+use crate::image::{remote, works};
 use crate::machine::{Image, Machine, Payload};
 use crate::packages::{self, Built};
 use crate::paths;
@@ -133,6 +133,7 @@ pub(crate) struct Kit {
     kvm_works: Once<PathBuf>,
     stock_kvm: Once<PathBuf>,
     stock_drivers: Once<PathBuf>,
+    remote: Once<PathBuf>,
     qemu: Once<PathBuf>,
     stock_qemu: Once<PathBuf>,
     made: Once<PathBuf>,
@@ -168,6 +169,7 @@ impl Kit {
             kvm_works: Once::new(),
             stock_kvm: Once::new(),
             stock_drivers: Once::new(),
+            remote: Once::new(),
             qemu: Once::new(),
             stock_qemu: Once::new(),
             made: Once::new(),
@@ -195,7 +197,7 @@ impl Kit {
     /// An initial RAM file system for the distribution's kernel with `init` and drivers.
     pub(crate) fn stock_drivers(&self) -> Result<PathBuf> {
         self.stock_drivers.get(|| {
-            let modules = packages::stock_drivers()?;
+            let modules = packages::stock_modules(&packages::DRIVERS)?;
             let names: Vec<String> =
                 (0..modules.len()).map(|number| format!("module-{number:02}")).collect();
             let files: Vec<(&str, &Path)> = names
@@ -205,6 +207,14 @@ impl Kit {
                 .collect();
             let out = paths::target("guests")?.join("drivers-stock.cpio");
             build::extended(&self.guests()?.initrd, &files, &out)
+        })
+    }
+
+    /// An initial RAM file system for the distribution's kernel that does what the build machine tells it.
+    pub(crate) fn remote(&self) -> Result<PathBuf> {
+        self.remote.get(|| {
+            let out = paths::target("guests")?.join("remote.cpio");
+            remote::host(&build::visorctl()?, &out)
         })
     }
 

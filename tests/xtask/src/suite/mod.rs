@@ -24,6 +24,7 @@ mod tickets;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -183,13 +184,18 @@ impl Boot {
 pub(crate) struct Rig<'a> {
     pub(crate) kit: &'a Kit,
     pub(crate) dir: PathBuf,
-    spent_ms: AtomicU64,
+    spent_ms: Arc<AtomicU64>,
 }
 
 impl<'a> Rig<'a> {
     /// A rig whose runs are kept below `dir`.
     pub(crate) fn new(kit: &'a Kit, dir: &Path) -> Self {
-        Self { kit, dir: dir.to_path_buf(), spent_ms: AtomicU64::new(0) }
+        Self { kit, dir: dir.to_path_buf(), spent_ms: Arc::default() }
+    }
+
+    /// A rig in the folder `label` of this one's, whose runs count as this one's: for several boots of one test.
+    pub(crate) fn part(&self, label: &str) -> Self {
+        Self { kit: self.kit, dir: self.dir.join(label), spent_ms: Arc::clone(&self.spent_ms) }
     }
 
     /// Boots once and checks what is expected; `label` tells several boots of one test apart.
