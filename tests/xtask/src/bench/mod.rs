@@ -1,5 +1,6 @@
 //! What the visor costs, as figures that can be compared over time.
 
+mod attest;
 mod exit_cost;
 mod guest_boot;
 mod guest_work;
@@ -96,7 +97,7 @@ fn number(serial: &str, words: &str) -> Result<u64> {
 type Bench = (&'static str, fn(&Rig<'_>) -> Result<Vec<Figure>>);
 
 /// Every bench there is.
-pub(crate) const BENCHES: [Bench; 8] = [
+pub(crate) const BENCHES: [Bench; 9] = [
     ("host-boot", host_boot::measure),
     ("reservation", reservation::measure),
     ("exit-cost", exit_cost::measure),
@@ -105,6 +106,7 @@ pub(crate) const BENCHES: [Bench; 8] = [
     ("iommu", iommu::measure),
     ("seal", seal::measure),
     ("suspend", suspend::measure),
+    ("attest", attest::measure),
 ];
 
 /// Runs the benches called `names`, or all.

@@ -1,10 +1,12 @@
 //! Sealed tickets, where the visor takes no others: this program is their tenant and the host at once.
 //!
-//! What is submitted has a line `vmm: SEALED name what`, with the number of the refusal, or `accepted`.
+//! What is submitted has a line `vmm: SEALED name what`, with the number of the refusal, or `accepted`; and
+//! `vmm: COST name instructions exits bytes`, the instructions being those in the visor.
 
 use super::guest::Command;
 use super::launch::{self, Id, Visor};
 use super::victim::{Kind as Subject, Victim};
+use crate::meter::{Meter, Reading};
 use attest::keys::{Keys, PUBLIC_BYTES};
 use attest::policy::{Policy, Weaknesses};
 use attest::seal::{self, Tenant};
@@ -72,12 +74,21 @@ pub(super) fn run() -> Result<(), String> {
 }
 
 fn offer(visor: &mut Visor, name: &str, bytes: &[u8]) -> Result<(), String> {
-    let what = match visor.offer(bytes)? {
+    let mut meter = Meter::new()?;
+    let mut read = || meter.visor().ok_or("no visor counts");
+    let (first, before) = (read()?, read()?);
+    let state = visor.offer(bytes)?;
+    let after = read()?;
+    // To read costs as much each time.
+    let cost = |of: fn(&Reading) -> u64| of(&after) + of(&first) - 2 * of(&before);
+    let what = match state {
         Submission::Accepted => "accepted".to_owned(),
         Submission::Refused(why) => why.number().to_string(),
         other => format!("{other:?}"),
     };
     println!("vmm: SEALED {name} {what}");
+    let (ticks, exits) = (cost(|read| read.ticks), cost(|read| read.exits));
+    println!("vmm: COST {name} {ticks} {exits} {}", bytes.len());
     Ok(())
 }
 
