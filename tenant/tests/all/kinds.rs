@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
-use evidence::{Activated, Identity};
+use evidence::eat::Token;
+use evidence::{Activated, Challenge, Identity};
 use tenant::machine::{Machine, Pending};
 use tenant::policy::Binding;
 use tenant::tpm::certificate;
@@ -16,10 +17,10 @@ use x509_cert::Certificate;
 use x509_cert::der::Encode;
 
 use super::authority::Authority;
-use super::boot::{Visor, firmware};
+use super::boot::{Visor, firmware, log};
 use super::forgeries::Case;
 use super::record::{enroll, extend, fixtures, policy, quote};
-use super::swtpm::{Swtpm, run};
+use super::swtpm::{Swtpm, run, visorctl};
 
 fn tool(tpm: &Swtpm, folder: &Path, words: &str) {
     let (program, words) = words.split_once(' ').unwrap();
@@ -76,7 +77,28 @@ fn record_kinds() {
         fs::write(out.join("policy.toml"), policy("plain", &boot)).unwrap();
         quote(&tpm, &out, (&boot, &visor.events()), &visor);
     }
+    check_token(&folder);
     fs::remove_dir_all(&folder).unwrap();
+}
+
+/// What visorctl writes as a token is for the challenge, and what `tenant` reads.
+fn check_token(folder: &Path) {
+    let tpm = Swtpm::make(&folder.join("token"), &folder.join("authority"));
+    let (identity, token) = (folder.join("identity.json"), folder.join("token.eat"));
+    let challenge = fixtures().join("pss/challenge.json");
+    fs::write(folder.join("log"), log(&Visor::new("plain").events())).unwrap();
+    run(visorctl(&tpm).args(["attest", "identity"]).arg(&identity));
+    run(visorctl(&tpm)
+        .args(["attest", "quote", "--eat"])
+        .args([&challenge, &token])
+        .arg("--visor-log")
+        .arg(folder.join("log"))
+        .arg("--firmware-log")
+        .arg(folder.join("log")));
+    let identity: Identity = evidence::read(&identity).unwrap();
+    assert_eq!(tenant::eat::read(&token).unwrap().ak, identity.ak);
+    let asked: Challenge = evidence::read(&challenge).unwrap();
+    assert_eq!(Token::decode(&fs::read(&token).unwrap()).unwrap().nonce, asked.nonce);
 }
 
 fn key(name: &str) -> (Key, Kind) {
