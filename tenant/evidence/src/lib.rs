@@ -237,19 +237,22 @@ impl fmt::Display for Error {
             Self::Token(why) => why.fmt(f),
             Self::TooLong => write!(f, "longer than {} MiB", LIMIT >> 20),
             Self::Form { expected, why } => {
-                // It may have words of the other side's.
-                write!(f, "no {expected}: {}", why.to_string().escape_debug())
+                let text = short(&why.to_string());
+                write!(f, "no {expected}: {text} (line {}, column {})", why.line(), why.column())
             }
             Self::Format { expected, found } => {
-                // It comes from the other side.
-                let found: String = found.chars().take(40).collect();
-                write!(f, "no {expected}, but {found:?}")
+                write!(f, "no {expected}, but \"{}\"", short(found))
             }
         }
     }
 }
 
 impl std::error::Error for Error {}
+
+/// The beginning of a text with words of the other side's, in letters that every terminal shows.
+fn short(text: &str) -> String {
+    text.escape_default().take(50).collect()
+}
 
 #[derive(Deserialize)]
 struct Head {
@@ -354,6 +357,22 @@ mod tests {
         for rest in [r#","more":1"#, r#","secret":"00""#, r#","format":"visor-activated-1""#] {
             let read = parse::<Activated>(&text(Activated::FORMAT, rest));
             assert!(matches!(read, Err(Error::Form { .. })), "{rest}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_one_short_line_whatever_the_other_side_writes() {
+        let long = "\u{1b}[2J\u{e9}".repeat(1000);
+        let word = parse::<Activated>(&text(Activated::FORMAT, &format!(r#","{long}":1"#)));
+        let raw = parse::<Activated>(&text(&long.replace('\u{1b}', "\\u001b"), ""));
+        let key = format!(r#","{}":1"#, long.replace('\u{1b}', "\\u001b"));
+        let key = parse::<Activated>(&text(Activated::FORMAT, &key));
+        for wrong in [word, raw, key] {
+            let line = wrong.unwrap_err().to_string();
+            assert!(
+                line.len() < 120 && line.bytes().all(|byte| matches!(byte, b' '..=b'~')),
+                "{line}"
+            );
         }
     }
 
