@@ -217,7 +217,7 @@ impl<'t, R: Registers> Recorder<'t, R> {
     }
 
     /// Whether PCR 17 and 18, in the bank of SHA-256, have been extended since a measured launch began. They are all
-    /// ones where there was none, and no software can make them zeros.
+    /// ones where there was none, or what software at locality 2 made of that: none can make [`PCR`] zeros.
     ///
     /// # Errors
     /// What the TPM fails by.

@@ -119,6 +119,8 @@ impl Memory {
 pub(crate) enum Senter {
     /// None: only the registers are there.
     None,
+    /// None, but PCR 17 and 18 are extended at locality 2, as any software can where that is open.
+    Forge,
     /// SENTER, after which nothing extends PCR 18.
     Only,
     /// All.
@@ -176,19 +178,22 @@ pub(crate) fn commands(senter: Senter) -> String {
     for register in ["04.w=0", &format!("18.l={BASE:x}"), "1c.l=0", "04.w=2"] {
         let _ = writeln!(text, "setpci -d 1af4:1110 {register}");
     }
-    if senter != Senter::None {
+    if matches!(senter, Senter::Only | Senter::AndMeasure) {
         let bell = BASE + u64::try_from(BELL).unwrap_or(0);
         let _ = writeln!(text, "write_dword {bell:#x} 1\nset word=1");
         let _ = writeln!(text, "while [ \"$word\" != 2 ]; do read_dword -v word {bell:#x}; done");
     }
-    if senter == Senter::AndMeasure {
-        text.push_str(&extend_18());
-    }
+    let pcrs: &[u32] = match senter {
+        Senter::None | Senter::Only => &[],
+        Senter::Forge => &[17, 18],
+        Senter::AndMeasure => &[18],
+    };
+    pcrs.iter().for_each(|pcr| text.push_str(&extend(*pcr)));
     text
 }
 
-/// Has the TPM extend PCR 18 by [`LAUNCHED`] at locality 2, by the registers of its FIFO (PTP 1.05, 6.5.2).
-fn extend_18() -> String {
+/// Has the TPM extend `pcr` by [`LAUNCHED`] at locality 2, by the registers of its FIFO (PTP 1.05, 6.5.2).
+fn extend(pcr: u32) -> String {
     /// Pages of localities 0 and 2; registers in them.
     const LOCALITY: [u32; 2] = [0xfed4_0000, 0xfed4_2000];
     const STATUS: u32 = 0x18;
@@ -202,7 +207,7 @@ fn extend_18() -> String {
     write(zero, 1 << 5);
     write(two, 1 << 1);
     write(two + STATUS, 1 << 6);
-    for byte in pcr_event(18, LAUNCHED) {
+    for byte in pcr_event(pcr, LAUNCHED) {
         write(two + DATA, byte);
     }
     write(two + STATUS, 1 << 5);
