@@ -8,8 +8,8 @@ use crate::memory::{self, Memory};
 use crate::raw;
 
 pub use tables::{
-    ApicId, ECAM_REGIONS, Madt, McfgRegion, PROCESSORS, Processors, ResetRegister, TpmStart, mcfg,
-    reset_register, tpm,
+    ApicId, ECAM_REGIONS, Madt, McfgRegion, PROCESSORS, Power, Processors, TpmStart, mcfg, power,
+    tpm,
 };
 
 /// Bytes of the header that all tables share.

@@ -1,4 +1,4 @@
-//! Single tables: processors (MADT), PCI configuration space (MCFG), the reset register (FADT), the TPM (TPM2).
+//! Single tables: processors (MADT), PCI configuration space (MCFG), resets and sleep (FADT), the TPM (TPM2).
 
 use ept::addr::Span;
 use ept::list::List;
@@ -171,45 +171,65 @@ pub fn mcfg(
     Ok(regions)
 }
 
-/// What resets the machine (ACPI 6.5, 4.8.3.6): the write of a byte.
+/// Where the machine is reset and put to sleep (ACPI 6.5, 4.8.3), as far as that is by I/O ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResetRegister {
-    /// To this physical address, of this value.
-    Memory(u64, u8),
-    /// To this I/O port, of this value.
-    Port(u16, u8),
+pub struct Power {
+    /// The reset register, and the value that resets.
+    pub reset: Option<(u16, u8)>,
+    /// Bytes of which bit 5 is SLP_EN.
+    pub sleep: List<u16, 5>,
+    /// Whether the table names other places, in memory or in PCI configuration space.
+    pub elsewhere: bool,
 }
 
-/// The reset register; `None` if the machine has none, or has it in PCI configuration space.
+/// Where the machine is reset and put to sleep.
 ///
 /// # Errors
 /// [`AcpiError`] if the table of fixed hardware is missing or broken.
-pub fn reset_register(
-    memory: &dyn Memory,
-    root: Root<'_>,
-) -> Result<Option<ResetRegister>, AcpiError> {
-    /// `RESET_REG_SUP` of `Flags`.
-    const SUPPORTED: u32 = 1 << 10;
+pub fn power(memory: &dyn Memory, root: Root<'_>) -> Result<Power, AcpiError> {
     const FLAGS: usize = 112;
-    const SPACE: usize = 116;
-    const ADDRESS: usize = 120;
-    const VALUE: usize = 128;
+    /// `RESET_REG_SUP` of the flags.
+    const HAS_RESET: u32 = 1 << 10;
+    const RESET: usize = 116;
+    const RESET_VALUE: usize = 128;
+    /// PM1a and PM1b control: 16 bits, of which the upper byte counts.
+    const PM1_CONTROLS: [usize; 2] = [64, 68];
+    const WIDE_PM1_CONTROLS: [usize; 2] = [172, 184];
+    const SLEEP_CONTROL: usize = 244;
     let table = root.table(memory, Signature::FADT)?;
     let table = table.ok_or(AcpiError::Missing(Signature::FADT))?;
-    // Tables of ACPI 1.0 end before these fields.
-    let (Some(flags), Some(&value)) = (raw::word(table, FLAGS), table.get(VALUE)) else {
-        return Ok(None);
-    };
-    let address = raw::quad(table, ADDRESS).unwrap_or_default();
-    let broken = AcpiError::BadEntry(Signature::FADT, ADDRESS);
-    match table.get(SPACE).filter(|_| flags & SUPPORTED != 0) {
-        Some(0) => Ok(Some(ResetRegister::Memory(address, value))),
-        Some(1) => {
-            let port = u16::try_from(address).map_err(|_| broken)?;
-            Ok(Some(ResetRegister::Port(port, value)))
-        }
-        _ => Ok(None),
+    let narrow = PM1_CONTROLS.map(|at| (IO, raw::word(table, at).unwrap_or_default().into()));
+    let wide = WIDE_PM1_CONTROLS.map(|at| generic_address(table, at));
+    let upper_bytes = narrow.into_iter().chain(wide).map(|place| (place, 1));
+    let places = upper_bytes.chain([(generic_address(table, SLEEP_CONTROL), 0)]);
+    let mut found = Power { reset: None, sleep: List::new(0), elsewhere: false };
+    for ((space, address), byte) in places.filter(|((_, address), _)| *address != 0) {
+        let port = port(space, address).and_then(|port| port.checked_add(byte));
+        // There is room for all of them.
+        found.elsewhere |= port.is_none_or(|port| found.sleep.push(port).is_err());
     }
+    let has_reset = raw::word(table, FLAGS).is_some_and(|flags| flags & HAS_RESET != 0);
+    if let Some(&value) = table.get(RESET_VALUE).filter(|_| has_reset) {
+        let (space, address) = generic_address(table, RESET);
+        found.reset = port(space, address).map(|port| (port, value));
+        found.elsewhere |= found.reset.is_none();
+    }
+    Ok(found)
+}
+
+/// Address space and address of the register that a structure at `at` describes (ACPI 6.5, 5.2.3.2); zeros where
+/// the table ends before.
+fn generic_address(table: &[u8], at: usize) -> (u8, u64) {
+    let space = table.get(at).copied();
+    space.zip(raw::quad(table, at + 4)).unwrap_or_default()
+}
+
+/// The address space of I/O ports.
+const IO: u8 = 1;
+
+/// The I/O port at `address`, if that is one.
+fn port(space: u8, address: u64) -> Option<u16> {
+    u16::try_from(address).ok().filter(|_| space == IO)
 }
 
 /// How a TPM 2.0 takes commands (TCG ACPI Specification 1.4, 7.3).

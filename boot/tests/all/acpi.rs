@@ -1,6 +1,6 @@
 use boot::acpi::{
-    AcpiError, ApicId, Madt, McfgRegion, Processors, ResetRegister, Root, Signature, TpmStart,
-    mcfg, reset_register, tpm,
+    AcpiError, ApicId, Madt, McfgRegion, Power, Processors, Root, Signature, TpmStart, mcfg, power,
+    tpm,
 };
 use ept::list::List;
 use proptest::prelude::*;
@@ -285,26 +285,65 @@ fn configuration_space_has_a_mib_for_each_bus() {
     assert_eq!(root(&memory).and_then(|root| mcfg(&memory, root)).map(|list| list.len()), Ok(0));
 }
 
+/// What a table of fixed hardware of `len` bytes says with these bytes in it.
+fn power_of(len: usize, parts: &[(usize, &[u8])]) -> Result<Power, AcpiError> {
+    let mut fadt = vec![0; 300];
+    for (at, bytes) in parts {
+        fadt[*at..][..bytes.len()].copy_from_slice(bytes);
+    }
+    let memory = machine(&[table(*b"FACP", &fadt[36..len])]);
+    power(&memory, root(&memory)?)
+}
+
+/// A register at `address` of a space, with other fields that do not count.
+fn generic(space: u8, address: u64) -> Vec<u8> {
+    [&[space, 16, 0, 2][..], &address.to_le_bytes()].concat()
+}
+
 #[test]
-fn the_reset_register_is_memory_or_a_port() {
-    let register = |len: usize, flags: u32, space: u8, address: u64| {
-        let mut fadt = vec![0; 256];
-        fadt[112 - 36..][..4].copy_from_slice(&words(&[flags]));
-        fadt[116 - 36] = space;
-        fadt[120 - 36..][..8].copy_from_slice(&quads(&[address]));
-        fadt[128 - 36] = 6;
-        let memory = machine(&[table(*b"FACP", &fadt[..len - 36])]);
-        reset_register(&memory, root(&memory)?)
+fn the_reset_register_counts_where_it_is_a_port_and_there_is_one() {
+    let register = |len, flags: u32, space, address| {
+        let parts: [(usize, &[u8]); 3] =
+            [(112, &flags.to_le_bytes()), (116, &generic(space, address)), (128, &[6])];
+        power_of(len, &parts).map(|power| (power.reset, power.elsewhere))
     };
     const YES: u32 = 1 << 10;
-    assert_eq!(register(244, YES, 1, 0xcf9), Ok(Some(ResetRegister::Port(0xcf9, 6))));
-    let memory = Ok(Some(ResetRegister::Memory(0xfed0_0000, 6)));
-    assert_eq!(register(244, YES, 0, 0xfed0_0000), memory);
-    assert_eq!(register(244, YES, 2, 0), Ok(None));
-    assert_eq!(register(244, !YES, 1, 0xcf9), Ok(None));
-    assert_eq!(register(116, YES, 1, 0xcf9), Ok(None));
-    let bad = Err(AcpiError::BadEntry(Signature::FADT, 120));
-    assert_eq!(register(244, YES, 1, 0x1_0000), bad);
+    assert_eq!(register(244, YES, 1, 0xcf9), Ok((Some((0xcf9, 6)), false)));
+    assert_eq!(register(129, YES, 1, 0xcf9), Ok((Some((0xcf9, 6)), false)));
+    for (space, address) in [(0, 0xfed0_0000), (2, 0x1f_0000), (1, 0x1_0000), (0x7f, 0xcf9)] {
+        assert_eq!(register(244, YES, space, address), Ok((None, true)), "{space} {address:#x}");
+    }
+    assert_eq!(register(244, !YES, 1, 0xcf9), Ok((None, false)));
+    assert_eq!(register(128, YES, 1, 0xcf9), Ok((None, false)));
+}
+
+#[test]
+fn sleep_begins_in_the_upper_byte_of_pm1_control_and_in_sleep_control() {
+    let (a, b) = (0x404_u32.to_le_bytes(), 0xb104_u32.to_le_bytes());
+    let (wide_a, wide_b, control) = (generic(1, 0x1804), generic(1, 0xfffe), generic(1, 0x3f0));
+    let all: [(usize, &[u8]); 5] =
+        [(64, &a), (68, &b), (172, &wide_a), (184, &wide_b), (244, &control)];
+    let sleep = |len| power_of(len, &all).map(|power| (power.sleep.to_vec(), power.elsewhere));
+    assert_eq!(sleep(276), Ok((vec![0x405, 0xb105, 0x1805, 0xffff, 0x3f0], false)));
+    // Tables of older versions end earlier.
+    assert_eq!(sleep(244), Ok((vec![0x405, 0xb105, 0x1805, 0xffff], false)));
+    assert_eq!(sleep(116), Ok((vec![0x405, 0xb105], false)));
+    assert_eq!(sleep(68), Ok((vec![0x405], false)));
+    for (at, space, address) in
+        [(172, 0, 0xfed0_0000), (184, 1, 0xffff), (184, 1, 1 << 32), (244, 0, 0xfed0_0000)]
+    {
+        let found = power_of(276, &[(at, &generic(space, address))]);
+        let found = found.map(|power| (power.sleep.len(), power.elsewhere));
+        assert_eq!(found, Ok((0, true)), "{at} {space} {address:#x}");
+    }
+    assert_eq!(power_of(276, &[]).map(|power| power.elsewhere), Ok(false));
+}
+
+#[test]
+fn without_a_table_of_fixed_hardware_nothing_is_said_of_resets_and_sleep() {
+    let memory = machine(&[]);
+    let found = root(&memory).and_then(|root| power(&memory, root));
+    assert_eq!(found, Err(AcpiError::Missing(Signature::FADT)));
 }
 
 proptest! {
@@ -318,7 +357,7 @@ proptest! {
         let _outcome = madt.processors(&mut ids);
         let _outcome = madt.local_apic();
         let _outcome = mcfg(&memory, root);
-        let _outcome = reset_register(&memory, root);
+        let _outcome = power(&memory, root);
         prop_assert!(ids.len() <= body.len() / 8);
     }
 }

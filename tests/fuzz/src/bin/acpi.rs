@@ -2,7 +2,7 @@
 //! other, they are the contents of a table whose length and checksum are made right.
 #![no_main]
 
-use boot::acpi::{ApicId, Madt, Processors, Root, Signature, mcfg, reset_register, tpm};
+use boot::acpi::{ApicId, Madt, Processors, Root, Signature, mcfg, power, tpm};
 use boot::memory::Memory;
 use ept::addr::{PHYSICAL_END, Span};
 use ept::list::List;
@@ -56,7 +56,9 @@ fn read(memory: &dyn Memory) {
             assert!(Span::new(0, PHYSICAL_END).is_some_and(|all| all.covers(region.span)));
         }
     }
-    let _register = reset_register(memory, root);
+    if let Ok(power) = power(memory, root) {
+        assert!(power.sleep.iter().all(|port| *port != 0));
+    }
     let _tpm = tpm(memory, root);
     if let Ok(Some(table)) = root.table(memory, Signature::DMAR) {
         assert!(table.starts_with(b"DMAR"));
