@@ -34,6 +34,14 @@ const SENT: u32 = 1 << 2;
 #[derive(Debug, Default)]
 pub struct Call(AtomicU32);
 
+impl Call {
+    /// Whether the processor waits for SIPI. It is only sure to go on doing so if nobody is left who could send one.
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
+        self.0.load(Ordering::Acquire) & ASLEEP != 0
+    }
+}
+
 /// One processor's hardware, as calls see it. Only [`send_nmi`](Self::send_nmi) is for others than
 /// itself.
 pub trait Processor {

@@ -1,8 +1,8 @@
 //! I/O ports of the host: which exit, and the rule for each.
 //!
-//! All ports go to the machine except PCI configuration mechanism #1, through which the host
-//! bridge could be told to put something else where the visor's memory is, and the visor's own
-//! control port.
+//! All ports go to the machine without an exit, except PCI configuration mechanism #1, through which the host
+//! bridge could be told to put something else where the visor's memory is, the visor's own control port, and
+//! those of [`crate::power`].
 
 /// Bytes of one I/O bitmap: 32,768 ports (SDM vol. 3, 26.6.4).
 pub const BITMAP_BYTES: usize = 4096;
@@ -16,7 +16,7 @@ pub const PCI_ADDRESS: u16 = 0xcf8;
 /// First of the four byte ports of PCI configuration data.
 pub const PCI_DATA: u16 = 0xcfc;
 
-/// Ports that exit, all below 0x8000. 0xcf9 alone, the reset register, does not.
+/// Ports that exit on every machine, all below 0x8000.
 const EXITING: [u16; 13] = [
     CONTROL_PORT,
     CONTROL_PORT + 1,
@@ -33,12 +33,16 @@ const EXITING: [u16; 13] = [
     PCI_DATA + 3,
 ];
 
-/// Fills bitmap A; bitmap B stays zero.
-pub fn fill_bitmap(bitmap: &mut [u8; BITMAP_BYTES]) {
-    bitmap.fill(0);
-    for port in EXITING {
-        if let Some(byte) = bitmap.get_mut(usize::from(port / 8)) {
-            *byte |= 1 << (port % 8);
+/// Fills both bitmaps: what is above exits, and the ports in `more`.
+pub fn fill_bitmaps(bitmaps: [&mut [u8; BITMAP_BYTES]; 2], more: impl Iterator<Item = u16>) {
+    let [a, b] = bitmaps;
+    a.fill(0);
+    b.fill(0);
+    for port in more.chain(EXITING) {
+        let (bitmap, place) =
+            if port < 0x8000 { (&mut *a, port) } else { (&mut *b, port - 0x8000) };
+        if let Some(byte) = bitmap.get_mut(usize::from(place / 8)) {
+            *byte |= 1 << (place % 8);
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod merge;
 pub mod msr;
 pub mod operand;
 pub mod operation;
+pub mod power;
 pub mod state;
 mod unroll;
 pub mod vcpu;

@@ -87,15 +87,19 @@ vm_launch:
     vmlaunch
     call {entry_failed}
 
-    # NMIs in VMX root mode: the host's, to be delivered at the next entry, unless the machine is
-    # being stopped. Uses a stack of its own (IST 1).
+    # NMIs in VMX root mode: the host's, to be delivered at the next entry, unless another processor
+    # stops this one. Uses a stack of its own (IST 1).
     .global nmi_entry
     .balign 16
 nmi_entry:
-    cmp byte ptr [rip + {stopping}], 0
-    jne 2f
     push rax
-    inc dword ptr gs:[{nmi_arrived}]
+    mov eax, [rip + {stopping}]
+    test eax, eax
+    jz 4f
+    dec eax
+    cmp eax, gs:[{index}]
+    jne 2f
+4:  inc dword ptr gs:[{nmi_arrived}]
     lea rax, [rip + resume_window_last]
     cmp [rsp + 8], rax
     ja 3f
@@ -105,9 +109,10 @@ nmi_entry:
     mov [rsp + 8], rax
 3:  pop rax
     iretq
-2:  cli
+2:  mov byte ptr gs:[{stopped}], 1
+5:  cli
     hlt
-    jmp 2b
+    jmp 5b
 
     # Ends the blocking of NMIs that an NMI or SIPI exit leaves behind: only IRET does that.
     .global unblock_nmis

@@ -22,7 +22,8 @@ use crate::cpu::{self, high, low};
 use crate::events::{self, Event as Audit};
 use crate::machine::Machine;
 use crate::percpu::PerCpu;
-use crate::{io, nested, reset, shootdown, smp, stop, table};
+use crate::scrub::{self, Last};
+use crate::{io, nested, shootdown, smp, stop, table};
 
 pub(crate) use deliver::{add_debug_causes, deliver_again, is_call, set_nmi_window, step_by};
 use deliver::{deliver_nmi, inject, step};
@@ -455,5 +456,5 @@ fn start_up(cpu: &PerCpu, registers: &mut Registers) -> Next {
 fn reset_by_host(cpu: &PerCpu) -> ! {
     events::record(cpu.index.get(), Audit::TripleFault);
     log::warn!("the host triple-faulted on processor {}: reset", cpu.index.get());
-    reset::machine()
+    scrub::for_host(Machine::running(), Last::Reset)
 }

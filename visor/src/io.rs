@@ -1,9 +1,10 @@
-//! Exits for port accesses: PCI configuration and the control port.
+//! Exits for port accesses: PCI configuration, the control port, and what resets the machine or has it sleep.
 #![expect(unsafe_code, reason = "port accesses done on the host's behalf")]
 
 use membrane::Progress;
 use nested_vmx::field::{EXIT_QUALIFICATION, Vmcs};
 use nested_vmx::io::{Access, ConfigWrite, Direction, PCI_ADDRESS, Size, Target, config_write};
+use nested_vmx::power::Watch;
 use spin::Mutex;
 
 use crate::cpu::vmx::Current;
@@ -12,6 +13,7 @@ use crate::events::{self, Event};
 use crate::host::{GP0, Next, Registers};
 use crate::machine::Machine;
 use crate::percpu::PerCpu;
+use crate::scrub::{self, Last};
 use crate::status;
 use crate::submit;
 
@@ -19,6 +21,9 @@ use crate::submit;
 /// together with each data access, under this lock, so that no processor can change it between
 /// the check and the access.
 static CONFIG_ADDRESS: Mutex<u32> = Mutex::new(0);
+
+/// What ends the machine. Held until an access is done, so that no processor gets between the question and it.
+pub(crate) static WATCH: Mutex<Watch> = Mutex::new(Watch::new());
 
 /// Does one port access of the host.
 pub(crate) fn handle(cpu: &PerCpu, machine: &Machine, registers: &mut Registers) -> Next {
@@ -51,7 +56,13 @@ pub(crate) fn handle(cpu: &PerCpu, machine: &Machine, registers: &mut Registers)
         }
         Target::PciData => config_data(cpu, access, out),
         Target::Nothing => u32::MAX,
-        Target::Machine => pass(access, out),
+        Target::Machine => {
+            let mut watch = WATCH.lock();
+            if watch.ends(access, out) {
+                scrub::for_host(machine, Last::Write(access, out));
+            }
+            pass(access, out)
+        }
     };
     if access.direction == Direction::In {
         // A byte or word leaves the rest of RAX; a dword clears its upper half.

@@ -5,7 +5,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use attest::measure::{Configuration, Launch};
-use boot::acpi::{Madt, Processors, Root};
+use boot::acpi::{self, Madt, Processors, Root};
 use boot::cmdline::{self, Options};
 use boot::mbi::{self, BootInfo, FirmwareMap};
 use boot::memmap::MemoryMap;
@@ -14,6 +14,7 @@ use ept::addr::{Frame, PAGE, Span};
 use ept::list::List;
 use nested_vmx::advertise::Advertised;
 use nested_vmx::capability::Controls;
+use nested_vmx::power::Trigger;
 use nested_vmx::{guard, io, msr, vmcs12};
 use spin::{Mutex, MutexGuard};
 use ticket::port::Iommu as State;
@@ -208,7 +209,8 @@ impl Plan {
 /// Goes on in the moved image.
 #[expect(clippy::large_stack_frames, reason = "runs once, on the boot stack of 64 KiB")]
 fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options: Options) -> ! {
-    let blob_entry = prepare_loader(found, plan);
+    let (blob_entry, rest) = (prepare_loader(found, plan), pool.rest());
+    watch_power(found.info.rsdp());
     let units = iommu::hide(found.info.rsdp());
     let unit_count = units.as_ref().map_or(0, |units| units.registers.len());
     let claimed = [plan.reservation, plan.low];
@@ -220,6 +222,7 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
     let blocks = blocks.unwrap_or_else(|| refuse(Refusal::PoolEmpty));
     let machine = Machine {
         reservation: plan.reservation,
+        rest,
         blocks: Frame::containing(blocks.start()),
         processors: plan.processors,
         advertised: Advertised::of(&processor::capabilities()),
@@ -253,6 +256,25 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
     events::record(0, Event::HostStarted);
     let area = plan.loader_area.start();
     processor::start_host(blob_entry, area, area + HANDOFF)
+}
+
+/// Has the machine's own ways to be reset and put to sleep watched, beside those of every PC.
+fn watch_power(rsdp: Option<&[u8]>) {
+    let mut watch = crate::io::WATCH.lock();
+    match Root::find(&BOOT_MEMORY, rsdp).and_then(|root| acpi::power(&BOOT_MEMORY, root)) {
+        Ok(power) => {
+            let sleep = power.sleep.iter().map(|port| Trigger::sleep(*port));
+            let reset = power.reset.map(|(port, value)| Trigger::reset(port, value));
+            // There is room for as many as ACPI has.
+            let full = sleep.chain(reset).any(|trigger| watch.add(trigger).is_err());
+            if power.elsewhere || full {
+                log::warn!(
+                    "ACPI resets the machine or has it sleep by other ways than ports: unseen"
+                );
+            }
+        }
+        Err(why) => log::warn!("the host may have the machine sleep unseen: {why}"),
+    }
 }
 
 /// Makes the keys, and has the TPM, if there is one, hold what the visor is: a machine with `units` units of an IOMMU.
@@ -334,7 +356,7 @@ impl Bitmaps {
             unsafe { bytes_mut(span) }.first_chunk_mut::<4096>()
         };
         let (io, msr) = ((pool.frame()?, pool.frame()?), pool.frame()?);
-        io::fill_bitmap(page(io.0)?);
+        io::fill_bitmaps([page(io.0)?, page(io.1)?], crate::io::WATCH.lock().ports());
         msr::fill_bitmap(page(msr)?);
         let has_decoys = options.vmcs_shadowing && processor::capabilities().has_vmcs_shadowing();
         let decoys = if has_decoys {

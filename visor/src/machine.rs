@@ -17,6 +17,8 @@ use crate::tables::HostTables;
 pub(crate) struct Machine {
     /// The visor's memory.
     pub(crate) reservation: Span,
+    /// What of it is neither the image's nor the visor's page tables.
+    pub(crate) rest: Span,
     /// Blocks of all processors, one after the other.
     pub(crate) blocks: Frame,
     /// Number of processors.
@@ -35,7 +37,7 @@ pub(crate) struct Machine {
     pub(crate) controls: Controls,
     /// I/O bitmap A.
     pub(crate) io_bitmap_a: Frame,
-    /// I/O bitmap B: no port exits.
+    /// I/O bitmap B.
     pub(crate) io_bitmap_b: Frame,
     /// MSR bitmaps.
     pub(crate) msr_bitmap: Frame,
@@ -83,6 +85,12 @@ impl Machine {
     /// Where block `index` lies.
     pub(crate) fn block(&self, index: u32) -> Frame {
         Frame::containing(self.blocks.base() + u64::from(index) * percpu::SIZE)
+    }
+
+    /// Where all blocks lie.
+    pub(crate) fn all_blocks(&self) -> Span {
+        let bytes = u64::from(self.processors) * percpu::SIZE;
+        Span::sized(self.blocks.base(), bytes).unwrap_or_default()
     }
 
     /// Every processor's block.

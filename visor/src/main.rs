@@ -22,6 +22,7 @@ mod percpu;
 mod processor;
 mod random;
 mod reset;
+mod scrub;
 mod segments;
 mod serial;
 mod shootdown;
@@ -56,6 +57,8 @@ global_asm!(
     on_refused = sym host::on_refused,
     entry_failed = sym stop::entry_failed,
     stopping = sym stop::STOPPING,
+    index = const percpu::INDEX,
+    stopped = const percpu::STOPPED,
     nmi_arrived = const percpu::NMI_ARRIVED,
     launch = const percpu::LAUNCH,
 );

@@ -228,6 +228,11 @@ impl Pool {
         Self { rest: span, free: None, given_back: 0, kept: 0 }
     }
 
+    /// What was not given yet.
+    pub(crate) const fn rest(&self) -> Span {
+        self.rest
+    }
+
     /// Bytes that nobody has.
     pub(crate) const fn left(&self) -> u64 {
         self.rest.len() + self.given_back

@@ -49,6 +49,11 @@ impl Image {
         self.end - self.start
     }
 
+    /// Where its variables begin and end.
+    pub(crate) const fn variables(&self) -> (u64, u64) {
+        (self.rodata_end, self.end)
+    }
+
     fn rights(&self, address: u64) -> PageTableFlags {
         let present = PageTableFlags::PRESENT | PageTableFlags::GLOBAL;
         if address < self.text_end {

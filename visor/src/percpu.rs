@@ -70,6 +70,8 @@ pub(crate) struct PerCpu {
     pub(crate) index: Cell<u32>,
     /// APIC id.
     pub(crate) apic_id: Cell<u32>,
+    /// Whether this processor was stopped, for good.
+    pub(crate) stopped: AtomicBool,
     /// Set when a VMCS is current.
     pub(crate) running: Cell<bool>,
     /// Page at which the last start-up IPI started this processor.
@@ -85,6 +87,8 @@ pub(crate) struct PerCpu {
     /// Null, code, data, and the two halves of the TSS descriptor.
     pub(crate) gdt: Cell<[u64; 5]>,
     pub(crate) tss: Cell<TaskStateSegment>,
+    machine_check_stack: Stack<SMALL_STACK>,
+    /// From here on there may be something of a VM.
     nested: UnsafeCell<MaybeUninit<RefCell<Nested>>>,
     vmxon: Region,
     vmcs: Region,
@@ -96,9 +100,17 @@ pub(crate) struct PerCpu {
     shadow: [Region; SHADOW_FRAMES],
     nmi_stack: Stack<SMALL_STACK>,
     double_fault_stack: Stack<SMALL_STACK>,
-    machine_check_stack: Stack<SMALL_STACK>,
     exit_stack: Stack<STACK>,
 }
+
+/// Offset from the block of what may hold something of a VM: all of the rest. Before it is what a processor needs
+/// to be stopped, and a stack that is free as long as no machine check comes, after which nothing goes on.
+#[expect(clippy::as_conversions, reason = "a constant below 2^64")]
+pub(crate) const SECRETS: u64 = {
+    let offset = offset_of!(PerCpu, nested) as u64;
+    assert!(offset.is_multiple_of(16), "the end of a stack");
+    offset
+};
 
 /// Bytes of one processor's block.
 pub(crate) const SIZE: u64 = {
@@ -113,6 +125,10 @@ pub(crate) const SIZE: u64 = {
 pub(crate) const STACK_TOP: u64 = (offset_of!(PerCpu, exit_stack) + STACK) as u64;
 /// Offset of `launch` from GS.
 pub(crate) const LAUNCH: usize = offset_of!(PerCpu, launch);
+/// Offset of `index` from GS.
+pub(crate) const INDEX: usize = offset_of!(PerCpu, index);
+/// Offset of `stopped` from GS.
+pub(crate) const STOPPED: usize = offset_of!(PerCpu, stopped);
 /// Offset of `nmi_arrived` from GS.
 pub(crate) const NMI_ARRIVED: usize = offset_of!(PerCpu, nmi_arrived);
 const _: () = assert!(offset_of!(PerCpu, this) == 0, "`gs:[0]` reads `this`");

@@ -107,12 +107,17 @@ pub(crate) fn load(cpu: &'static PerCpu) {
     x86_64::registers::model_specific::GsBase::write(VirtAddr::new(cpu.base()));
 }
 
+/// Bytes of the table of interrupts, which all processors share.
+pub(crate) const TABLE_BYTES: u64 = 4096;
+const _: () = assert!(size_of::<InterruptDescriptorTable>() == 4096);
+
+/// Its linear address.
+pub(crate) fn interrupts_base() -> u64 {
+    u64::try_from((&raw const *interrupts()).addr()).unwrap_or(0)
+}
+
 /// GDT and IDT base of `cpu`, for the host-state area of its VMCS.
 pub(crate) fn table_bases(cpu: &PerCpu) -> (u64, u64, u64) {
     let address = |pointer: *const u8| u64::try_from(pointer.addr()).unwrap_or(0);
-    (
-        address(cpu.gdt.as_ptr().cast()),
-        address((&raw const *interrupts()).cast()),
-        address(cpu.tss.as_ptr().cast()),
-    )
+    (address(cpu.gdt.as_ptr().cast()), interrupts_base(), address(cpu.tss.as_ptr().cast()))
 }

@@ -26,6 +26,7 @@ mod model;
 mod msr;
 mod operand;
 mod operation;
+mod power;
 mod run;
 mod state;
 mod step;

@@ -341,15 +341,33 @@ impl HostTables {
         })
     }
 
+    /// Every frame of RAM.
+    fn frames(&self) -> impl Iterator<Item = Frame> {
+        let bases = self.ram.iter().flat_map(|span| (span.start()..span.end()).step_by(4096));
+        bases.map(Frame::containing)
+    }
+
     /// How many frames are tables of VMs, in use as they stand. Looks at every frame.
     pub(crate) fn count_tables(&self) -> u32 {
         let state = shootdown::lock(&self.state);
-        let frames = self.ram.iter().flat_map(|span| (span.start()..span.end()).step_by(4096));
-        let tables = frames.filter(|base| {
-            let found = state.frames.state(Frame::containing(*base));
+        let tables = self.frames().filter(|frame| {
+            let found = state.frames.state(*frame);
             matches!(found, Some(FrameState::Fresh { .. } | FrameState::Table { .. }))
         });
         u32::try_from(tables.count()).unwrap_or(u32::MAX)
+    }
+
+    /// The frames of protected VMs. A frame that was about to change its owner is a VM's as long as there is anything
+    /// of it in clear.
+    ///
+    /// # Safety
+    /// No other processor runs any more, and this one does not go on with what it did before.
+    pub(crate) unsafe fn private(&self) -> impl Iterator<Item = Frame> {
+        // SAFETY: whoever had the lock does not go on; each word of the table is whole.
+        unsafe { self.state.force_unlock() };
+        let state = self.state.lock();
+        let is_private = |owner| matches!(owner, Some(Owner::Vm(_)));
+        self.frames().filter(move |frame| is_private(state.frames.owner(*frame)))
     }
 
     /// Whether `frame` is a protected VM's table.

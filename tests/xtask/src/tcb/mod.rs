@@ -17,7 +17,7 @@ use crate::{paths, tool};
 const BUDGETS: [(&[&str], usize); 10] = [
     (&["ept"], 2_400),
     (&["emulate"], 1_150),
-    (&["nested-vmx"], 5_250),
+    (&["nested-vmx"], 5_300),
     (&["seal"], 350),
     (&["membrane", "ticket"], 3_000),
     (&["virtio"], 850),
@@ -28,7 +28,7 @@ const BUDGETS: [(&[&str], usize); 10] = [
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 24_850;
+const TOTAL: usize = 25_200;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";
