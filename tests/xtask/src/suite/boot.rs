@@ -121,6 +121,11 @@ fn endings() -> Vec<Test> {
         .on(|machine| machine.seconds = 900)
         .test("boot/stock-xen", 110),
         again("reboot").test("boot/linux-reboot", 10),
+        // What the firmware of Bochs makes of a reset of two processors is another matter.
+        Boot::of(Stack::on_visor(small("reboot")))
+            .on(|machine| machine.cpus = 2)
+            .expect(&["*init: rebooting*", "visor: [info] scrubbed * pages of VMs, * ticks"])
+            .test("boot/linux-reset-2-cpus", 10),
         again("triple-fault reboot=t").test("boot/linux-triple-fault", 10),
         Boot::of(Stack::on_visor(small("cpu-hotplug")))
             .on(|machine| machine.cpus = 2)
