@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::machine::{
-    self, Bios, Cpu, End, Image, Lines, Loader, Machine, Payload, Runner, Step, TripleFault, Watch,
+    self, Bios, Cpu, End, Image, Lines, Loader, Machine, Messages, Payload, Runner, Step,
+    TripleFault, Watch,
 };
 use crate::packages::{self, Need};
 use crate::paths;
@@ -134,6 +135,7 @@ impl MachineOptions {
             cpus: self.cpus,
             memory_mib: self.memory,
             loader: self.loader,
+            messages: Messages::Screen,
             bios: Bios::Usual,
             triple_fault: if self.reset { TripleFault::Resets } else { TripleFault::Ends },
             mips: self.mips,

@@ -70,10 +70,23 @@ impl<'a> Named<'a> {
     }
 }
 
+/// Where a boot loader's messages go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Messages {
+    /// To the screen.
+    Screen,
+    /// To the serial line, too: its name first, before it loads anything.
+    Serial,
+}
+
 /// Makes an image in `dir` that boots `payload` by isolinux.
-pub(crate) fn isolinux(payload: &Payload, dir: &Path) -> Result<PathBuf> {
+pub(crate) fn isolinux(payload: &Payload, dir: &Path, messages: Messages) -> Result<PathBuf> {
     let config = dir.join("isolinux.cfg");
-    write(&config, &isolinux_config(payload))?;
+    let serial = match messages {
+        Messages::Screen => "",
+        Messages::Serial => "serial 0 115200\n",
+    };
+    write(&config, &format!("{serial}{}", isolinux_config(payload)))?;
     let mut files = vec![
         ("/isolinux.cfg".to_owned(), config.clone()),
         ("/isolinux.bin".to_owned(), PathBuf::from(ISOLINUX)),

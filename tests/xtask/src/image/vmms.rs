@@ -316,7 +316,10 @@ fn emulated(programs: &mut Programs, kernel: &Path, parts: &Path) -> Result<()> 
     let initrd = Some(parts.join("domu.cpio"));
     let dir = parts.join("cd");
     paths::emptied(&dir)?;
-    programs.add("guest/hvm.iso", &iso::isolinux(&Payload::Linux { kernel, initrd }, &dir)?);
+    programs.add(
+        "guest/hvm.iso",
+        &iso::isolinux(&Payload::Linux { kernel, initrd }, &dir, iso::Messages::Screen)?,
+    );
     programs.add("guest/hvm.cfg", &written(parts, "hvm.cfg", HVM_GUEST)?);
     Ok(())
 }

@@ -58,7 +58,7 @@ pub(super) fn boot(
         "in Bochs, GRUB boots multiboot2 on one CPU only"
     );
     let _ = match machine.loader {
-        Loader::Isolinux => iso::isolinux(payload, dir),
+        Loader::Isolinux => iso::isolinux(payload, dir, machine.messages),
         Loader::Grub1 => iso::grub(payload, dir, Protocol::Multiboot1, Firmware::Bios),
         Loader::Grub2 => iso::grub(payload, dir, Protocol::Multiboot2, Firmware::Bios),
         Loader::GrubEfi | Loader::Direct | Loader::Tboot => {

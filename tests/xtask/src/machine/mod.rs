@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::ValueEnum;
 
+pub(crate) use crate::image::iso::Messages;
 pub(crate) use qemu::{described, kvm_nests, loading, loading_after};
 pub(crate) use serial::{Lines, Step, Watch};
 pub(crate) use tpm::{Authority, Interface, Tpm};
@@ -94,6 +95,8 @@ pub(crate) struct Machine {
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
     pub(crate) loader: Loader,
+    /// Where isolinux's messages go, in Bochs.
+    pub(crate) messages: Messages,
     pub(crate) bios: Bios,
     pub(crate) triple_fault: TripleFault,
     /// Bochs only: millions of instructions in a second of the emulated clock.
@@ -110,6 +113,7 @@ impl Default for Machine {
             cpus: 1,
             memory_mib: 512,
             loader: Loader::Isolinux,
+            messages: Messages::Screen,
             bios: Bios::Usual,
             triple_fault: TripleFault::Ends,
             mips: USUAL_MIPS,

@@ -142,7 +142,7 @@ fn load(command: &mut Command, loader: Loader, payload: &Payload, dir: &Path) ->
             direct(command, payload);
             return Ok(());
         }
-        Loader::Isolinux => iso::isolinux(payload, dir)?,
+        Loader::Isolinux => iso::isolinux(payload, dir, iso::Messages::Screen)?,
         Loader::Grub1 => iso::grub(payload, dir, Protocol::Multiboot1, bios)?,
         Loader::Grub2 => iso::grub(payload, dir, Protocol::Multiboot2, bios)?,
         Loader::Tboot => iso::grub(&under_tboot(payload)?, dir, Protocol::Multiboot1, bios)?,

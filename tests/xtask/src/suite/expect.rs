@@ -33,6 +33,10 @@ pub(crate) enum Then {
     GoOn,
 }
 
+/// What isolinux says first, where it is heard: whatever was looked for since the last boot is looked for once
+/// more, before much of the machine's memory is used again.
+const AGAIN: &str = "ISOLINUX ";
+
 /// Expected lines, in order, and lines that must not come.
 #[derive(Debug)]
 pub(crate) struct Script<'a> {
@@ -43,6 +47,8 @@ pub(crate) struct Script<'a> {
     offence: Option<String>,
     emulator: Option<u32>,
     found: Vec<String>,
+    /// What was looked for since the last boot.
+    sought: Vec<(outside::Needle, String)>,
 }
 
 impl<'a> Script<'a> {
@@ -56,6 +62,7 @@ impl<'a> Script<'a> {
             offence: None,
             emulator: None,
             found: Vec::new(),
+            sought: Vec::new(),
         }
     }
 
@@ -79,7 +86,17 @@ impl<'a> Script<'a> {
 
     /// Searches the machine's memory if `line` asks for that.
     fn look(&mut self, line: &str) {
-        let Some((needle, name)) = wanted(line) else { return };
+        if line.starts_with(AGAIN) {
+            for (needle, name) in std::mem::take(&mut self.sought) {
+                self.search(needle, &format!("{name}, after the reset"));
+            }
+        } else if let Some((needle, name)) = wanted(line) {
+            self.search(needle, name);
+            self.sought.push((needle, name.to_owned()));
+        }
+    }
+
+    fn search(&mut self, needle: outside::Needle, name: &str) {
         let places = self.emulator.context("nothing runs");
         let line = match places.and_then(|pid| outside::places(pid, needle)) {
             Ok(places) => {
@@ -163,6 +180,9 @@ mod tests {
         let mut script = Script::new(&[], &[], Then::GoOn);
         let _ = script.bytes(b"vmm: look for 1 2 secret\n");
         assert!(script.found()[0].starts_with("harness: cannot look for secret"));
+        let _ = script.bytes(b"\r\nISOLINUX 6.04\r\nISOLINUX 6.04\r\n");
+        let again = "harness: cannot look for secret, after the reset: ";
+        assert!(script.found().len() == 2 && script.found()[1].starts_with(again));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail, ensure};
 
 use super::{Boot, Host, Rig, Stack, Test};
-use crate::machine::{End, Machine};
+use crate::machine::{End, Machine, Messages, TripleFault};
 
 /// What must become of an attack on a VM with a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,6 +155,7 @@ pub(super) fn tests() -> Vec<Test> {
         Test::new("protected/control-2-cpus", 9, control_on_two),
         Test::new("protected/attacks", 110, on_both),
         Test::new("protected/left", 40, left).on_demand(),
+        Test::new("protected/resets", 110, resets).on_demand(),
         Test::new("protected/life", 43, life),
         Test::new("protected/life-2-cpus", 17, life_on_two),
         Test::new("protected/refuses-others", 2, refuses_others),
@@ -261,6 +262,47 @@ fn on_both(rig: &Rig<'_>) -> Result<()> {
 fn left(rig: &Rig<'_>) -> Result<()> {
     let log = rig.check("", &boot(with_tickets, "protected-left"))?;
     judge_memory(&log, &["unprotected", "protected"])
+}
+
+/// How `vmm` has the machine reset or sleep.
+const WAYS: [&str; 8] = [
+    "reset-control",
+    "reset-control-in-a-word",
+    "keyboard-pulse",
+    "keyboard-output-port",
+    "fast-reset",
+    "sleep",
+    "sleep-in-a-byte",
+    "triple-fault",
+];
+
+/// Memory survives resets and sleep: what VMs without tickets had in it is there, that of others is not.
+fn resets(rig: &Rig<'_>) -> Result<()> {
+    let host = Host::Protected(
+        "init.do=kvm-load,run:/vmm+protected-resets reboot=t hpet=disable".to_owned(),
+    );
+    let boot = Boot::of(with_tickets(host)).on(|machine| {
+        memory(machine);
+        machine.triple_fault = TripleFault::Resets;
+        machine.messages = Messages::Serial;
+    });
+    let ends = WAYS.map(|way| format!("*vmm: ends by {way}"));
+    let mut lines: Vec<&str> = Vec::new();
+    for line in &ends {
+        lines.extend([line, "visor: [info] scrubbed * pages of VMs, * ticks"]);
+    }
+    lines.extend(["*vmm: PASS protected-resets", "*init: done"]);
+    let boot = boot.expect(&lines).never("*vmm: FAIL *").ends(End::PowerOff);
+    let log = rig.check("", &boot)?;
+    for way in WAYS {
+        for (subject, stays) in [("unprotected", true), ("protected", false)] {
+            let before = places_left(&log, &format!("{subject}, {way}"))?;
+            let after = places_left(&log, &format!("{subject}, {way}, after the reset"))?;
+            ensure!(before > 0, "{subject}, {way}: was not there");
+            ensure!((after > 0) == stays, "{subject}, {way}: {after} places after the reset");
+        }
+    }
+    Ok(())
 }
 
 fn life(rig: &Rig<'_>) -> Result<()> {

@@ -93,8 +93,13 @@ impl Secrets {
 
     /// Has the machine's memory searched for the secret.
     pub(super) fn ask_outside(&self, what: &str) {
+        ask_outside(&self.disguise(), what);
+    }
+
+    /// How the secret begins, for who searches.
+    pub(super) fn disguise(&self) -> String {
         let [first, second] = [self.words[0].0, self.words[1].0];
-        ask_outside(&format!("{first:016x} {second:016x}"), what);
+        format!("{first:016x} {second:016x}")
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod launch;
 mod life;
 mod look;
 mod program;
+mod resets;
 mod sealed;
 mod smp;
 mod victim;
@@ -30,6 +31,11 @@ pub(crate) fn first() -> Result<(), String> {
 /// What is left of a VM of each kind, for those who look from outside.
 pub(crate) fn left() -> Result<(), String> {
     BOTH.iter().try_for_each(|kind| attacks::left(*kind))
+}
+
+/// Resets and sleep while VMs run, by one way after the other.
+pub(crate) fn resets() -> Result<(), String> {
+    resets::run()
 }
 
 /// The half without tickets.

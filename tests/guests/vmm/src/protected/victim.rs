@@ -74,6 +74,14 @@ const SLOTS: [Slot; 10] = [
     slot(9, AFTER, (RESET - AFTER) / PAGE),
 ];
 
+/// The number of the next one.
+static MADE: AtomicU64 = AtomicU64::new(1);
+
+/// Has those from here on be others than those that `boot` boots before have left behind.
+pub(super) fn number_anew(boot: u8) {
+    MADE.store(u64::from(boot) << 8 | 1, Ordering::Relaxed);
+}
+
 /// A VM under attack.
 pub(super) struct Victim {
     // In the order in which they must go.
@@ -133,7 +141,6 @@ impl Victim {
     }
 
     fn with(kind: Kind, memory: Memory) -> Result<Self, String> {
-        static MADE: AtomicU64 = AtomicU64::new(1);
         // Children of this process count on their own.
         let number = MADE.fetch_add(1, Ordering::Relaxed) << 24 | u64::from(std::process::id());
         // Secrets of VMs without a ticket stay behind in the host's memory, so the others have their own.

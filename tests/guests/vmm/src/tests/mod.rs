@@ -55,6 +55,7 @@ const OTHERS: &[(&str, Test)] = &[
     ("visor-memory", outside::visor_memory),
     ("protected-first", protected::first),
     ("protected-left", protected::left),
+    ("protected-resets", protected::resets),
     ("protected-control", protected::control),
     ("protected-control-2-cpus", protected::control_on_two),
     ("protected-attacks", protected::attacks),
