@@ -59,9 +59,13 @@ pub enum Command {
         /// The key's file, which must not exist yet
         out: PathBuf,
     },
+    /// Makes a VM that boots a Linux kernel without anybody's firmware, and its ticket: all that is in it at first
+    ///
+    /// The same as `visorctl ticket linux`. The ticket stays here: the host gets the other files, and, sealed, this.
+    Measure(measure::Order),
     /// Seals a ticket for a visor, if the evidence for it holds
     Seal {
-        /// The ticket, in clear (`visorctl ticket`)
+        /// The ticket, in clear (`measure`)
         ticket: PathBuf,
         /// The evidence, and what it is held against.
         #[command(flatten)]
@@ -223,6 +227,7 @@ impl Command {
             Self::Verify(_) => "verify",
             Self::Report { .. } => "report",
             Self::Key { .. } => "key",
+            Self::Measure(_) => "measure",
             Self::Seal { .. } => "seal",
             Self::Receipt { .. } => "receipt",
             Self::Policy { command: PolicyCommand::Test { .. } } => "policy test",

@@ -76,7 +76,7 @@ pub enum Failure {
     Insecure(Vec<&'static str>),
     /// The receipt does not hold.
     Receipt(&'static str),
-    /// A ticket cannot be sealed.
+    /// A ticket cannot be made, or sealed.
     Ticket(PathBuf, String),
     /// A test of a policy came out differently.
     Cases(Vec<String>),
@@ -86,6 +86,16 @@ pub enum Failure {
     Output(io::Error),
     /// A fault of this program's.
     Bug(String),
+}
+
+impl From<measure::Error> for Failure {
+    fn from(why: measure::Error) -> Self {
+        match why {
+            measure::Error::File(path, why) => Self::File(path, why),
+            measure::Error::Kernel(path, why) => Self::Ticket(path, why.to_string()),
+            measure::Error::Ticket(path, why) => Self::Ticket(path, why),
+        }
+    }
 }
 
 impl Failure {

@@ -9,6 +9,7 @@ pub mod enroll;
 pub mod expect;
 pub mod failure;
 pub mod machine;
+pub mod made;
 pub mod policy;
 pub mod random;
 mod reader;

@@ -10,6 +10,7 @@ use crate::eat::{Converted, Form};
 use crate::enroll::Enrolled;
 use crate::expect::{Differences, Expected};
 use crate::failure::{Exit, Failure};
+use crate::made::Measured;
 use crate::receipt::Receipted;
 use crate::seal::{Key, Sealed};
 
@@ -28,6 +29,8 @@ pub enum Answer {
     Verified(Box<Verified>),
     /// `key`.
     Key(Key),
+    /// `measure`.
+    Measured(Measured),
     /// `seal`.
     Sealed(Sealed),
     /// `receipt`.
@@ -68,6 +71,7 @@ impl fmt::Display for Answer {
             }
             Self::Verified(answer) => answer.fmt(f),
             Self::Key(answer) => writeln!(f, "tenant {}", answer.tenant),
+            Self::Measured(answer) => answer.fmt(f),
             Self::Sealed(answer) => answer.fmt(f),
             Self::Receipt(answer) => answer.fmt(f),
             Self::Tested(answer) => {

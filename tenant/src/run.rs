@@ -10,7 +10,7 @@ use crate::enroll::{Believed, Files};
 use crate::failure::{Exit, Failure};
 use crate::reply::{self, Answer};
 use crate::seal::{Order, Waived};
-use crate::{check, docs, eat, enroll, expect, receipt, report, seal};
+use crate::{check, docs, eat, enroll, expect, made, receipt, report, seal};
 
 /// Does what `cli` says at `now`, in seconds since 1970, and reports to `out`; for people, failures go to
 /// `err`.
@@ -71,6 +71,7 @@ fn answer(command: &Command, now: u64) -> Result<(Answer, Exit), Failure> {
             Ok((Answer::Verified(Box::new(verified)), exit))
         }
         Command::Key { out } => good(Answer::Key(seal::make_key(out)?)),
+        Command::Measure(order) => good(Answer::Measured(made::measure(order)?)),
         Command::Seal { ticket, verification, key, out, record, serial, lifetime, insecure } => {
             let verified = check::check(verification, now)?;
             let waiver = if *insecure { Waived::Taken } else { Waived::Refused };

@@ -8,7 +8,6 @@ use ticket::port::VMS;
 
 use crate::attest::Attest;
 use crate::hex;
-use crate::linux;
 use crate::lock;
 
 /// Shows what the visor under this host does, gives it tickets of protected VMs, reads its audit log.
@@ -113,7 +112,7 @@ pub(crate) enum Ticket {
     ///
     /// Kernel, initial RAM disk, command line and memory map are in the manifest. `stub.rom` has the
     /// VM's first instructions, `image.bin` the rest, `qemu.args` one argument of QEMU's a line.
-    Linux(linux::Order),
+    Linux(measure::Order),
 }
 
 impl Command {

@@ -6,8 +6,6 @@ use std::path::PathBuf;
 
 use ticket::port;
 
-use crate::linux;
-
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -50,7 +48,7 @@ pub(crate) enum Failure {
     /// A description makes no ticket.
     Description(PathBuf, String),
     /// A kernel, with what goes along, makes no VM.
-    Linux(PathBuf, linux::Fault),
+    Linux(PathBuf, measure::Fault),
     /// A file of this many bytes is no ticket.
     NoTicket(PathBuf, u64),
     /// The visor refused the ticket.
@@ -85,6 +83,16 @@ pub(crate) enum Failure {
     NoLog,
     /// The answer could not be written.
     Output(io::Error),
+}
+
+impl From<measure::Error> for Failure {
+    fn from(why: measure::Error) -> Self {
+        match why {
+            measure::Error::File(path, why) => Self::File(path, why),
+            measure::Error::Kernel(path, why) => Self::Linux(path, why),
+            measure::Error::Ticket(path, why) => Self::Description(path, why),
+        }
+    }
 }
 
 impl Failure {

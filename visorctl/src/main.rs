@@ -10,7 +10,6 @@ mod failure;
 mod fake;
 mod hardware;
 mod hex;
-mod linux;
 mod lock;
 mod make;
 mod port;

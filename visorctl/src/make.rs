@@ -1,11 +1,12 @@
 //! `ticket make`.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use evidence::Readers;
+use measure::random;
 use serde::{Deserialize, Serialize};
 use ticket::build::Ticket;
 use ticket::{Class, State};
@@ -90,7 +91,7 @@ pub(crate) fn make(description: &Path, output: &Path) -> Result<Made, Failure> {
         ticket.image(image.address, &bytes).map_err(|why| wrong(why.to_string()))?;
     }
     let bytes = ticket.bytes().map_err(|why| wrong(why.to_string()))?;
-    write(output, &bytes, SECRET).map_err(|why| file(output, why))?;
+    evidence::create(output, &bytes, Readers::Owner).map_err(|why| file(output, why))?;
     Ok(Made::of(&ticket, bytes.len()))
 }
 
@@ -132,13 +133,6 @@ impl Description {
     }
 }
 
-/// Bytes that nobody can guess.
-pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
 /// What is wrong and in which line, without the excerpt that would follow.
 fn one_line(error: &toml::de::Error) -> String {
     let text = error.to_string();
@@ -148,16 +142,6 @@ fn one_line(error: &toml::de::Error) -> String {
         Some(cause) => format!("{place}: {cause}"),
         None => place.into(),
     }
-}
-
-/// Modes of files: one with the tenant's secret, and one that everybody may read.
-pub(crate) const SECRET: u32 = 0o600;
-pub(crate) const PUBLIC: u32 = 0o644;
-
-/// Writes a new file.
-pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.write_all(bytes)
 }
 
 fn file(path: &Path, why: io::Error) -> Failure {

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use crate::cli::{Cli, Command, Ticket};
 use crate::failure::{Exit, Failure};
+use crate::make::Made;
 use crate::port::Port;
 use crate::reply::{self, Answer};
 use crate::submit::Words;
-use crate::{attest, audit, check, docs, linux, make, receipt, status, submit, vms};
+use crate::{attest, audit, check, docs, make, receipt, status, submit, vms};
 
 /// Does what `cli` says, with the port that `open` gives, and reports to `out`; for people, failures go
 /// to `err`.
@@ -80,7 +81,8 @@ fn answer<P: Port>(
             good(Answer::Made(make::make(description, ticket)?))
         }
         Command::Ticket { command: Ticket::Linux(order) } => {
-            good(Answer::Made(linux::linux(order)?))
+            let made = measure::make(order)?;
+            good(Answer::Made(Made::of(&made.ticket, made.bytes.len())))
         }
         Command::Attest { command } => good(Answer::Collected(attest::attest(command, port)?)),
         Command::Completions { shell } => {

@@ -264,3 +264,18 @@ fn a_receipt_of_anything_else_is_refused() {
         assert_eq!((&told["exit"], &told["error"]["message"]), (&1.into(), &expected.into()));
     }
 }
+
+#[test]
+fn what_makes_no_vm_is_told_and_leaves_nothing() {
+    let folder = Folder::new("measure");
+    let measure = |kernel: &str| {
+        let words = ["measure".into(), "--kernel".into(), folder.path(kernel)];
+        tenant(1, words.into_iter().chain(["--output-dir".into(), folder.path("vm")]))
+    };
+    fs::write(folder.path("text"), "no kernel").unwrap();
+    for (kernel, exit, code) in [("text", 2, "ticket"), ("missing", 5, "file")] {
+        let told = measure(kernel);
+        assert_eq!((&told["exit"], &told["error"]["code"]), (&exit.into(), &code.into()), "{told}");
+        assert!(!folder.path("vm").exists());
+    }
+}

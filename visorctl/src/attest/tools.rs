@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use clap::ValueEnum;
+use measure::random;
 
 use crate::failure::Failure;
-use crate::make::random;
 
 /// The endorsement keys that TPMs have (TCG EK Credential Profile 2.5, B.3 and B.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

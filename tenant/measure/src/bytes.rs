@@ -1,19 +1,19 @@
 //! Numbers in other people's structures.
 
 /// The bytes at `at`.
-pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
 
 /// Puts `field` at `at`, if it fits there.
-pub(super) fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
+pub(crate) fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
     if let Some(place) = bytes.get_mut(at..).and_then(|rest| rest.get_mut(..field.len())) {
         place.copy_from_slice(field);
     }
 }
 
 /// Sets the byte at `at` so that the sum of all bytes is 0.
-pub(super) fn balance(bytes: &mut [u8], at: usize) {
+pub(crate) fn balance(bytes: &mut [u8], at: usize) {
     let sum = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
     if let Some(place) = bytes.get_mut(at) {
         *place = place.wrapping_sub(sum);

@@ -7,18 +7,18 @@
 //! Addresses and numbers: QEMU 7.2, hw/pci-host/q35.c and hw/isa/lpc_ich9.c; Intel, 3 Series Express Chipset
 //! Family Datasheet, 5.1.15 (PAM).
 
-use super::layout::MIB;
-use super::pci::Bus;
+use crate::layout::MIB;
+use crate::pci::Bus;
 
 /// Where the stub is.
-pub(super) const STUB: u32 = 0x10_0000;
+pub(crate) const STUB: u32 = 0x10_0000;
 /// The most memory that lies below 4 GiB in one piece, in whole MiB.
-pub(super) const MEMORY: u64 = 2815 * MIB;
+pub(crate) const MEMORY: u64 = 2815 * MIB;
 
 /// The host bridge has memory at 0xc0000 to 0xfffff once this is set, of which the kernel looks through the whole
 /// for tables and ROMs. Before, ROMs of the host's are there.
 const PAM: u32 = 0x8000_0090;
-pub(super) const BUS: Bus = Bus {
+pub(crate) const BUS: Bus = Bus {
     first: 1,
     pin: |slot| 20 + slot % 4,
     memory: &[[PAM, 0x3333_3330], [PAM + 4, 0x0033_3333]],

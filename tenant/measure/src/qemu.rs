@@ -1,14 +1,14 @@
 //! The machine around the VM.
 
-use super::{Machine, Order};
+use crate::{Machine, Order};
 
 /// Where the first virtio device of QEMU's `microvm` has its registers, as long as there is no ACPI.
-pub(super) const DEVICES: u64 = 0xfeb0_0000;
+pub(crate) const DEVICES: u64 = 0xfeb0_0000;
 /// The line of its interrupt. Each further device has the next.
 const LINE: u64 = 5;
 
 /// Words for the kernel that tell of so many virtio devices.
-pub(super) fn words(devices: u8) -> String {
+pub(crate) fn words(devices: u8) -> String {
     let word = |number| {
         let (at, line) = (DEVICES + number * 0x200, LINE + number);
         format!("virtio_mmio.device=512@{at:#x}:{line} ")
@@ -22,7 +22,7 @@ pub(super) fn words(devices: u8) -> String {
 ///
 /// Nothing here is trusted: with other arguments the host gets another machine, and the VM stops or goes
 /// without a device.
-pub(super) fn arguments(start: u32, order: &Order) -> String {
+pub(crate) fn arguments(start: u32, order: &Order) -> String {
     let (memory, processors) = (order.memory, order.processors);
     let resets = if order.restarts == 0 { "-no-reboot" } else { "" };
     let machine = match order.machine {

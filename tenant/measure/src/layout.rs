@@ -11,46 +11,46 @@
 //! 0xffff0000       stub.rom
 //! ```
 
-use super::kernel::Kernel;
-use super::pci::{self, Bus};
-use super::{Fault, Machine, q35};
+use crate::kernel::Kernel;
+use crate::pci::{self, Bus};
+use crate::{Fault, Machine, q35};
 
-pub(super) const PAGE: u64 = 4096;
-pub(super) const PAGE_LEN: usize = 4096;
-pub(super) const MIB: u64 = 1 << 20;
+pub(crate) const PAGE: u64 = 4096;
+pub(crate) const PAGE_LEN: usize = 4096;
+pub(crate) const MIB: u64 = 1 << 20;
 /// What a VM's memory may be. Above 3 GiB, QEMU puts a part of it above 4 GiB.
 const MEMORY: std::ops::RangeInclusive<u64> = 16 * MIB..=3072 * MIB;
 
 /// Memory that each virtio device shares with the VM. Linux has requests of up to 1.25 MiB.
-pub(super) const SHARE: u64 = 2 * MIB;
+pub(crate) const SHARE: u64 = 2 * MIB;
 
 /// Where the first MiB's memory ends for the kernel.
 const LOW_END: u32 = 0x9_f000;
 
 /// Kinds of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Ram,
     Reserved,
 }
 
 /// The places that differ between VMs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     /// Of the kernel's first byte, which is its 32-bit entry.
-    pub(super) kernel: u32,
+    pub(crate) kernel: u32,
     /// Bytes of the initial RAM disk, which ends in the page below the kernel.
-    pub(super) initrd: u32,
+    pub(crate) initrd: u32,
     /// Of the window, one past the last byte of memory that the kernel knows of.
-    pub(super) window: u32,
+    pub(crate) window: u32,
     /// The kernel places devices of a PCI bus itself, from here on.
-    pub(super) hole: Option<u32>,
+    pub(crate) hole: Option<u32>,
 }
 
 impl Layout {
     /// The layout for `kernel` and an initial RAM disk of so many bytes in `memory` bytes, a share of which is each
     /// virtio device's, above the first MiB and what `machine` keeps there.
-    pub(super) fn new(
+    pub(crate) fn new(
         kernel: &Kernel<'_>,
         initrd: usize,
         (memory, virtio): (u64, u8),
@@ -88,7 +88,7 @@ impl Layout {
 
     /// The kernel's memory map: starts, ends, kinds. What is in none is a device's, or nothing. Where the kernel
     /// places devices itself, that is above what the VM shares.
-    pub(super) fn map(&self) -> Vec<(u32, u32, Kind)> {
+    pub(crate) fn map(&self) -> Vec<(u32, u32, Kind)> {
         let mut map = vec![
             (0, LOW_END, Kind::Ram),
             (LOW_END, 0xa_0000, Kind::Reserved),
@@ -101,13 +101,13 @@ impl Layout {
     }
 
     /// Where the image begins: with the initial RAM disk, or the kernel if there is none.
-    pub(super) const fn start(&self) -> u32 {
+    pub(crate) const fn start(&self) -> u32 {
         self.kernel.saturating_sub(self.initrd.next_multiple_of(4096))
     }
 }
 
 /// Reads a size of memory, as in "256M".
-pub(super) fn memory(text: &str) -> Result<u64, String> {
+pub(crate) fn memory(text: &str) -> Result<u64, String> {
     let wrong = || "16M to 3G, in whole MiB, is needed".to_owned();
     let (digits, unit) = match text.split_at_checked(text.len().saturating_sub(1)) {
         Some((digits, "M")) => (digits, MIB),

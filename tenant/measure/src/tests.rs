@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::{env, iter, process};
 
+use clap::Parser;
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use proptest::prelude::*;
 use ticket::build::{Ticket, parse};
@@ -12,12 +14,37 @@ use ticket::{Class, State};
 use super::bytes::{array, put};
 use super::kernel::Kernel;
 use super::layout::{Layout, MIB};
-use super::{Fault, Image, Machine, Order, efi, mp, params, rom};
-use crate::fake::Fake;
-use crate::tests::{Folder, json, text};
+use super::{Error, Fault, Image, Machine, Made, Order, efi, make, mp, params, rom};
+
+/// A folder of a test's own, gone afterwards.
+pub(crate) struct Folder(PathBuf);
+
+impl Folder {
+    pub(crate) fn new(name: &str) -> Self {
+        let folder = env::temp_dir().join(format!("measure-{}-{name}", process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
 
 /// A bzImage with one sector of setup and `code` sectors of code, all 0xcc, and a byte behind.
-pub(super) fn bzimage(code: usize) -> Vec<u8> {
+pub(crate) fn bzimage(code: usize) -> Vec<u8> {
     let mut file = vec![0; 1024];
     file.resize(1024 + code * 512, 0xcc);
     file.push(0xee);
@@ -52,12 +79,12 @@ fn changed(at: usize, field: &[u8]) -> Vec<u8> {
     file
 }
 
-pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn word(bytes: &[u8], at: usize) -> u32 {
     array(bytes, at).map(u32::from_le_bytes).unwrap()
 }
 
 /// What is asked for if nothing is, in 64 MiB.
-pub(super) fn order() -> Order {
+pub(crate) fn order() -> Order {
     Order {
         kernel: PathBuf::new(),
         initrd: None,
@@ -287,7 +314,7 @@ fn some_rom(entry: u32) -> Vec<u8> {
 }
 
 /// The instructions at `address` up to a jump, as text.
-pub(super) fn listing(rom: &[u8], address: u64, bits: u32) -> Vec<String> {
+pub(crate) fn listing(rom: &[u8], address: u64, bits: u32) -> Vec<String> {
     let at = usize::try_from(address & 0xffff).unwrap();
     let mut decoder = Decoder::with_ip(bits, &rom[at..], address, DecoderOptions::NONE);
     let mut lines = Vec::new();
@@ -348,22 +375,30 @@ fn the_rom_holds_what_it_copies_and_flat_segments() {
     assert_eq!(descriptors, [0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
 }
 
-/// Runs the command; the folder of what it made is `name` in `folder`.
-pub(super) fn made(folder: &Folder, name: &str, more: &[&str]) -> serde_json::Value {
+/// Words of a command line that say what is to be made.
+#[derive(Parser)]
+struct Words {
+    #[command(flatten)]
+    order: Order,
+}
+
+/// Makes a VM as `more` say; the folder of what is made is `name` in `folder`.
+pub(crate) fn made(folder: &Folder, name: &str, more: &[&str]) -> Result<Made, Error> {
     let kernel = folder.write("kernel", &bzimage(20));
     let initrd = folder.write("initrd", &[0xab; 5000]);
     let out = folder.path(name);
-    let files = ["--kernel", text(&kernel), "--initrd", text(&initrd), "--output-dir", text(&out)];
-    let words = ["ticket", "linux"].iter().chain(&files).chain(more).copied();
-    json(&Fake::new(), words)
+    let files = [("--kernel", &kernel), ("--initrd", &initrd), ("--output-dir", &out)];
+    let files = files.iter().flat_map(|(word, file)| [word, file.to_str().unwrap()]);
+    let words = iter::once("measure").chain(files).chain(more.iter().copied());
+    make(&Words::try_parse_from(words).unwrap().order)
 }
 
 #[test]
 fn the_ticket_has_every_page_of_the_image_and_the_rom() {
     let folder = Folder::new("linux");
     let id = "000102030405060708090a0b0c0d0e0f";
-    let answer = made(&folder, "vm", &["--vm", id, "--memory", "64M", "--cmdline", "quiet"]);
-    assert_eq!(answer["command"], "ticket linux");
+    let words = ["--vm", id, "--memory", "64M", "--cmdline", "quiet"];
+    let made = made(&folder, "vm", &words).unwrap();
     let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
     let (image, rom) = (read("image.bin"), read("stub.rom"));
     assert_eq!((image.len(), rom.len()), (2 * 4096 + 20 * 512, 1 << 16));
@@ -372,16 +407,15 @@ fn the_ticket_has_every_page_of_the_image_and_the_rom() {
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();
     let secret = ticket.secret;
-    let mut expected = Ticket::new(crate::hex::decode(id).unwrap(), secret)
+    let mut expected = Ticket::new(std::array::from_fn(|at| u8::try_from(at).unwrap()), secret)
         .range(0, 0x3ff_f000, Class::Private)
         .range(0x3ff_f000, 0x1000, Class::Window)
         .range(0xffff_0000, 0x1_0000, Class::Private);
     expected.image(0xff_e000, &image).unwrap();
     expected.image(0xffff_0000, &rom).unwrap();
     assert_eq!((&ticket, ticket.state), (&expected, State::Reset));
-    let answer = &answer["answer"];
-    assert_eq!((&answer["id"], &answer["ranges"]), (&id.into(), &3.into()));
-    assert_eq!(answer["pages"], 2 + 3 + 16);
+    assert_eq!((&made.ticket, made.bytes), (&ticket, read("ticket")));
+    assert_eq!(ticket.pages.len(), 2 + 3 + 16);
     let arguments = String::from_utf8(read("qemu.args")).unwrap();
     assert!(arguments.ends_with("\nloader,file=image.bin,addr=0xffe000,force-raw=on\n"));
     assert!(arguments.contains("\n-m\n64M\n") && arguments.contains("\n-smp\n1\n"));
@@ -390,7 +424,7 @@ fn the_ticket_has_every_page_of_the_image_and_the_rom() {
 #[test]
 fn a_vm_of_several_processors_has_them_in_its_ticket_its_tables_and_its_machine() {
     let folder = Folder::new("linux-processors");
-    let _ = made(&folder, "vm", &["--processors", "2"]);
+    let _ = made(&folder, "vm", &["--processors", "2"]).unwrap();
     let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();
@@ -402,7 +436,8 @@ fn a_vm_of_several_processors_has_them_in_its_ticket_its_tables_and_its_machine(
 #[test]
 fn each_virtio_device_has_a_share_of_memory_and_a_word_for_the_kernel() {
     let folder = Folder::new("linux-virtio");
-    let _ = made(&folder, "vm", &["--memory", "64M", "--cmdline", "quiet", "--virtio", "2"]);
+    let _ =
+        made(&folder, "vm", &["--memory", "64M", "--cmdline", "quiet", "--virtio", "2"]).unwrap();
     let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
     let line = "virtio_mmio.device=512@0xfeb00000:5 virtio_mmio.device=512@0xfeb00200:6 quiet\0";
     let line = format!("{} {line}", super::words(None));
@@ -428,7 +463,7 @@ fn each_virtio_device_has_a_share_of_memory_and_a_word_for_the_kernel() {
 fn a_vm_that_may_be_started_anew_has_that_in_its_ticket_and_a_machine_that_resets() {
     let folder = Folder::new("linux-restarts");
     for (name, more, restarts) in [("once", &[][..], 0), ("again", &["--restarts", "7"], 7)] {
-        let _ = made(&folder, name, more);
+        let _ = made(&folder, name, more).unwrap();
         let read = |file: &str| fs::read(folder.path(&format!("{name}/{file}"))).unwrap();
         let mut ticket = Ticket::new([0; 16], [0; 32]);
         parse(&read("ticket"), &mut ticket).unwrap();
@@ -441,7 +476,7 @@ fn a_vm_that_may_be_started_anew_has_that_in_its_ticket_and_a_machine_that_reset
 #[test]
 fn the_same_vm_is_made_twice_but_for_what_is_random() {
     let folder = Folder::new("linux-twice");
-    let ids = ["one", "two"].map(|name| made(&folder, name, &[])["answer"]["id"].clone());
+    let ids = ["one", "two"].map(|name| made(&folder, name, &[]).unwrap().ticket.vm);
     assert_ne!(ids[0], ids[1]);
     for (name, mode) in [("stub.rom", 0o644), ("image.bin", 0o644), ("qemu.args", 0o644)] {
         let paths = ["one", "two"].map(|folder_name| folder.path(&format!("{folder_name}/{name}")));
@@ -469,24 +504,22 @@ fn what_makes_no_vm_leaves_nothing_and_is_told_in_one_line() {
         (["--cmdline", &long], "the command line has 2048 bytes, of at most 2047"),
     ];
     for (more, why) in cases {
-        let error = made(&folder, "vm", &more)["error"].clone();
-        assert_eq!(error["code"], "linux");
-        let message = error["message"].as_str().unwrap();
+        let error = made(&folder, "vm", &more).unwrap_err();
+        assert!(matches!(error, Error::Kernel(..)));
+        let message = error.to_string();
         assert!(message.contains(why) && message.lines().count() == 1, "{message}");
         assert!(!folder.path("vm").exists());
     }
-    assert!(
-        made(&folder, "fits", &["--memory", "37M", "--cmdline", &long[1..]])["error"].is_null()
-    );
+    assert!(made(&folder, "fits", &["--memory", "37M", "--cmdline", &long[1..]]).is_ok());
 }
 
 #[test]
 fn files_that_exist_stay_as_they_are() {
     let folder = Folder::new("linux-kept");
-    let _ = made(&folder, "vm", &[]);
+    let _ = made(&folder, "vm", &[]).unwrap();
     let before = fs::read(folder.path("vm/ticket")).unwrap();
-    assert_eq!(made(&folder, "vm", &[])["error"]["code"], "file");
+    assert!(matches!(made(&folder, "vm", &[]), Err(Error::File(..))));
     fs::remove_file(folder.path("vm/stub.rom")).unwrap();
-    assert_eq!(made(&folder, "vm", &[])["error"]["code"], "file");
+    assert!(matches!(made(&folder, "vm", &[]), Err(Error::File(..))));
     assert_eq!(fs::read(folder.path("vm/ticket")).unwrap(), before);
 }

@@ -1,34 +1,34 @@
 //! A PCI bus with virtio devices, of a machine whose firmware is the stub: it does what little is needed.
 
-use super::{Machine, q35, xen};
+use crate::{Machine, q35, xen};
 
 /// The hole below 1 MiB, where a display's memory would be, and where memory goes on.
-pub(super) const VGA: u64 = 0xa_0000;
-pub(super) const SHADOW: u64 = 0xc_0000;
+pub(crate) const VGA: u64 = 0xa_0000;
+pub(crate) const SHADOW: u64 = 0xc_0000;
 /// Where the kernel may place devices.
-pub(super) const HOLE: u32 = 0xc000_0000;
+pub(crate) const HOLE: u32 = 0xc000_0000;
 
 /// Where the registers of virtio devices are: the ticket's range, and each device's part of it.
-pub(super) const DEVICES: u32 = 0xfe00_0000;
-pub(super) const DEVICES_LENGTH: u64 = 8 << 14;
+pub(crate) const DEVICES: u32 = 0xfe00_0000;
+pub(crate) const DEVICES_LENGTH: u64 = 8 << 14;
 const DEVICE: usize = 1 << 14;
 /// The most devices that a VM has.
 const MOST: usize = 8;
 
 /// The bus of a machine.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bus {
+pub(crate) struct Bus {
     /// The first slot that is free for virtio devices.
-    pub(super) first: u8,
+    pub(crate) first: u8,
     /// The pin of the I/O APIC for pin A of the device in a slot.
-    pub(super) pin: fn(u8) -> u8,
+    pub(crate) pin: fn(u8) -> u8,
     /// Registers that must be set before the memory is as the ticket says.
-    pub(super) memory: &'static [[u32; 2]],
+    pub(crate) memory: &'static [[u32; 2]],
 }
 
 impl Bus {
     /// The bus of `machine` with so many virtio devices; none where the kernel is told that there is no PCI.
-    pub(super) fn of(machine: Machine, devices: u8) -> Option<Self> {
+    pub(crate) fn of(machine: Machine, devices: u8) -> Option<Self> {
         match machine {
             Machine::Q35 => Some(q35::BUS),
             Machine::Xen if devices != 0 => Some(xen::BUS),
@@ -44,7 +44,7 @@ impl Bus {
     ///
     /// Each virtio device gets its place in the ticket, in its fourth base address register. The kernel leaves it
     /// there.
-    pub(super) fn registers(self, devices: u8) -> Vec<[u32; 2]> {
+    pub(crate) fn registers(self, devices: u8) -> Vec<[u32; 2]> {
         const BAR: u32 = 0x8000_0020;
         let places = (DEVICES..).step_by(DEVICE);
         let mut registers = self.memory.to_vec();
@@ -56,7 +56,7 @@ impl Bus {
     }
 
     /// The lines of the bus: slot and pin as in MP tables, pin of the I/O APIC. Each device has pin A.
-    pub(super) fn lines(self) -> impl Iterator<Item = (u8, u8)> {
+    pub(crate) fn lines(self) -> impl Iterator<Item = (u8, u8)> {
         self.slots().map(move |slot| (slot << 2, (self.pin)(slot)))
     }
 }

@@ -3,9 +3,9 @@
 //! A kernel that was started by a BIOS goes through the last 64 KiB below 1 MiB for descriptions of the
 //! machine: the ROM once more. One that was started by UEFI looks for them where this says.
 
-use super::bytes::put;
-use super::layout::{Kind, Layout};
-use super::rom;
+use crate::bytes::put;
+use crate::layout::{Kind, Layout};
+use crate::rom;
 
 /// Offsets in the page at [`rom::EFI`].
 const VENDOR: usize = 0x080;
@@ -25,7 +25,7 @@ const PAGE_SHIFT: u32 = 12;
 
 /// The system table and what it points to: a vendor, one configuration table of no kind, as without
 /// any Linux takes the firmware for none, and no services. Linux does not look at checksums.
-pub(super) fn tables(layout: &Layout) -> Vec<u8> {
+pub(crate) fn tables(layout: &Layout) -> Vec<u8> {
     let mut tables = vec![0; MAP];
     put(&mut tables, 0, b"IBI SYST");
     for (at, value) in [(8, REVISION), (12, HEADER)] {
@@ -50,7 +50,7 @@ pub(super) fn tables(layout: &Layout) -> Vec<u8> {
 }
 
 /// `efi_info` of the boot parameters (arch/x86/include/uapi/asm/bootparam.h).
-pub(super) fn info(layout: &Layout) -> [u8; 32] {
+pub(crate) fn info(layout: &Layout) -> [u8; 32] {
     let mut info = [0; 32];
     put(&mut info, 0, b"EL64");
     let size = layout.map().iter().fold(0, |size, _| size + DESCRIPTOR);

@@ -1,11 +1,11 @@
 //! What a bzImage says about itself (Linux 6.1, Documentation/x86/boot.rst, "The Real-Mode Kernel
 //! Header").
 
-use super::Fault;
-use super::bytes::array;
+use crate::Fault;
+use crate::bytes::array;
 
 /// Offset of the setup header, in the file as in the boot parameters.
-pub(super) const HEADER: usize = 0x1f1;
+pub(crate) const HEADER: usize = 0x1f1;
 const BOOT_FLAG: usize = 0x1fe;
 /// One past the jump at 0x200, whose distance says how long the header is.
 const MAGIC: usize = 0x202;
@@ -18,25 +18,25 @@ const LOADED_HIGH: u8 = 1;
 
 /// A kernel in its file.
 #[derive(Debug)]
-pub(super) struct Kernel<'f> {
+pub(crate) struct Kernel<'f> {
     /// The header, as it is to be copied.
-    pub(super) header: &'f [u8],
+    pub(crate) header: &'f [u8],
     /// What runs in protected mode, its 32-bit entry first.
-    pub(super) code: &'f [u8],
+    pub(crate) code: &'f [u8],
     /// The multiple at which the code may lie, if it may lie anywhere but where it prefers.
-    pub(super) alignment: Option<u64>,
+    pub(crate) alignment: Option<u64>,
     /// Where the kernel prefers to run.
-    pub(super) preferred: u64,
+    pub(crate) preferred: u64,
     /// Bytes that it needs from where it is loaded, until it knows the memory map.
-    pub(super) needed: u64,
+    pub(crate) needed: u64,
     /// Bytes that a command line may have.
-    pub(super) command_line: usize,
+    pub(crate) command_line: usize,
     /// The highest address of an initial RAM disk.
-    pub(super) initrd_last: u64,
+    pub(crate) initrd_last: u64,
 }
 
 impl<'f> Kernel<'f> {
-    pub(super) fn parse(file: &'f [u8]) -> Result<Self, Fault> {
+    pub(crate) fn parse(file: &'f [u8]) -> Result<Self, Fault> {
         if array(file, BOOT_FLAG) != Some([0x55, 0xaa]) || array(file, MAGIC) != Some(*b"HdrS") {
             return Err(Fault::NoKernel);
         }

@@ -13,23 +13,23 @@ use nested_vmx::merge::HostRegisters;
 use nested_vmx::vmcs12::Vmcs12;
 use sha2::{Digest, Sha256};
 
-use super::layout::PAGE_LEN;
-use super::pci::Bus;
-use super::{Image, Order, rom};
+use crate::layout::PAGE_LEN;
+use crate::pci::Bus;
+use crate::{Image, Order, rom};
 
 /// Where the stub lies: the toolstack loads an image to one run of memory, and below 1 MiB there are holes.
-pub(super) const STUB: u32 = 0x10_0000;
+pub(crate) const STUB: u32 = 0x10_0000;
 /// `xl` insists on a firmware for the firmware. Nothing runs it.
-pub(super) const FIRMWARE: &[u8] = b"This is no firmware.\n";
+pub(crate) const FIRMWARE: &[u8] = b"This is no firmware.\n";
 
 /// QEMU has a PC of i440FX's kind here, with a bridge and its functions in slots 0 and 1, the platform device in slot 2 and a
 /// display in slot 3, if they are there. Xen has a pin for each slot (xen/include/asm-x86/hvm/irq.h,
 /// `hvm_pci_intx_gsi`).
-pub(super) const BUS: Bus =
+pub(crate) const BUS: Bus =
     Bus { first: 4, pin: |slot| 16 + (slot * 4 + slot / 8) % 32, memory: &[] };
 
 /// How far ids of local APICs are apart (xen/arch/x86/hvm/vlapic.c, `vlapic_reset`).
-pub(super) const APIC_IDS_APART: u8 = 2;
+pub(crate) const APIC_IDS_APART: u8 = 2;
 
 /// Sizes of an ELF file's header and of its program headers (System V ABI, chapters 4 and 5).
 const HEADER: u16 = 52;
@@ -44,7 +44,7 @@ fn entry() -> u32 {
 }
 
 /// The file: two segments, the stub and the rest.
-pub(super) fn elf(image: &Image) -> Vec<u8> {
+pub(crate) fn elf(image: &Image) -> Vec<u8> {
     let mut file = b"\x7fELF\x01\x01\x01".to_vec();
     file.resize(16, 0);
     let (executable, i386, version) = (2, 3, 1);
@@ -74,7 +74,7 @@ pub(super) fn elf(image: &Image) -> Vec<u8> {
 }
 
 /// What `xl` is told, for an image in the folder `place`. Nothing here is trusted.
-pub(super) fn configuration(place: &Path, order: &Order) -> String {
+pub(crate) fn configuration(place: &Path, order: &Order) -> String {
     let (place, memory, processors) = (place.display(), order.memory >> 20, order.processors);
     format!(
         r#"name="linux"
@@ -111,7 +111,7 @@ impl Registers for Beginning {
 
 /// The hash of the state in which the processor begins. The toolstack puts the firmware behind the image, a
 /// page here, and the page that EBX tells of behind that.
-pub(super) fn first_state(image: &Image) -> [u8; 32] {
+pub(crate) fn first_state(image: &Image) -> [u8; 32] {
     const CODE: u32 = 0xc09b;
     const DATA: u32 = 0xc093;
     const BUSY_TSS: u32 = 0x8b;

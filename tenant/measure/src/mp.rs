@@ -3,13 +3,13 @@
 
 use std::iter;
 
-use super::bytes::{balance, put};
-use super::pci::Bus;
+use crate::bytes::{balance, put};
+use crate::pci::Bus;
 
 /// Where Linux looks for the floating pointer first that is there: the last KiB of base memory.
-pub(super) const PLACE: u32 = 0x9_fc00;
+pub(crate) const PLACE: u32 = 0x9_fc00;
 /// Bytes up to the end of base memory.
-pub(super) const LENGTH: usize = 0x400;
+pub(crate) const LENGTH: usize = 0x400;
 
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
@@ -20,7 +20,7 @@ const HEADER: usize = 44;
 
 /// The floating pointer and the table of processors whose local APICs have these ids, at most 15, and of `bus`, for
 /// [`PLACE`]. The first one boots.
-pub(super) fn tables(ids: &[u8], bus: Option<Bus>) -> Vec<u8> {
+pub(crate) fn tables(ids: &[u8], bus: Option<Bus>) -> Vec<u8> {
     let entries = entries(ids, bus);
     let mut table = vec![0; HEADER];
     put(&mut table, 0, b"PCMP");

@@ -2,10 +2,10 @@
 //!
 //! Offsets: Linux 6.1, Documentation/x86/zero-page.rst, arch/x86/include/uapi/asm/bootparam.h.
 
-use super::bytes::put;
-use super::kernel::{HEADER, Kernel};
-use super::layout::{Kind, Layout, PAGE_LEN};
-use super::{efi, rom};
+use crate::bytes::put;
+use crate::kernel::{HEADER, Kernel};
+use crate::layout::{Kind, Layout, PAGE_LEN};
+use crate::{efi, rom};
 
 const ACPI_RSDP: usize = 0x070;
 const EFI_INFO: usize = 0x1c0;
@@ -27,7 +27,7 @@ const RAM: u32 = 1;
 const RESERVED: u32 = 2;
 
 /// The page for `kernel`, which [`rom::PARAMS`] is the place of.
-pub(super) fn page(kernel: &Kernel<'_>, layout: &Layout) -> [u8; PAGE_LEN] {
+pub(crate) fn page(kernel: &Kernel<'_>, layout: &Layout) -> [u8; PAGE_LEN] {
     let mut page = [0; PAGE_LEN];
     put(&mut page, HEADER, kernel.header);
     put(&mut page, LOADER_TYPE, &[UNDEFINED_LOADER]);

@@ -5,12 +5,11 @@ use std::fs;
 use ticket::build::{Ticket, parse};
 use ticket::{Class, State};
 
-use super::super::kernel::Kernel;
-use super::super::layout::{Kind, Layout, MIB};
-use super::super::tests::{bzimage, listing, made, word};
-use super::super::{Fault, Machine, mp, rom};
 use super::{BUS, MEMORY, STUB};
-use crate::tests::Folder;
+use crate::kernel::Kernel;
+use crate::layout::{Kind, Layout, MIB};
+use crate::tests::{Folder, bzimage, listing, made, word};
+use crate::{Fault, Machine, mp, rom};
 
 #[test]
 fn the_rom_maps_memory_below_1_mib_and_places_each_virtio_device() {
@@ -77,7 +76,7 @@ fn the_kernel_places_devices_above_all_that_the_vm_has() {
 fn the_ticket_has_no_memory_where_a_pc_has_none() {
     let folder = Folder::new("linux-q35");
     let words = ["--machine", "q35", "--memory", "64M", "--cmdline", "quiet", "--virtio", "2"];
-    let _ = made(&folder, "vm", &words);
+    let _ = made(&folder, "vm", &words).unwrap();
     let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();

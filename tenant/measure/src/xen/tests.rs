@@ -7,12 +7,11 @@ use sha2::{Digest, Sha256};
 use ticket::build::{Ticket, parse};
 use ticket::{Class, State};
 
-use super::super::bytes::array;
-use super::super::layout::MIB;
-use super::super::tests::{bzimage, listing, made, order, word};
-use super::super::{Fault, Image, Machine, Order, mp};
 use super::{BUS, elf, first_state};
-use crate::tests::Folder;
+use crate::bytes::array;
+use crate::layout::MIB;
+use crate::tests::{Folder, bzimage, listing, made, order, word};
+use crate::{Fault, Image, Machine, Order, mp};
 
 fn image(initrd: usize) -> Image {
     let order = Order { machine: Machine::Xen, virtio: 0, ..order() };
@@ -103,8 +102,8 @@ fn the_first_state_is_the_one_that_xen_sets_up() {
 fn a_vm_for_xen_has_its_files_and_a_ticket_with_every_page_of_them() {
     let folder = Folder::new("linux-xen");
     let words = ["--machine", "xen", "--memory", "64M", "--processors", "2"];
-    let answer = made(&folder, "vm", &words);
-    assert_eq!(answer["answer"]["pages"], 2 + 3 + 16);
+    let made = made(&folder, "vm", &words).unwrap();
+    assert_eq!(made.ticket.pages.len(), 2 + 3 + 16);
     let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();
@@ -141,7 +140,7 @@ fn virtio_devices_are_in_slots_from_4_on_each_with_the_pin_that_xen_gives_it() {
 fn a_vm_for_xen_with_virtio_devices_places_them_where_the_ticket_has_them() {
     let folder = Folder::new("linux-xen-virtio");
     let words = ["--machine", "xen", "--memory", "64M", "--virtio", "2", "--cmdline", "quiet"];
-    let _ = made(&folder, "vm", &words);
+    let _ = made(&folder, "vm", &words).unwrap();
     let read = |name: &str| fs::read(folder.path(&format!("vm/{name}"))).unwrap();
     let mut ticket = Ticket::new([0; 16], [0; 32]);
     parse(&read("ticket"), &mut ticket).unwrap();

@@ -1,4 +1,5 @@
-//! `ticket linux`: a VM of QEMU's or Xen's that boots a Linux kernel without anybody's firmware, and its ticket.
+//! A VM of QEMU's or Xen's that boots a Linux kernel without anybody's firmware, and its ticket: for `tenant measure`
+//! and `visorctl ticket linux`.
 //!
 //! Firmware would take kernel, command line and memory map from the host while the VM runs, so nothing
 //! could be said about them in a ticket. Here all of it lies in memory before the VM's first
@@ -17,22 +18,22 @@ mod rom;
 mod xen;
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::value_parser;
+use evidence::{Bytes, Readers};
 use ticket::build::Ticket;
 use ticket::{Class, State};
 
-use crate::failure::Failure;
-use crate::make::{self, Made};
 use kernel::Kernel;
 use layout::{Layout, PAGE};
 use pci::Bus;
 
 /// A VM that is asked for.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Order {
+pub struct Order {
     /// The kernel, a bzImage
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
@@ -59,7 +60,7 @@ pub(crate) struct Order {
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     restarts: u32,
     /// The VM's id, 32 hexadecimal digits; random if it is left out
-    #[arg(long, value_name = "HEX", value_parser = crate::hex::decode::<16>)]
+    #[arg(long, value_name = "HEX", value_parser = id)]
     vm: Option<[u8; 16]>,
     /// The folder for the ticket, and for stub.rom, image.bin, qemu.args, or image.elf, firmware.bin, xl.cfg; none
     /// of which may exist yet
@@ -69,7 +70,7 @@ pub(crate) struct Order {
 
 /// Who runs a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Machine {
+pub enum Machine {
     /// QEMU on KVM, as a microvm
     Qemu,
     /// QEMU on KVM, as a q35, a PC with PCI Express
@@ -111,7 +112,7 @@ const fn words(bus: Option<Bus>) -> &'static str {
 
 /// Why a kernel, with what goes along, makes no VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The file is no bzImage.
     NoKernel,
     /// The file ends before the kernel does.
@@ -121,7 +122,12 @@ pub(crate) enum Fault {
     /// The kernel's header contradicts itself.
     Header,
     /// The command line has more bytes than the kernel, or the ROM, takes.
-    CommandLine { bytes: usize, most: usize },
+    CommandLine {
+        /// As many as it has.
+        bytes: usize,
+        /// As many as there may be.
+        most: usize,
+    },
     /// The initial RAM disk does not fit below the place that the kernel insists on, or takes.
     Initrd(u64),
     /// The kernel must have memory up to this address.
@@ -212,56 +218,105 @@ impl Image {
         }
         Ok(ticket)
     }
+
+    /// What the VMM needs: names of files, and what is in them.
+    fn files(&self, order: &Order) -> io::Result<Vec<(&'static str, Vec<u8>)>> {
+        Ok(match self.machine {
+            Machine::Qemu | Machine::Q35 => vec![
+                ("stub.rom", self.stub.clone()),
+                ("image.bin", self.content.clone()),
+                ("qemu.args", qemu::arguments(self.layout.start(), order).into_bytes()),
+            ],
+            Machine::Xen => {
+                let place = fs::canonicalize(&order.output_dir)?;
+                vec![
+                    ("image.elf", xen::elf(self)),
+                    ("firmware.bin", xen::FIRMWARE.to_vec()),
+                    ("xl.cfg", xen::configuration(&place, order).into_bytes()),
+                ]
+            }
+        })
+    }
 }
 
-/// Makes the VM of `order`.
+/// Why a VM was not made.
+#[derive(Debug)]
+pub enum Error {
+    /// A file cannot be read, or written as a new one.
+    File(PathBuf, io::Error),
+    /// The kernel in this file, with what goes along, makes no VM.
+    Kernel(PathBuf, Fault),
+    /// What the kernel in this file makes has no ticket.
+    Ticket(PathBuf, String),
+}
+
+/// A VM that was made.
+#[derive(Debug)]
+pub struct Made {
+    /// Its ticket.
+    pub ticket: Ticket,
+    /// The same, as it was written.
+    pub bytes: Vec<u8>,
+}
+
+/// Makes the VM of `order`: new files in its folder.
 ///
 /// # Errors
-/// [`Failure::File`], and [`Failure::Linux`] if the parts do not make a VM.
-pub(crate) fn linux(order: &Order) -> Result<Made, Failure> {
-    let read = |path: &Path| fs::read(path).map_err(|why| Failure::File(path.into(), why));
+/// [`Error`]. What was written before a file could not be, stays.
+pub fn make(order: &Order) -> Result<Made, Error> {
+    let read = |path: &Path| fs::read(path).map_err(|why| Error::File(path.into(), why));
     let kernel = read(&order.kernel)?;
     let initrd = order.initrd.as_deref().map(read).transpose()?.unwrap_or_default();
     let image = Image::new(&kernel, &initrd, order);
-    let image = image.map_err(|why| Failure::Linux(order.kernel.clone(), why))?;
-    let folder = &order.output_dir;
-    let chance = |why| Failure::File("/dev/urandom".into(), why);
-    let vm = order.vm.map_or_else(make::random, Ok).map_err(chance)?;
-    let mut ticket = Ticket::new(vm, make::random().map_err(chance)?);
+    let image = image.map_err(|why| Error::Kernel(order.kernel.clone(), why))?;
+    let chance = |why| Error::File("/dev/urandom".into(), why);
+    let vm = order.vm.map_or_else(random, Ok).map_err(chance)?;
+    let mut ticket = Ticket::new(vm, random().map_err(chance)?);
     (ticket.processors, ticket.restarts) = (order.processors.into(), order.restarts);
-    let ticket = image.fill(ticket);
-    let wrong = |why| Failure::Description(order.kernel.clone(), why);
-    let ticket = ticket.map_err(wrong)?;
+    let wrong = |why| Error::Ticket(order.kernel.clone(), why);
+    let ticket = image.fill(ticket).map_err(wrong)?;
     let bytes = ticket.bytes().map_err(|why| wrong(why.to_string()))?;
-    fs::create_dir_all(folder).map_err(|why| Failure::File(folder.clone(), why))?;
-    let mut files = match order.machine {
-        Machine::Qemu | Machine::Q35 => {
-            let arguments = qemu::arguments(image.layout.start(), order);
-            vec![
-                ("stub.rom", image.stub, make::PUBLIC),
-                ("image.bin", image.content, make::PUBLIC),
-                ("qemu.args", arguments.into_bytes(), make::PUBLIC),
-            ]
-        }
-        Machine::Xen => {
-            let place =
-                fs::canonicalize(folder).map_err(|why| Failure::File(folder.clone(), why))?;
-            let configuration = xen::configuration(&place, order);
-            vec![
-                ("image.elf", xen::elf(&image), make::PUBLIC),
-                ("firmware.bin", xen::FIRMWARE.to_vec(), make::PUBLIC),
-                ("xl.cfg", configuration.into_bytes(), make::PUBLIC),
-            ]
-        }
-    };
-    files.push(("ticket", bytes, make::SECRET));
-    let length = files.last().map_or(0, |(_, bytes, _)| bytes.len());
-    for (name, content, mode) in files {
+    let folder = &order.output_dir;
+    fs::create_dir_all(folder).map_err(|why| Error::File(folder.clone(), why))?;
+    let parts = image.files(order).map_err(|why| Error::File(folder.clone(), why))?;
+    let parts = parts.iter().map(|(name, content)| (*name, content, Readers::All));
+    // The secret is in it.
+    for (name, content, readers) in parts.chain([("ticket", &bytes, Readers::Owner)]) {
         let path = folder.join(name);
-        make::write(&path, &content, mode).map_err(|why| Failure::File(path, why))?;
+        let written = evidence::create(&path, content, readers);
+        written.map_err(|why| Error::File(path, why))?;
     }
-    Ok(Made::of(&ticket, length))
+    Ok(Made { ticket, bytes })
 }
+
+/// Bytes that nobody can guess.
+///
+/// # Errors
+/// Those of `/dev/urandom`.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A VM's id.
+fn id(digits: &str) -> Result<[u8; 16], String> {
+    let bytes = digits.to_ascii_lowercase().parse::<Bytes>().ok();
+    let id = bytes.and_then(|bytes| bytes.array());
+    id.ok_or_else(|| "32 hexadecimal digits are needed".to_owned())
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path, why) => write!(f, "{}: {why}", path.display()),
+            Self::Kernel(path, why) => write!(f, "{}: {why}", path.display()),
+            Self::Ticket(path, why) => write!(f, "{}: {why}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,23 +3,23 @@
 //! It lies right below 4 GiB only. QEMU shows its last pages once more right below 1 MiB, and
 //! a page of a protected VM must not be used at two addresses, so nothing here goes there.
 
-use super::bytes::put;
-use super::layout::PAGE_LEN;
-use super::mp;
+use crate::bytes::put;
+use crate::layout::PAGE_LEN;
+use crate::mp;
 
 /// Where the ROM lies, and how long it is.
-pub(super) const BASE: u32 = 0xffff_0000;
-pub(super) const LENGTH: u64 = 1 << 16;
+pub(crate) const BASE: u32 = 0xffff_0000;
+pub(crate) const LENGTH: u64 = 1 << 16;
 const LENGTH_LEN: usize = 1 << 16;
 
 /// Where the boot parameters, the command line and the EFI tables are copied to, a page each. The kernel's
 /// decompressor borrows two pages right below 0x9f000.
-pub(super) const PARAMS: u32 = 0x9_0000;
-pub(super) const LINE: u32 = 0x9_1000;
-pub(super) const EFI: u32 = 0x9_2000;
+pub(crate) const PARAMS: u32 = 0x9_0000;
+pub(crate) const LINE: u32 = 0x9_1000;
+pub(crate) const EFI: u32 = 0x9_2000;
 const PAGES_LEN: usize = 3 * PAGE_LEN;
 /// Bytes for the command line and the zero behind it.
-pub(super) const LINE_ROOM: usize = PAGE_LEN;
+pub(crate) const LINE_ROOM: usize = PAGE_LEN;
 
 /// Offsets in the ROM: what is copied, and the code, all in the last page.
 const PARAMS_AT: u16 = 0;
@@ -32,7 +32,7 @@ const POINTER_AT: u16 = 0xff20;
 const PROTECTED_AT: u16 = 0xff40;
 const REAL_AT: u16 = 0xffd0;
 /// The first instruction of [`flat`].
-pub(super) const FLAT_AT: u16 = 0xffd0;
+pub(crate) const FLAT_AT: u16 = 0xffd0;
 /// The reset vector (SDM vol. 3, section 10.1.4).
 const RESET_AT: u16 = 0xfff0;
 
@@ -43,19 +43,19 @@ const DATA: u8 = 0x18;
 const TABLE: [u64; 4] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
 /// What the ROM copies to low memory.
-pub(super) struct Low<'a> {
-    pub(super) params: &'a [u8; PAGE_LEN],
+pub(crate) struct Low<'a> {
+    pub(crate) params: &'a [u8; PAGE_LEN],
     /// Shorter than [`LINE_ROOM`].
-    pub(super) line: &'a [u8],
+    pub(crate) line: &'a [u8],
     /// A page at most.
-    pub(super) efi: &'a [u8],
+    pub(crate) efi: &'a [u8],
     /// [`mp::LENGTH`] at most.
-    pub(super) mp: &'a [u8],
+    pub(crate) mp: &'a [u8],
 }
 
 /// The ROM, for `base`, for a kernel with its 32-bit entry at `entry`. It sets `registers` of PCI devices first: addresses for
 /// port 0xcf8, values, at most 32 of them.
-pub(super) fn rom(low: &Low<'_>, base: u32, registers: &[[u32; 2]], entry: u32) -> Vec<u8> {
+pub(crate) fn rom(low: &Low<'_>, base: u32, registers: &[[u32; 2]], entry: u32) -> Vec<u8> {
     let mut rom = block(low, base, registers, entry);
     for (at, content) in [(REAL_AT, real(base)), (RESET_AT, reset())] {
         put(&mut rom, at.into(), &content);
@@ -65,7 +65,7 @@ pub(super) fn rom(low: &Low<'_>, base: u32, registers: &[[u32; 2]], entry: u32) 
 
 /// The same as memory at `base`, for a processor that begins in protected mode with flat segments, at
 /// [`FLAT_AT`].
-pub(super) fn flat(low: &Low<'_>, base: u32, registers: &[[u32; 2]], entry: u32) -> Vec<u8> {
+pub(crate) fn flat(low: &Low<'_>, base: u32, registers: &[[u32; 2]], entry: u32) -> Vec<u8> {
     let mut block = block(low, base, registers, entry);
     put(&mut block, FLAT_AT.into(), &enter_flat(base));
     block
