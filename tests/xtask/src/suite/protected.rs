@@ -155,7 +155,7 @@ pub(super) fn tests() -> Vec<Test> {
         Test::new("protected/control-2-cpus", 9, control_on_two),
         Test::new("protected/attacks", 110, on_both),
         Test::new("protected/left", 40, left).on_demand(),
-        Test::new("protected/resets", 110, resets).on_demand(),
+        Test::new("protected/resets", 110, resets),
         Test::new("protected/life", 43, life),
         Test::new("protected/life-2-cpus", 17, life_on_two),
         Test::new("protected/refuses-others", 2, refuses_others),
