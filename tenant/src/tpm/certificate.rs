@@ -153,7 +153,8 @@ fn has_signed(issuer: &Certificate, certificate: &Certificate) -> bool {
     // What is signed is DER, and so has one encoding only.
     let Ok(message) = certificate.tbs_certificate().to_der() else { return false };
     let algorithm = certificate.signature_algorithm();
-    is_signature(issuer, &message, (&algorithm.oid, certificate.signature()))
+    certificate.tbs_certificate().signature() == algorithm
+        && is_signature(issuer, &message, (&algorithm.oid, certificate.signature()))
 }
 
 /// Whether this is the signature, by this algorithm, over `message` by the key that `issuer` is about.

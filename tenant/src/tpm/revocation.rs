@@ -112,9 +112,9 @@ pub fn standing(chain: &[&[u8]], lists: &[List], now: u64) -> Standing {
 
 fn one(certificate: &Certificate, issuer: &Certificate, lists: &[List], now: Duration) -> Standing {
     let name = certificate.tbs_certificate().issuer();
-    let named: Vec<_> = lists.iter().filter(|list| list.0.tbs_cert_list.issuer == *name).collect();
-    let (signed, others): (Vec<&List>, Vec<_>) =
-        named.into_iter().partition(|list| list.is_of(issuer));
+    // By signature first: two encodings may stand for one name (RFC 5280, 7.1).
+    let (signed, mut others): (Vec<_>, Vec<_>) = lists.iter().partition(|list| list.is_of(issuer));
+    others.retain(|list| list.0.tbs_cert_list.issuer == *name);
     if signed.iter().any(|list| list.has(certificate)) {
         Standing::Revoked
     } else if !others.is_empty() {

@@ -41,7 +41,8 @@ pub(super) fn read_logs(claims: &mut Claims, evidence: &Evidence, against: Again
     let mut needed = against.policy.quoted();
     needed.retain(|pcr| STATIC.contains(pcr));
     let is_good = boot.as_ref().map_or(needed.is_empty(), Result::is_ok);
-    let is_waived = needed.iter().all(|pcr| against.policy.insecure.unexplained.contains(pcr));
+    let unexplained = &against.policy.insecure.unexplained;
+    let is_waived = boot.is_none() && needed.iter().all(|pcr| unexplained.contains(pcr));
     claims.add(
         Check::BootLog,
         State::from(is_good).or_waived(is_waived.into()),
