@@ -32,7 +32,11 @@ const ESTS: u64 = 0x008;
 /// TXT.RESET.STS and TXT.WAKE-ERROR.STS.
 const ERRORS: u64 = 1 << 0 | 1 << 6;
 const ERRORCODE: u64 = 0x030;
+/// Its bits that say that it means something, and that this is from software.
 const ERROR_VALID: u64 = 1 << 31;
+const ERROR_SOFTWARE: u64 = 1 << 30;
+/// Its bits that say which module has written it.
+const ERROR_MODULE: u64 = 0xf;
 const DIDVID: u64 = 0x110;
 const INTEL: u64 = 0x8086;
 const SINIT_BASE: u64 = 0x270;
@@ -86,6 +90,12 @@ pub fn part(line: &[u8]) -> (&[u8], Option<u32>) {
     parted().unwrap_or((line, None))
 }
 
+/// Whether TXT.ERRORCODE tells of an error. A module that has ended well writes there as well: its own number, and
+/// zeros for where and what.
+const fn is_failure(code: u64) -> bool {
+    code & ERROR_VALID != 0 && code & !(ERROR_VALID | ERROR_MODULE) != ERROR_SOFTWARE
+}
+
 /// Whether registers, heap, and the page at physical address `shared`, if tboot has named one, are as after a launch
 /// that still lasts. `register` reads the public register at an offset; each number is read once.
 ///
@@ -107,7 +117,7 @@ pub fn check(
         return Err(TxtError::Closed);
     }
     let (errors, code) = (register(ESTS), register(ERRORCODE));
-    if errors & ERRORS != 0 || code & ERROR_VALID != 0 {
+    if errors & ERRORS != 0 || is_failure(code) {
         return Err(TxtError::Failed { errors, code });
     }
     let region = |base| Span::sized(register(base), register(base + SIZE));

@@ -148,6 +148,17 @@ fn a_machine_without_a_launch_says_so() {
 }
 
 #[test]
+fn a_module_that_says_that_it_met_no_error_speaks_for_a_launch() {
+    for code in [0xc000_0001, 0xc000_0009, 0x4000_0c41] {
+        assert_eq!(Machine::launched().with(ERRORCODE, code).check(), Ok(()), "{code:#x}");
+    }
+    for code in [0x8000_0001, 0xc000_0011, 0xc000_0401, 0xc000_8001, 0xc001_0001, 0xe000_0001] {
+        let found = Machine::launched().with(ERRORCODE, code).check();
+        assert_eq!(found, Err(TxtError::Failed { errors: 0, code }), "{code:#x}");
+    }
+}
+
+#[test]
 fn every_register_can_speak_against_a_launch() {
     let code = 0xc000_0c41;
     for (register, value, expected) in [
