@@ -26,7 +26,7 @@ const WAIVERS: &str = "[insecure]\nwithout-vmx = true\nany-build = true\nno-sign
 fn policy(words: &str, rules: &str, waivers: &str) -> String {
     let build = "00".repeat(32);
     format!(
-        "format = 1\n[hardware]\nbindings = [\"certificate\"]\n[visor]\nbuilds = [\"{build}\"]\n\
+        "format = 1\n[hardware]\nbindings = [\"certificate\"]\nrevocation-lists = \"if-given\"\n[visor]\nbuilds = [\"{build}\"]\n\
          command-lines = [\"{words}\"]\nlaunches = [\"plain\"]\niommu = [\"late\"]\n\
          unprotected-vms = [\"run\"]\n{rules}{waivers}"
     )
