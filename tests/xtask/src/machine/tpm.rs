@@ -92,7 +92,8 @@ impl Tpm {
         Self::serving(state, dir, "tpm.socket")
     }
 
-    fn serving(state: &Path, dir: &Path, name: &str) -> Result<Self> {
+    /// As [`Tpm::of`], but it listens at the socket called `name`.
+    pub(super) fn serving(state: &Path, dir: &Path, name: &str) -> Result<Self> {
         let socket = dir.join(name);
         let words = [
             "socket".to_owned(),

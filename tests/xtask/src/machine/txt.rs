@@ -127,6 +127,9 @@ pub(crate) enum Senter {
     AndMeasure,
 }
 
+/// The socket of the TPM, which QEMU is kept from.
+const CONTROL: &str = "tpm.control";
+
 /// A chipset with its TPM.
 #[derive(Debug)]
 pub(crate) struct Chipset {
@@ -137,10 +140,18 @@ pub(crate) struct Chipset {
 impl Chipset {
     /// Makes one in the folder `dir`, to which QEMU then connects.
     pub(crate) fn start(dir: &Path, memory: &Memory) -> Result<Self> {
+        Self::before(Tpm::listening(dir, CONTROL)?, dir, memory)
+    }
+
+    /// As [`Chipset::start`], with the TPM that is in the folder `state`.
+    pub(crate) fn of(state: &Path, dir: &Path, memory: &Memory) -> Result<Self> {
+        Self::before(Tpm::serving(state, dir, CONTROL)?, dir, memory)
+    }
+
+    fn before(tpm: Tpm, dir: &Path, memory: &Memory) -> Result<Self> {
         let file = dir.join("txt.memory");
         fs::write(&file, &memory.0).context("cannot write the chipset's memory")?;
-        let tpm = Tpm::listening(dir, "tpm.control")?;
-        let control = UnixStream::connect(dir.join("tpm.control")).context("no TPM to control")?;
+        let control = UnixStream::connect(dir.join(CONTROL)).context("no TPM to control")?;
         let listener =
             UnixListener::bind(dir.join("tpm.socket")).context("cannot make a socket for QEMU")?;
         let bell = OpenOptions::new().read(true).write(true).open(&file);

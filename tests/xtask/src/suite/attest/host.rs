@@ -12,6 +12,7 @@ use super::super::Rig;
 use super::super::iommu::powered_off;
 use super::super::kit::LINUX;
 use super::LIMIT;
+use crate::machine::txt::{self, Chipset, Memory, Senter};
 use crate::machine::{self, Image, Interface, Loader, Payload, Tpm};
 use crate::paths;
 
@@ -27,9 +28,17 @@ const MACHINE: &str = "\
 /// What its visor says.
 const MEASURED: &[&str] = &["visor: [info] TPM: PCR 19 holds *", "*init: ready"];
 
+/// How the visor is started.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start {
+    By(Loader),
+    /// By GRUB, which does as much of a measured launch before, in a machine whose chipset tells of a whole one.
+    After(Senter),
+}
+
 /// A boot.
 pub(super) struct Boot<'a> {
-    pub(super) loader: Loader,
+    pub(super) start: Start,
     /// The folder with the TPM's state.
     pub(super) tpm: &'a Path,
     /// The visor's words.
@@ -93,12 +102,23 @@ pub(super) fn talk(
     paths::emptied(&dir)?;
     let share = dir.join("share");
     fs::create_dir(&share).context("cannot make a folder")?;
-    let _tpm = Tpm::of(boot.tpm, &dir)?;
     let kernel = Image::new(rig.kit.stock()?, format!("{LINUX} iomem=relaxed"));
     let modules = vec![kernel, Image::new(rig.kit.remote()?, "")];
     let kernel = Image::new(rig.kit.without_vmx()?, boot.visor);
-    let loading = machine::loading(boot.loader, &Payload::Multiboot { kernel, modules }, &dir)?;
-    let machine = format!("{MACHINE} {}", Tpm::arguments(Interface::Fifo));
+    let payload = Payload::Multiboot { kernel, modules };
+    // They run for as long as the machine does.
+    let (_tpm, _chipset, loading, arguments) = match boot.start {
+        Start::By(loader) => {
+            let loading = machine::loading(loader, &payload, &dir)?;
+            (Some(Tpm::of(boot.tpm, &dir)?), None, loading, Tpm::arguments(Interface::Fifo))
+        }
+        Start::After(senter) => {
+            let chipset = Chipset::of(boot.tpm, &dir, &Memory::launched())?;
+            let loading = machine::loading_after(&txt::commands(senter), &payload, &dir)?;
+            (None, Some(chipset), loading, Chipset::arguments())
+        }
+    };
+    let machine = format!("{MACHINE} {arguments}");
     thread::scope(|scope| {
         let running =
             scope.spawn(|| powered_off(rig, (&machine, &loading), LIMIT, (MEASURED, &[])));

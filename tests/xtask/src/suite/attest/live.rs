@@ -8,9 +8,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::super::{Rig, Test};
-use super::host::{Boot, Host, talk};
+use super::host::{Boot, Host, Start, talk};
 use super::tenant::{Against, Tenant, rules};
 use super::{bytes, configuration};
+use crate::machine::txt::{Memory, Senter};
 use crate::machine::{Authority, Loader};
 use crate::{paths, tool};
 
@@ -22,12 +23,13 @@ const WORDS: &str = "log=info";
 const WAIVED: &[&str] = &["visor-build", "vmx", "visor-alive"];
 const WAIVERS: &str = "[insecure]\nwithout-vmx = true\nany-build = true\nno-signature = true\n";
 
-/// A policy that accepts `words` for the visor, and of the boot before it what `rules` say.
-fn policy(words: &str, rules: &str, waivers: &str) -> String {
+/// A policy that accepts a visor that was launched like `launch`, with `words`, and of the boot before it what `rules`
+/// say.
+fn policy(launch: &str, words: &str, rules: &str, waivers: &str) -> String {
     let build = "00".repeat(32);
     format!(
         "format = 1\n[hardware]\nbindings = [\"certificate\"]\nrevocation-lists = \"if-given\"\n[visor]\nbuilds = [\"{build}\"]\n\
-         command-lines = [\"{words}\"]\nlaunches = [\"plain\"]\niommu = [\"late\"]\n\
+         command-lines = [\"{words}\"]\nlaunches = [\"{launch}\"]\niommu = [\"late\"]\n\
          unprotected-vms = [\"run\"]\n{rules}{waivers}"
     )
 }
@@ -51,11 +53,11 @@ fn extend(pcr: u8) -> String {
     format!("tpm2_pcrextend {pcr}:sha256={}", "07".repeat(32))
 }
 
-/// A script by which root extends PCR 19 as [`extend`] does, by the registers of locality 2 (TCG PC Client Platform
+/// A script by which root extends `pcr` as [`extend`] does, by the registers of locality 2 (TCG PC Client Platform
 /// TPM Profile 1.06, 6.5): that it requests, gets, makes ready, fills, starts, waits for, and gives back.
-fn extend_by_registers() -> String {
+fn extend_by_registers(pcr: u8) -> String {
     let command = format!(
-        "80020000004100000182000000130000000940000009000000000000000001000b{}",
+        "800200000041000001820000{pcr:04x}0000000940000009000000000000000001000b{}",
         "07".repeat(32)
     );
     let bytes: Vec<_> = command.as_bytes().chunks(2).map(String::from_utf8_lossy).collect();
@@ -114,7 +116,7 @@ fn registers(tenant: &Tenant, host: &Host<'_>) -> Result<()> {
     tenant.ask(host, "pretending")?;
     tenant.refuses(of("pretending", "pretending.challenge"), &["pcr-explained 9"], WAIVED)?;
     // Without VMX nothing keeps the host from these.
-    let said = host.does(&extend_by_registers())?;
+    let said = host.does(&extend_by_registers(19))?;
     ensure!(said.ends_with("0x000x000x000x00"), "the TPM answers {said}");
     tenant.ask(host, "open")?;
     let broken = ["pcr-explained 9", "pcr-explained 19"];
@@ -125,14 +127,14 @@ fn registers(tenant: &Tenant, host: &Host<'_>) -> Result<()> {
 fn bios(rig: &Rig<'_>) -> Result<()> {
     let (tenant, authority) = parties(rig)?;
     let tpm = rig.dir.join("tpm");
-    let boot = Boot { loader: Loader::Grub2, tpm: &tpm, visor: WORDS };
+    let boot = Boot { start: Start::By(Loader::Grub2), tpm: &tpm, visor: WORDS };
     talk(&rig.part("first"), &boot, |host| {
         tenant.enroll(host, &authority, "machine.json")?;
         let log = "/sys/kernel/security/tpm0/binary_bios_measurements";
         let _ = host.does(&format!("cp {log} firmware.log"))?;
         let log = tool::output(Command::new("tpm2_eventlog").arg(host.file("firmware.log")))?;
-        tenant.write("waiving.toml", &policy(WORDS, &rules(&log), WAIVERS))?;
-        tenant.write("strict.toml", &policy(WORDS, &rules(&log), ""))?;
+        tenant.write("waiving.toml", &policy("plain", WORDS, &rules(&log), WAIVERS))?;
+        tenant.write("strict.toml", &policy("plain", WORDS, &rules(&log), ""))?;
         tenant.ask(host, "good")?;
         let good = of("good", "good.challenge");
         tenant.refuses(Against { policy: "strict.toml", ..good }, WAIVED, &[])?;
@@ -173,13 +175,13 @@ fn uefi(rig: &Rig<'_>) -> Result<()> {
     let (tenant, authority) = parties(rig)?;
     let (tpm, second) = (rig.dir.join("tpm"), rig.dir.join("second-tpm"));
     let waived = [UNEXPLAINED, WAIVED].concat();
-    let boot = Boot { loader: Loader::GrubEfi, tpm: &tpm, visor: WORDS };
+    let boot = Boot { start: Start::By(Loader::GrubEfi), tpm: &tpm, visor: WORDS };
     talk(&rig.part("first"), &boot, |host| {
         tenant.enroll(host, &authority, "machine.json")?;
         let values = values(&host.does("tpm2_pcrread sha256:0,2,4,7,8,9")?);
         let unexplained = format!("{WAIVERS}unexplained = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n");
-        tenant.write("waiving.toml", &policy(WORDS, &values, &unexplained))?;
-        tenant.write("strict.toml", &policy(WORDS, &values, WAIVERS))?;
+        tenant.write("waiving.toml", &policy("plain", WORDS, &values, &unexplained))?;
+        tenant.write("strict.toml", &policy("plain", WORDS, &values, WAIVERS))?;
         tenant.ask(host, "good")?;
         let good = of("good", "good.challenge");
         tenant.refuses(Against { policy: "strict.toml", ..good }, UNEXPLAINED, WAIVED)?;
@@ -212,15 +214,63 @@ fn uefi(rig: &Rig<'_>) -> Result<()> {
 /// The rules that accept these values, as `tpm2_pcrread` prints them, for PCRs 0 to 9; for those that hold no code,
 /// any.
 fn values(read: &str) -> String {
+    let any = [1, 3, 5, 6].map(|pcr| format!("[[pcr]]\nindex = {pcr}\nexplained = true\n"));
+    pinned(read) + &any.concat()
+}
+
+/// The rules that accept these values alone.
+fn pinned(read: &str) -> String {
     let values = read.lines().filter_map(|line| line.trim().split_once(": 0x"));
-    let pinned = values.map(|(pcr, value)| {
+    let rules = values.map(|(pcr, value)| {
         format!("[[pcr]]\nindex = {}\nvalues = [\"{}\"]\n", pcr.trim(), value.to_lowercase())
     });
-    let any = [1, 3, 5, 6].map(|pcr| format!("[[pcr]]\nindex = {pcr}\nexplained = true\n"));
-    pinned.chain(any).collect()
+    rules.collect()
+}
+
+/// What no host shows after a launch that is emulated, beside [`WAIVED`]: what SINIT would have logged.
+const UNLOGGED: &[&str] = &["pcr-explained 17", "pcr-explained 18"];
+
+/// After a measured launch, which takes the place of all that firmware and boot loader have measured. Then the same
+/// machine when nothing has launched the visor, though its chipset tells of a launch.
+fn launched(rig: &Rig<'_>) -> Result<()> {
+    let (tenant, authority) = parties(rig)?;
+    let (tpm, words) = (rig.dir.join("tpm"), format!("{WORDS} {}", Memory::word()));
+    let waived = [UNLOGGED, WAIVED].concat();
+    let boot = Boot { start: Start::After(Senter::AndMeasure), tpm: &tpm, visor: &words };
+    talk(&rig.part("launched"), &boot, |host| {
+        tenant.enroll(host, &authority, "machine.json")?;
+        let values = pinned(&host.does("tpm2_pcrread sha256:17,18")?);
+        let unexplained = format!("{WAIVERS}unexplained = [17, 18]\n");
+        tenant.write("waiving.toml", &policy("txt", WORDS, &values, &unexplained))?;
+        tenant.write("strict.toml", &policy("txt", WORDS, &values, WAIVERS))?;
+        for pcr in 17..23 {
+            let (_, said) = host.tries(&extend(pcr))?;
+            ensure!(said.contains("0x907"), "the host extends PCR {pcr}: {said}");
+        }
+        tenant.ask(host, "good")?;
+        let good = of("good", "good.challenge");
+        tenant.accepts(good, &waived)?;
+        tenant.refuses(Against { policy: "strict.toml", ..good }, UNLOGGED, WAIVED)?;
+        // Another visor, as tboot would have measured it; by root, from which only VMX keeps these registers.
+        let _ = host.does(&extend_by_registers(18))?;
+        tenant.ask(host, "other")?;
+        tenant.refuses(of("other", "other.challenge"), &["pcr-accepted 18"], &waived)
+    })?;
+    let boot = Boot { start: Start::After(Senter::Forge), ..boot };
+    talk(&rig.part("forged"), &boot, |host| {
+        tenant.ask(host, "forged")?;
+        tenant.refuses(of("forged", "forged.challenge"), &["launch-accepted"], &waived)?;
+        tenant.splice("forged", "good", "/visor", "pretending")?;
+        let broken = ["pcr-accepted 17", "pcr-accepted 18", "pcr-explained 19"];
+        tenant.refuses(of("pretending", "forged.challenge"), &broken, &waived)
+    })
 }
 
 /// The tests of this file.
 pub(super) fn tests() -> Vec<Test> {
-    vec![Test::new("attest/tenant", 30, bios), Test::new("attest/tenant-uefi", 35, uefi)]
+    vec![
+        Test::new("attest/tenant", 30, bios),
+        Test::new("attest/tenant-uefi", 35, uefi),
+        Test::new("attest/tenant-launched", 30, launched),
+    ]
 }
