@@ -4,7 +4,7 @@
 use membrane::Progress;
 use nested_vmx::field::{EXIT_QUALIFICATION, Vmcs};
 use nested_vmx::io::{Access, ConfigWrite, Direction, PCI_ADDRESS, Size, Target, config_write};
-use nested_vmx::power::Watch;
+use nested_vmx::power::{KEYBOARD_COMMAND, Watch};
 use spin::Mutex;
 
 use crate::cpu::vmx::Current;
@@ -61,7 +61,7 @@ pub(crate) fn handle(cpu: &PerCpu, machine: &Machine, registers: &mut Registers)
             if watch.ends(access, out) {
                 scrub::for_host(machine, Last::Write(access, out));
             }
-            pass(access, out)
+            watch.perform(access, out, keyboard_is_ready, || pass(access, out))
         }
     };
     if access.direction == Direction::In {
@@ -90,6 +90,11 @@ fn config_data(cpu: &PerCpu, access: Access, out: u32) -> u32 {
     // SAFETY: selecting a configuration register has no effect by itself.
     unsafe { cpu::port_out(PCI_ADDRESS, Size::Dword, *address) };
     pass(access, out)
+}
+
+/// Waits some 50 ms for the keyboard controller to take what was written to it. Says whether it has: its status, bit 1.
+fn keyboard_is_ready() -> bool {
+    (0..50_000).any(|_| cpu::port_in(KEYBOARD_COMMAND, Size::Byte) & 2 == 0)
 }
 
 fn pass(access: Access, out: u32) -> u32 {

@@ -1,5 +1,7 @@
 //! Which writes to ports reset the machine or put it to sleep.
 
+use std::cell::Cell;
+
 use ept::list::Full;
 use nested_vmx::io::{Access, Direction, Size};
 use nested_vmx::power::{Trigger, Watch};
@@ -24,6 +26,35 @@ fn out(port: u16, size: Size) -> Access {
     Access { port, size, direction: Direction::Out }
 }
 
+/// Whether the machine ends by `access`, with a keyboard controller that takes everything at once.
+fn written(watch: &mut Watch, access: Access, value: u32) -> bool {
+    let ends = watch.ends(access, value);
+    if !ends {
+        let _ = watch.perform(access, value, || true, || 0);
+    }
+    ends
+}
+
+/// Whether a byte is passed on, or [`None`] if the machine ends by it. `ready` is how often the controller is found to
+/// have taken everything before it stops.
+fn slowly(watch: &mut Watch, port: u16, byte: u32, ready: u32) -> Option<bool> {
+    let access = out(port, Size::Byte);
+    if watch.ends(access, byte) {
+        return None;
+    }
+    let asked = Cell::new(0);
+    let is_ready = || {
+        asked.set(asked.get() + 1);
+        asked.get() <= ready
+    };
+    let mut is_passed = false;
+    let _ = watch.perform(access, byte, is_ready, || {
+        is_passed = true;
+        0
+    });
+    Some(is_passed)
+}
+
 /// Whether one byte at `port` ends the machine, by itself: the data sheets' and ACPI's words.
 fn ends(port: u16, byte: u8) -> bool {
     match port {
@@ -31,7 +62,7 @@ fn ends(port: u16, byte: u8) -> bool {
         0x92 => byte & 1 == 1,
         // Pulses lines of which the bit is 0; line 0 is reset.
         0x64 => byte >= 0xf0 && byte & 1 == 0,
-        RESET => byte == VALUE,
+        RESET => true,
         PM1 | SLEEP => byte & 0x20 != 0,
         _ => false,
     }
@@ -39,7 +70,7 @@ fn ends(port: u16, byte: u8) -> bool {
 
 #[test]
 fn every_byte_at_every_port_ends_the_machine_by_its_rule_alone() {
-    let mut watch = watch();
+    let watch = watch();
     for port in 0..=u16::MAX {
         for byte in 0..=u8::MAX {
             // Command 0xd1 is about the byte after it.
@@ -72,7 +103,7 @@ fn what_hosts_write_every_day_ends_nothing() {
     ];
     let mut watch = watch();
     for (port, size, value) in daily {
-        assert!(!watch.ends(out(port, size), value), "{value:#x} to {port:#x}");
+        assert!(!written(&mut watch, out(port, size), value), "{value:#x} to {port:#x}");
     }
 }
 
@@ -80,29 +111,27 @@ fn what_hosts_write_every_day_ends_nothing() {
 fn a_byte_for_the_output_port_resets_when_it_lowers_the_line() {
     for (between, byte) in [(None, 0xfe), (None, 0), (Some(0xae), 0xde), (Some(0xd1), 0xdc)] {
         let mut watch = watch();
-        assert!(!watch.ends(out(0x60, Size::Byte), byte));
-        assert!(!watch.ends(out(0x64, Size::Byte), 0xd1));
+        assert!(!written(&mut watch, out(0x60, Size::Byte), byte));
+        assert!(!written(&mut watch, out(0x64, Size::Byte), 0xd1));
         if let Some(command) = between {
-            assert!(!watch.ends(out(0x64, Size::Byte), command));
+            assert!(!written(&mut watch, out(0x64, Size::Byte), command));
         }
-        assert!(watch.ends(out(0x60, Size::Byte), byte), "{byte:#x}");
-        // The next one is for the keyboard.
-        assert!(!watch.ends(out(0x60, Size::Byte), byte));
+        assert!(written(&mut watch, out(0x60, Size::Byte), byte), "{byte:#x}");
     }
     let mut watch = watch();
-    assert!(!watch.ends(out(0x64, Size::Byte), 0xd1));
-    assert!(!watch.ends(out(0x60, Size::Byte), 0xdf));
-    assert!(!watch.ends(out(0x60, Size::Byte), 0xde));
+    assert!(!written(&mut watch, out(0x64, Size::Byte), 0xd1));
+    assert!(!written(&mut watch, out(0x60, Size::Byte), 0xdf));
+    assert!(!written(&mut watch, out(0x60, Size::Byte), 0xde));
 }
 
 #[test]
 fn a_command_and_its_byte_may_come_from_accesses_of_any_width() {
     let mut watch = watch();
-    assert!(!watch.ends(out(0x61, Size::Dword), 0xd100_0000));
-    assert!(watch.ends(out(0x60, Size::Word), 0x00fe));
-    assert!(watch.ends(out(0x61, Size::Dword), 0xfe00_0000));
-    assert!(watch.ends(out(PM1 - 3, Size::Dword), 0x2000_0000));
-    assert!(watch.ends(out(0xcf8, Size::Word), 0x0600));
+    assert!(!written(&mut watch, out(0x61, Size::Dword), 0xd100_0000));
+    assert!(written(&mut watch, out(0x60, Size::Word), 0x00fe));
+    assert!(written(&mut watch, out(0x61, Size::Dword), 0xfe00_0000));
+    assert!(written(&mut watch, out(PM1 - 3, Size::Dword), 0x2000_0000));
+    assert!(written(&mut watch, out(0xcf8, Size::Word), 0x0600));
 }
 
 #[test]
@@ -111,10 +140,53 @@ fn reading_ends_nothing() {
     for port in [0x60, 0x64, 0x92, 0xcf9, RESET, PM1, SLEEP] {
         for (size, _) in SIZES {
             let access = Access { port, size, direction: Direction::In };
-            assert!(!watch.ends(access, u32::MAX) && !watch.ends(access, 0xd1));
+            assert!(!written(&mut watch, access, u32::MAX) && !written(&mut watch, access, 0xd1));
         }
     }
-    assert!(!watch.ends(out(0x60, Size::Byte), 0), "a read was taken for a command");
+    assert!(!written(&mut watch, out(0x60, Size::Byte), 0), "a read was taken for a command");
+}
+
+#[test]
+fn a_slow_controller_gets_no_second_byte_in_place_of_the_first() {
+    // D1, DF, DE, as the controller takes nothing more after the first, second and third question.
+    for ready in 1..=3 {
+        let mut watch = watch();
+        assert_eq!(slowly(&mut watch, 0x64, 0xd1, ready), Some(true));
+        assert_eq!(slowly(&mut watch, 0x60, 0xdf, ready - 1), Some(ready > 1));
+        // A command in between changes nothing.
+        assert_eq!(slowly(&mut watch, 0x64, 0xff, 0), Some(true));
+        let is_over = ready == 3;
+        assert_eq!(slowly(&mut watch, 0x60, 0xde, 0), is_over.then_some(true), "{ready}");
+    }
+}
+
+#[test]
+fn a_command_for_the_output_port_is_dropped_while_the_controller_has_not_taken_a_byte() {
+    let mut watch = watch();
+    assert_eq!(slowly(&mut watch, 0x60, 0xde, 0), Some(true));
+    assert_eq!(slowly(&mut watch, 0x64, 0xd1, 0), Some(false));
+    assert_eq!(slowly(&mut watch, 0x60, 0xde, 0), Some(true), "it never saw the command");
+}
+
+#[test]
+fn a_reset_register_of_its_own_counts_whatever_is_written_and_a_shared_one_by_its_value() {
+    let fires = |port, value, byte: u8| {
+        let mut watch = Watch::new();
+        watch.add(Trigger::reset(port, value)).unwrap();
+        watch.ends(out(port, Size::Byte), byte.into())
+    };
+    for byte in 0..=u8::MAX {
+        assert!(fires(0x1234, VALUE, byte) && fires(0x1234, 0, byte));
+        for port in [0x92, 0xcf9] {
+            let everywhere = ends(port, byte);
+            assert_eq!(fires(port, 0x0a, byte), byte & 0x0a == 0x0a || everywhere, "{byte:#x}");
+            assert_eq!(fires(port, 0, byte), byte == 0 || everywhere, "{byte:#x}");
+        }
+        // The keyboard's reset is 0xff, and so is a command that pulses nothing: Linux sends both.
+        for port in [0x60, 0x64, 0xb2] {
+            assert_eq!(fires(port, 0xfe, byte), byte == 0xfe || ends(port, byte), "{byte:#x}");
+        }
+    }
 }
 
 #[test]
