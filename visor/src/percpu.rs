@@ -103,8 +103,12 @@ pub(crate) struct PerCpu {
     exit_stack: Stack<STACK>,
 }
 
-/// Offset from the block of what may hold something of a VM: all of the rest. Before it is what a processor needs
-/// to be stopped, and a stack that is free as long as no machine check comes, after which nothing goes on.
+/// Offset of the stack on which the machine ends. It is free as long as no machine check comes, after which nothing
+/// goes on.
+#[expect(clippy::as_conversions, reason = "a constant below 2^64")]
+pub(crate) const LAST_STACK: u64 = offset_of!(PerCpu, machine_check_stack) as u64;
+/// Its end, and the offset from the block of what may hold something of a VM: all of the rest. Before the stack is
+/// what a processor needs to be stopped.
 #[expect(clippy::as_conversions, reason = "a constant below 2^64")]
 pub(crate) const SECRETS: u64 = {
     let offset = offset_of!(PerCpu, nested) as u64;

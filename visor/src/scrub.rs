@@ -9,6 +9,7 @@ use core::arch::asm;
 
 use ept::addr::{PAGE, Span};
 use nested_vmx::io::Access;
+use spin::Once;
 
 use crate::machine::Machine;
 use crate::percpu::{self, PerCpu};
@@ -50,6 +51,9 @@ struct Plan {
     last: Last,
 }
 
+/// What is left to do, once the other processors have stopped.
+static PLAN: Once<Plan> = Once::new();
+
 /// Scrubs memory for the host's reset or sleep by `last`.
 pub(crate) fn for_host(machine: &Machine, last: Last) -> ! {
     stop::others(Some(machine));
@@ -80,14 +84,20 @@ pub(crate) fn before(machine: &Machine, last: Last) -> ! {
         blocks: machine.all_blocks(),
         last,
     };
-    // SAFETY: this stack is left for another one, which is free; `finish` reads the plan first.
+    // Not on a stack: a machine check comes here on the very one that goes on.
+    let plan: &Plan = PLAN.call_once(|| plan);
+    // SAFETY: this stack is left for another one, or for the top of the same; its bytes are nobody's.
     unsafe {
         asm!(
-            "mov rsp, {stack}",
+            "rep stosb",
+            "mov rsp, rdi",
+            "mov rdi, rdx",
             "call {finish}",
-            stack = in(reg) PerCpu::current().base() + percpu::SECRETS,
             finish = sym finish,
-            in("rdi") &raw const plan,
+            in("al") 0_u8,
+            in("rcx") percpu::SECRETS - percpu::LAST_STACK,
+            in("rdi") PerCpu::current().base() + percpu::LAST_STACK,
+            in("rdx") &raw const *plan,
             options(noreturn)
         )
     }
@@ -98,10 +108,15 @@ pub(crate) fn before(machine: &Machine, last: Last) -> ! {
 /// # Safety
 /// `plan` is true, and the stack is below [`percpu::SECRETS`] of this processor's block.
 unsafe extern "C" fn finish(plan: *const Plan) -> ! {
-    // SAFETY: the caller's, who has not left it yet but for the stack.
+    // SAFETY: a variable that is not overwritten yet.
     let Plan { variables, rest, blocks, last } = unsafe { plan.read_volatile() };
     let each = (0..blocks.len() / percpu::SIZE).map(|index| blocks.start() + index * percpu::SIZE);
-    let tails = each.filter_map(|block| Span::new(block + percpu::SECRETS, block + percpu::SIZE));
+    let own = PerCpu::current().base();
+    let tails = each.filter_map(|block| {
+        let is_own = memory::linear(block) == own;
+        let first = if is_own { percpu::SECRETS } else { percpu::LAST_STACK };
+        Span::new(block + first, block + percpu::SIZE)
+    });
     let around = [Span::new(rest.start(), blocks.start()), Span::new(blocks.end(), rest.end())];
     for span in around.into_iter().flatten().chain(tails) {
         // SAFETY: tables, stacks and records that nobody uses any more: this function and what it calls
