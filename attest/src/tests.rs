@@ -97,6 +97,37 @@ fn sha(bytes: &[u8]) -> [u8; 32] {
 }
 
 #[test]
+fn a_ticket_that_another_program_has_sealed_opens() {
+    // By `vectors/sealed.py`: keys, formats and constants are those of the documentation, not of this crate.
+    let sealed = include_bytes!("../vectors/sealed.bin");
+    let processor: [u8; 64] = core::array::from_fn(|at| u8::try_from(at).unwrap());
+    let tpm: [u8; 32] = core::array::from_fn(|at| u8::try_from(64 + at).unwrap());
+    let mut world = World { keys: Keys::new(&processor, Some(&tpm)).unwrap(), ..World::new() };
+    world.weaknesses.plain_launch = true;
+    let (ticket, origin) = world.read(sealed).unwrap();
+    assert_eq!(ticket, described(110));
+    assert_eq!((origin.tenant, origin.serial), (world.tenant.public(), 3));
+    world.weaknesses.no_iommu = true;
+    assert_eq!(world.refused(sealed), Error::OpenToDevices);
+}
+
+#[test]
+fn what_one_ticket_was_is_forgotten_when_the_next_begins() {
+    let world = World::new();
+    let sealed = world.sealed(&world.policy());
+    let mut submission = std::boxed::Box::new(Submission::new());
+    submission.begin(u32::try_from(sealed.len()).unwrap()).unwrap();
+    let visor = Visor { keys: &world.keys, weaknesses: world.weaknesses, age: 5 };
+    let mut ticket = Ticket::new([0; 16], [0; 32]);
+    for word in sealed.as_chunks().0 {
+        let _ = submission.word(u32::from_le_bytes(*word), &visor, &mut ticket).unwrap();
+    }
+    assert!(submission.origin().is_some());
+    submission.begin(u32::try_from(sealed.len()).unwrap()).unwrap();
+    assert_eq!(submission.origin(), None);
+}
+
+#[test]
 fn a_ticket_in_clear_is_for_development_only() {
     let mut world = World::new();
     assert_eq!(world.refused(&small()), Error::ClearTickets);
