@@ -53,8 +53,7 @@ pub(crate) fn tell() -> Result<bool, String> {
 /// Switches translation off: what a host could do that moves the registers to where it reaches them.
 pub(crate) fn switch_off() -> Result<(), String> {
     let status = devmem::read_u32(REGISTERS + STATUS)?;
-    devmem::write_u32(REGISTERS + COMMAND, status & QUEUED)?;
-    tell().map(drop)
+    devmem::write_u32(REGISTERS + COMMAND, status & QUEUED)
 }
 
 /// Says what the unit's one fault record holds, if it is there, and empties it.

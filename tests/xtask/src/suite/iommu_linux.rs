@@ -207,13 +207,14 @@ fn bypassed(open: Case) -> Case {
 fn switched_off(owners: Case) -> Case {
     const TAKEN: &[&str] = &["*init: a page is taken and given back"];
     const STOPPED: &[&str] = &[
-        "*init: a unit translates: false",
         "visor: [panic] VT-d unit 0xfed90000: its registers have changed at *",
         "visor: halted",
+        "*init: a unit translates: false",
         "*init: switch-off: the visor does not answer",
     ];
     let never = &["*init: a page is taken from devices *"];
-    Case { actions: "switch-off", lines: [TAKEN, STOPPED], never, ..owners }
+    // Without VMX the visor cannot stop the host's processors: their kernel would tell of its NMIs in between.
+    Case { actions: "switch-off loglevel=0", lines: [TAKEN, STOPPED], never, ..owners }
 }
 
 /// What `init` says if Linux knows of no IOMMU.
