@@ -47,7 +47,7 @@ pub(crate) const CONFIG: u64 = 0x100;
 /// In [`STATUS`].
 const NEEDS_RESET: u64 = 1 << 6;
 const NO_REGION: u64 = 0xffff_ffff;
-const WORD: u64 = 0xffff_ffff;
+pub(crate) const WORD: u64 = 0xffff_ffff;
 
 /// VERSION_1, in the upper half of the features.
 const VERSION_1: u64 = 1;
@@ -225,10 +225,7 @@ impl Device {
             QUEUE_DEVICE_HIGH => (2, 32),
             _ => return Ok(0),
         };
-        if let Some(place) = queue.rings.get_mut(ring) {
-            *place = *place & !(WORD << shift) | value << shift;
-        }
-        Ok(queue.shadow_rings().get(ring).map_or(0, |place| place >> shift & WORD))
+        Ok(queue.locate(ring, shift, value))
     }
 
     /// Features that may be used, in this half.

@@ -6,6 +6,7 @@
 //! the shadow is ever read back from it but by the device.
 
 use crate::chain::{Chain, Error, NEXT, WRITE, place};
+use crate::device::WORD;
 use crate::memory::{Failure, Memory};
 use crate::room::{End, Room, Run, Taken};
 
@@ -41,6 +42,8 @@ pub(crate) struct Queue {
     size: u16,
     /// The VM's descriptor table, available ring and used ring.
     pub(crate) rings: [u64; 3],
+    /// Of which of them the host has both halves of the shadow's address, a bit for each half.
+    shown: u8,
     /// The shadow.
     shadow: u64,
     is_ready: bool,
@@ -72,6 +75,7 @@ impl Queue {
     pub(crate) const NONE: Self = Self {
         size: 0,
         rings: [0; 3],
+        shown: 0,
         shadow: 0,
         is_ready: false,
         available: 0,
@@ -92,6 +96,16 @@ impl Queue {
         [self.shadow, self.shadow + AVAILABLE, self.shadow + USED]
     }
 
+    /// The VM says what the 32 bits from `shift` on are, 0 or 32, of the address of ring number `ring`. Returns what the host
+    /// is to see there.
+    pub(crate) fn locate(&mut self, ring: usize, shift: usize, value: u64) -> u64 {
+        if let Some(place) = self.rings.get_mut(ring) {
+            *place = *place & !(WORD << shift) | value << shift;
+            self.shown |= 1 << (2 * ring + shift / 32);
+        }
+        self.shadow_rings().get(ring).map_or(0, |place| place >> shift & WORD)
+    }
+
     /// The VM says what the size is, which counts until the queue is ready. Returns what it is then.
     pub(crate) fn resize(&mut self, size: u64) -> u64 {
         let size = u16::try_from(size).unwrap_or(0);
@@ -109,7 +123,9 @@ impl Queue {
 
     /// Makes the queue ready, unless it is.
     pub(crate) fn start(&mut self, memory: &impl Memory) -> Result<(), Error> {
-        if self.size == 0 || self.shadow == 0 {
+        // The host would take an address that it was not shown to be that of something else.
+        const ALL: u8 = 0b11_1111;
+        if self.size == 0 || self.shadow == 0 || self.shown != ALL {
             return Err(Error::Failed(Failure::Setup));
         }
         if !self.is_ready {
@@ -129,7 +145,8 @@ impl Queue {
         // Field by field: a queue is too long to be moved around.
         self.held.fill(None);
         (self.is_ready, self.is_stalled, self.is_owed) = (false, false, false);
-        (self.size, self.available, self.used, self.rings) = (0, 0, 0, [0; 3]);
+        (self.size, self.available, self.used) = (0, 0, 0);
+        (self.rings, self.shown) = ([0; 3], 0);
     }
 
     /// The position of an entry in both rings.

@@ -265,6 +265,25 @@ fn addresses_of_rings_have_both_halves() {
 }
 
 #[test]
+fn a_queue_needs_all_its_addresses_since_it_was_stopped() {
+    const HALVES: [u64; 6] = [0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4];
+    for layout in [Layout::Mmio, Layout::Pci] {
+        for left_out in HALVES {
+            let mut run = Run::on(layout, &[8]);
+            run.store(0x70, 0);
+            run.set_up(&[]);
+            run.store(0x30, 0);
+            run.store(0x38, 8);
+            let others = HALVES.into_iter().filter(|half| *half != left_out);
+            others.for_each(|half| run.store(half, 0));
+            run.store(0x44, 1);
+            assert_eq!(run.fail(), Some(Failure::Setup), "{left_out:#x}");
+            assert!(!run.host.queues[0].is_ready);
+        }
+    }
+}
+
+#[test]
 fn a_device_on_pci_that_broke_asks_for_a_reset_and_works_afterwards() {
     let mut run = Run::on(Layout::Pci, &[]);
     run.make_ready(0, 3, [0x10_0000; 3]);
