@@ -11,6 +11,8 @@ pub struct Transport {
     pub number: usize,
     /// What kind of registers it has.
     pub class: Class,
+    /// Where they begin.
+    pub registers: u64,
     /// Where in them.
     pub offset: u64,
     /// Its part of the memory that the VM shares with the host.
@@ -59,7 +61,8 @@ impl Map {
         let (each, at) = (class.registers()?, address - start);
         let number = usize::try_from(at / each).ok()?;
         let shared = *self.0.iter().filter(|range| range.class == Class::Shared).nth(number)?;
-        Some(Transport { number, class, offset: at % each, shared })
+        let offset = at % each;
+        Some(Transport { number, class, registers: address - offset, offset, shared })
     }
 
     /// The page in which the host is shown accesses to devices: the first one of a window, below 4 GiB so
@@ -107,7 +110,8 @@ mod tests {
         map.add(range(8, 1, Class::Virtio)).unwrap();
         assert_eq!(map.class(GuestFrame::containing(0x8000)), None);
         let shared = range(4, 2, Class::Shared);
-        let found = Transport { number: 1, class: Class::Virtio, offset: 0x1fc, shared };
+        let found =
+            Transport { number: 1, class: Class::Virtio, registers: 0x8200, offset: 0x1fc, shared };
         assert_eq!(map.transport(0x83fc), Some(found));
         let found = [0x7fff, 0x8000, 0x81ff, 0x8200, 0x8400, 0x8fff, 0x9000]
             .map(|at| map.transport(at).map(|transport| transport.number));
@@ -124,7 +128,13 @@ mod tests {
             assert_eq!(map.class(GuestFrame::containing(page * 4096)), None);
         }
         let shared = range(4, 2, Class::Shared);
-        let found = Transport { number: 1, class: Class::VirtioPci, offset: 0x3ffc, shared };
+        let found = Transport {
+            number: 1,
+            class: Class::VirtioPci,
+            registers: 0xc000,
+            offset: 0x3ffc,
+            shared,
+        };
         assert_eq!(map.transport(0xfffc), Some(found));
         let found = [0x7fff, 0x8000, 0xbfff, 0xc000, 0x1_0000, 0x2_7fff, 0x2_8000]
             .map(|at| map.transport(at).map(|transport| transport.number));

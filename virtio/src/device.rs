@@ -313,9 +313,7 @@ impl Device {
     }
 
     /// A queue in which the host has requests that it was not told of, as they had waited for room: where its
-    /// number is to be stored, and that, after any access of the VM's to this transport, until there are no
-    /// more. As there were other requests, such an access follows: the VM handles the interrupt for
-    /// them.
+    /// number is to be stored, and that, before the VM runs; until there are no more.
     pub fn kick(&mut self) -> Option<(u64, u64)> {
         let owed = self.queues.iter().position(|queue| queue.is_owed)?;
         self.queues.get_mut(owed)?.is_owed = false;

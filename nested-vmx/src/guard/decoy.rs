@@ -19,6 +19,8 @@ const UNUSABLE: u32 = 1 << 16;
 /// D and L.
 const MODE: u32 = 1 << 14 | 1 << 13;
 const PAT: u64 = 0x0007_0406_0007_0406;
+/// EFER: IA-32e mode is active.
+const LMA: u64 = 1 << 10;
 /// RFLAGS: interrupts are enabled; the bit that is always 1.
 pub(super) const IF: u64 = 1 << 9;
 pub(super) const FIXED: u64 = 1 << 1;
@@ -62,10 +64,12 @@ pub(super) fn uncover(shown: &mut Vcpu<'_>, hot: &impl Vmcs, cold: &impl Vmcs) {
     let rights = CODE | hot.read(Segment::Cs.fields().rights) & MODE;
     let entry = shown.fields().read(f::ENTRY_CONTROLS) & !EntryControls::IA32E_GUEST.bits();
     let long = hot.read(f::ENTRY_CONTROLS) & EntryControls::IA32E_GUEST.bits();
+    // All that changes of it without an exit, when CR0 does.
+    let active = if long != 0 { LMA } else { 0 };
     put(shown, Segment::Cs.fields().rights.encoding(), rights.into());
     put(shown, Segment::Ss.fields().rights.encoding(), DATA.into());
     put(shown, f::ENTRY_CONTROLS.encoding(), (entry | long).into());
-    put(shown, f::GUEST_EFER.encoding(), cold.read(f::GUEST_EFER));
+    put(shown, f::GUEST_EFER.encoding(), cold.read(f::GUEST_EFER) & !LMA | active);
     put(shown, f::GUEST_ACTIVITY.encoding(), cold.read(f::GUEST_ACTIVITY).into());
     put(shown, f::GUEST_INTERRUPTIBILITY.encoding(), hot.read(f::GUEST_INTERRUPTIBILITY).into());
     put(shown, f::GUEST_CR0.encoding(), hot.read(f::GUEST_CR0));

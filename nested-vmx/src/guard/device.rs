@@ -25,7 +25,7 @@ use super::leave::{NMI, Page, VALID, inform};
 use super::{Cause, DECOY_RIP, Delivery, Entered, File, Guarded, Registers, Secrets, Space};
 use super::{Verdict, decoy, put, window};
 use crate::check::Wanted;
-use crate::control::Secondary;
+use crate::control::{EntryControls, Secondary};
 use crate::cr::{CR0_PE, CR0_PG};
 use crate::disclosure::Exit;
 use crate::exit::{self, Event};
@@ -39,15 +39,14 @@ const RBX: u8 = 3;
 /// stored, or 0.
 pub(super) type Told = (Exit, u64, u8, u64);
 
-/// An instruction of the VM's that accesses a device.
+/// An instruction of the VM's that accesses a device; or a store that the visor makes in the VM's place.
 pub(super) struct Job {
-    plan: Plan,
+    /// `None`: the visor's store.
+    plan: Option<Plan>,
     /// The access that is due; `None` once all are answered.
     told: Option<Told>,
     /// Whether that holds what the host sees stored, and not what the VM stores.
     is_ready: bool,
-    /// Whether it is none of the instruction's.
-    is_extra: bool,
     /// It became due by the answer to the one before, and the host has not been told of it.
     is_new: bool,
     /// The window page, and the page of a device that the processor's word there leads to; `None` for INS
@@ -66,10 +65,10 @@ impl Job {
             *value = space.stored((*address, *bytes), *value)?;
         }
         self.is_ready = true;
-        if let (Some((_, page)), Some((_, address, ..))) = (&mut self.window, self.told)
+        if let (Some((window, page)), Some((_, address, ..))) = (&mut self.window, self.told)
             && *page != address & !0xfff
         {
-            space.open(address, self.word)?;
+            *window = space.open(address, self.word)?;
             *page = address & !0xfff;
         }
         Ok(())
@@ -86,7 +85,6 @@ const fn told(step: Step) -> Option<Told> {
     })
 }
 
-const LMA: u64 = 1 << 10;
 /// Access rights: 32-bit code, or offsets.
 const BIG: u32 = 1 << 14;
 
@@ -285,20 +283,14 @@ impl Guarded<'_> {
             return Verdict::Stay;
         }
         let word = self.window_word();
-        let mut job =
-            Job { plan, told, is_ready: false, is_extra: false, is_new: false, window, word };
+        let plan = Some(plan);
+        let mut job = Job { plan, told, is_ready: false, is_new: false, window, word };
         if let Err((address, access)) = job.prepare(space) {
             // The VM begins anew when it has the page.
             return match space.is_device(address) {
                 true => Verdict::Stop(Cause::Device(address)),
                 false => Verdict::Fault { address, access },
             };
-        }
-        if let Some((_, address, ..)) = told.filter(|_| window.is_some())
-            && let Some((address, value)) = space.kick(address)
-        {
-            job.told = Some((Exit::DeviceWrite, address, 4, value));
-            job.is_extra = true;
         }
         self.secrets.job = Some(job);
         self.tell_timer(shown);
@@ -341,8 +333,7 @@ impl Guarded<'_> {
                 let access = if stores { Access::WRITE } else { Access::READ };
                 let page = Page { address, access, rights: Access::NONE };
                 let (slot, length) = window::instruction(mode(effective), access, bytes);
-                let is_long = effective.read(f::GUEST_EFER) & LMA != 0;
-                let own = u64::from(job.word) << if is_long { 12 } else { 13 };
+                let own = u64::from(job.word) << if is_long(effective) { 12 } else { 13 };
                 let is_paging = effective.read(f::GUEST_CR0) & CR0_PG != 0;
                 let (base, linear) =
                     if is_paging { (0, own | address & 0xfff) } else { (window, address) };
@@ -355,7 +346,7 @@ impl Guarded<'_> {
         };
         inform(shown, (reason, qualification), (0, 0), (told.1, address));
         put(shown, f::GUEST_RIP.encoding(), told.0);
-        if !job.plan.is_single() || job.is_extra {
+        if !job.plan.as_ref().is_some_and(Plan::is_single) {
             // An interrupt would have to wait. The host keeps it if it believes that it is blocked.
             put(shown, f::GUEST_RFLAGS.encoding(), decoy::FIXED);
         }
@@ -370,11 +361,17 @@ impl Guarded<'_> {
         let Some(job) = job else {
             return;
         };
+        let Some(plan) = &mut job.plan else {
+            if answer.is_some() {
+                self.end(shown);
+            }
+            return;
+        };
         if answer.is_some() {
             let processor = Processor { file: gprs, vcpu: &mut self.effective };
-            job.told = told(job.plan.next(answer.filter(|_| !job.is_extra), &processor));
-            (job.is_ready, job.is_extra, job.is_new) = (false, false, true);
-        } else if !job.plan.is_begun() && !job.is_extra {
+            job.told = told(plan.next(answer, &processor));
+            (job.is_ready, job.is_new) = (false, true);
+        } else if !plan.is_begun() {
             self.end(shown);
         }
     }
@@ -415,12 +412,11 @@ impl Guarded<'_> {
             let command = self.sends().filter(|_| is_new);
             return Ok(command.map_or(Entered::Show, Entered::Signal));
         }
-        let Some(job) = job else {
-            self.run(None, shown, registers);
-            return Ok(Entered::Run);
+        let Some(Job { plan: Some(plan), .. }) = job else {
+            return self.kick(shown, registers, space);
         };
         let mut processor = Processor { file: gprs, vcpu: &mut self.effective };
-        match job.plan.finish(space, &mut processor) {
+        match plan.finish(space, &mut processor) {
             Ok(length) => {
                 let [_, _, _, _, rsp, ..] = *gprs;
                 self.put(f::GUEST_RSP.encoding(), rsp);
@@ -435,6 +431,38 @@ impl Guarded<'_> {
             // The places are known.
             Err(Error::Fault { .. }) => Err(Cause::Instruction),
         }
+    }
+
+    /// Runs the VM, which is at no instruction; but first tells the host of what a device is to learn. If that is
+    /// only told beside the VM's own accesses it may be never: a driver that is interrupted by a message accesses
+    /// nothing.
+    fn kick(
+        &mut self,
+        shown: &mut Vcpu<'_>,
+        registers: &mut impl Registers,
+        space: &impl Space,
+    ) -> Result<Entered, Cause> {
+        /// None: there is no entry for it yet.
+        const NO_PAGE: u64 = u64::MAX;
+        // There is room for one event that waits.
+        let due = if self.secrets.delivery.is_none() { space.kick() } else { None };
+        let Some((address, value)) = due else {
+            self.run(None, shown, registers);
+            return Ok(Entered::Run);
+        };
+        self.wake(shown.fields());
+        let event = self.admitted(shown.fields().read(f::ENTRY_INTERRUPTION));
+        self.secrets.delivery =
+            event.map(|information| Delivery { information, code: 0, length: 0 });
+        self.secrets.job = Some(Job {
+            plan: None,
+            told: Some((Exit::DeviceWrite, address, 4, value)),
+            is_ready: true,
+            is_new: false,
+            window: Some((0, NO_PAGE)),
+            word: self.window_word(),
+        });
+        self.resume(shown, registers, space)
     }
 
     /// After [`Entered::Page`], when the host's table has the page with no more than `rights`: it is
@@ -469,11 +497,16 @@ impl Guarded<'_> {
     }
 }
 
+/// Whether IA-32e mode is active. Every exit saves that, but not EFER.
+fn is_long(fields: &impl Vmcs) -> bool {
+    fields.read(f::ENTRY_CONTROLS) & EntryControls::IA32E_GUEST.bits() != 0
+}
+
 /// How the VM's code is taken.
 fn mode(fields: &impl Vmcs) -> Mode {
     const LONG: u32 = 1 << 13;
     let code = fields.read(Segment::Cs.fields().rights);
-    if fields.read(f::GUEST_EFER) & LMA != 0 && code & LONG != 0 {
+    if is_long(fields) && code & LONG != 0 {
         Mode::Bits64
     } else if code & BIG != 0 {
         Mode::Bits32

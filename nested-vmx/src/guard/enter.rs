@@ -162,7 +162,7 @@ impl Guarded<'_> {
     }
 
     /// The host may wake a VM that waits in HLT: any interrupt would.
-    fn wake(&mut self, shown: &Vmcs12) {
+    pub(super) fn wake(&mut self, shown: &Vmcs12) {
         const HALTED: u32 = 1;
         let waits = !self.effective.has_stale()
             && self.effective.fields().read(f::GUEST_ACTIVITY) == HALTED;
@@ -195,7 +195,7 @@ impl Guarded<'_> {
     }
 
     /// The host's event, if it is an interrupt or NMI that the VM can take and may be given.
-    fn admitted(&self, information: u32) -> Option<u32> {
+    pub(super) fn admitted(&self, information: u32) -> Option<u32> {
         const INTERRUPT: u32 = 0;
         const NMI: u32 = 2;
         let fields = self.effective.fields();

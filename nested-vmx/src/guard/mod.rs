@@ -71,14 +71,14 @@ pub trait Space: Memory {
     fn stored(&self, place: (u64, u8), value: u64) -> Result<u64, (u64, Access)>;
     /// What the VM has loaded from there when the host has answered `value`.
     fn loaded(&self, place: (u64, u8), value: u64) -> u64;
-    /// What the VM has to store before it accesses a device at `address`: an address of the same device, and 4
-    /// bytes. Said once.
-    fn kick(&self, address: u64) -> Option<(u64, u64)>;
-    /// Makes `word` of the window page an entry for the page of a device at `address`.
+    /// What is to be stored in a device of the VM's before it runs: an address, and 4 bytes. Said once.
+    fn kick(&self) -> Option<(u64, u64)>;
+    /// Makes `word` of the window page an entry for the page of a device at `address`; returns where the window
+    /// page is.
     ///
     /// # Errors
     /// The host has to provide this page first, with these rights.
-    fn open(&self, address: u64, word: u8) -> Result<(), (u64, Access)>;
+    fn open(&self, address: u64, word: u8) -> Result<u64, (u64, Access)>;
     /// Brings the VM what its devices have for it, before it runs and learns of that by an interrupt.
     ///
     /// # Errors

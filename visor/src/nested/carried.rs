@@ -25,6 +25,8 @@ const SAID: u8 = 4;
 /// A device, and the launch of the VM whose it is.
 struct Carried {
     launch: u64,
+    /// Where its registers are.
+    registers: u64,
     /// How often it was said to be broken.
     said: u8,
     device: &'static mut Device,
@@ -101,13 +103,13 @@ fn device<'s>(
 ) -> Option<&'s mut Carried> {
     if place.is_none() {
         let device = create()?;
-        *place = Some(Carried { launch: 0, said: 0, device });
+        *place = Some(Carried { launch: 0, registers: 0, said: 0, device });
     }
     let carried = place.as_mut()?;
     if carried.launch != launch {
         let layout = if transport.class == Class::VirtioPci { Layout::Pci } else { Layout::Mmio };
         carried.device.assign(transport.shared.start, transport.shared.length, layout)?;
-        (carried.launch, carried.said) = (launch, 0);
+        (carried.launch, carried.registers, carried.said) = (launch, transport.registers, 0);
     }
     Some(carried)
 }
@@ -161,13 +163,20 @@ fn complete(space: &Space<'_>) -> Result<(), (u64, Access)> {
     with_set(space, all).unwrap_or(Ok(())).map_err(needed)
 }
 
-/// Where the VM would have to store what for the host to learn of requests that had waited, before it accesses
-/// the device at `address`.
-pub(super) fn kick(space: &Space<'_>, address: u64) -> Option<(u64, u64)> {
-    if BUSY.load(Ordering::Relaxed) & bit(space.vm.0) == 0 {
-        return None;
-    }
-    let transport = transport(space, address)?;
-    let (offset, queue) = with(space, &transport, Device::kick)??;
-    Some((address - transport.offset + offset, queue))
+/// Where what has to be stored for the host to learn of requests that had waited.
+#[inline(always)]
+pub(super) fn kick(space: &Space<'_>) -> Option<(u64, u64)> {
+    if BUSY.load(Ordering::Relaxed) & bit(space.vm.0) == 0 { None } else { owed(space) }
+}
+
+#[cold]
+#[inline(never)]
+fn owed(space: &Space<'_>) -> Option<(u64, u64)> {
+    with_set(space, |set| {
+        let mut own = set.iter_mut().flatten().filter(|carried| carried.launch == space.vm.1);
+        own.find_map(|carried| {
+            let (offset, queue) = carried.device.kick()?;
+            Some((carried.registers + offset, queue))
+        })
+    })?
 }

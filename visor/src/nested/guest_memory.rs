@@ -167,14 +167,14 @@ impl guard::Space for Space<'_> {
         carried::loaded(self, (address, bytes), value)
     }
 
-    fn kick(&self, address: u64) -> Option<(u64, u64)> {
-        carried::kick(self, address)
+    fn kick(&self) -> Option<(u64, u64)> {
+        carried::kick(self)
     }
 
-    fn open(&self, address: u64, word: u8) -> Result<(), (u64, Access)> {
+    fn open(&self, address: u64, word: u8) -> Result<u64, (u64, Access)> {
         let fault = Fault { at: address, access: Access::READ, word };
         match self.machine.tables.fill(self.vm, self.pointer, fault) {
-            Filled::Device { .. } => Ok(()),
+            Filled::Device { window, .. } => Ok(window.base()),
             Filled::Absent(page) | Filled::Denied { at: page, .. } => {
                 Err((page.base(), Access::READ.or(Access::WRITE)))
             }

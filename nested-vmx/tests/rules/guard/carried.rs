@@ -5,8 +5,8 @@ use nested_vmx::field::{self as f, Vmcs};
 use nested_vmx::guard::{Cause, Entered, Verdict};
 
 use super::world::{
-    ANSWER, AT, BUFFER, CARRIED, CODE, Code, INTERRUPT, NMI, RAM, RDI, RSI, World, assert_done,
-    loaded,
+    ALL, ANSWER, AT, Access as Told, BUFFER, CARRIED, CODE, Code, INTERRUPT, NMI, RAM, RDI, RSI,
+    WINDOW, World, assert_done, loaded,
 };
 use super::{IF, RCX, RDX, VALID};
 
@@ -142,33 +142,112 @@ fn buffers_in_a_device_stop_the_vm() {
     assert_eq!(world.enter(), Err(Cause::Device(AT)));
 }
 
-#[test]
-fn what_the_host_is_to_be_told_besides_it_is_told_first() {
-    let mut world = world(LOAD);
-    world.ram.kick.set(Some((CARRIED.start + 0x50, 3)));
-    world.exit();
-    // Until it has answered that, it can inject nothing that would be lost.
-    assert_eq!(world.vm.reads(f::GUEST_RFLAGS.encoding()) & IF, 0);
-    assert_eq!(world.enter(), Ok(Entered::Show));
-    world.answer();
-    assert_eq!(world.enter(), Ok(Entered::Show));
-    assert_eq!(world.vm.reads(f::GUEST_RFLAGS.encoding()) & IF, IF);
-    world.serve();
-    assert_eq!(world.log, [(CARRIED.start + 0x50, 4, Some(3)), (PLACE, 4, None)]);
-    assert_eq!(world.vm.gprs.0[RCX], !loaded(PLACE, 4) & 0xffff_ffff);
-    assert_done(&world, 2);
+/// What a device is to be told: as the host sees it.
+const DUE: (u64, u64) = (CARRIED.start + 0x50, 3);
+const TOLD: Told = (DUE.0, 4, Some(DUE.1));
+
+/// Has the VM run until an exit that says nothing of a device.
+fn exited(code: Code) -> World {
+    // movsd
+    let mut world = World::new(code, &[0xa5]).with(&[(RSI, RAM), (RDI, RAM)]);
+    assert!(matches!(world.vm.exit(1, 0), Verdict::Host));
+    world.ram.kick.set(Some(DUE));
+    world
 }
 
 #[test]
-fn nothing_is_told_besides_other_devices_or_ports() {
-    let mut world = World::new(Code::Long, LOAD).with(&[(RDX, AT)]);
-    world.ram.kick.set(Some((CARRIED.start + 0x50, 3)));
-    world.run();
-    assert_eq!(world.log, [(AT, 4, None)]);
+fn what_a_device_is_to_be_told_it_is_told_before_the_vm_runs() {
+    for code in ALL {
+        let mut world = exited(code);
+        assert_eq!(world.enter(), Ok(Entered::Show));
+        // Until the host has answered that, it can inject nothing that would be lost.
+        assert_eq!(world.vm.reads(f::GUEST_RFLAGS.encoding()) & IF, 0);
+        // It comes again until then.
+        assert_eq!(world.enter(), Ok(Entered::Show));
+        world.answer();
+        assert_eq!(world.log, [TOLD]);
+        assert_eq!(world.enter(), Ok(Entered::Run));
+        // The VM has not moved.
+        assert_eq!(world.vm.v02.read(f::GUEST_RIP), CODE);
+        assert_eq!(world.vm.gprs.0[RSI], RAM);
+    }
+}
+
+#[test]
+fn the_vm_gets_the_event_of_that_entry_afterwards() {
+    for event in [INTERRUPT, NMI] {
+        let mut world = exited(Code::Long);
+        world.vm.inject(event);
+        assert_eq!(world.enter(), Ok(Entered::Show));
+        // For the host it is delivered.
+        assert_eq!(world.vm.reads(f::IDT_VECTORING.encoding()), 0);
+        assert_eq!(world.vm.injected(), None);
+        world.answer();
+        assert_eq!(world.enter(), Ok(Entered::Run));
+        assert_eq!(world.vm.injected(), Some(event & !VALID));
+    }
+}
+
+#[test]
+fn one_that_it_cannot_take_is_lost() {
+    let mut world = exited(Code::Long);
+    world.vm.inject(VALID | 0x80);
+    assert_eq!(world.enter(), Ok(Entered::Show));
+    world.answer();
+    assert_eq!(world.enter(), Ok(Entered::Run));
+    assert_eq!(world.vm.injected(), None);
+}
+
+#[test]
+fn an_event_that_waits_already_goes_first() {
+    const SOFTWARE: u32 = VALID | 0x440;
+    let mut world = exited(Code::Long);
+    world.vm.v02.write(f::IDT_VECTORING, SOFTWARE);
+    assert!(matches!(world.vm.exit(1, 0), Verdict::Host));
+    assert_eq!(world.enter(), Ok(Entered::Run));
+    assert_eq!(world.vm.injected(), Some(SOFTWARE & !VALID));
     assert!(world.ram.kick.get().is_some());
-    // outsb
-    let mut world = World::new(Code::Long, &[0x6e]).with(&[(RSI, RAM)]);
-    world.ram.kick.set(Some((CARRIED.start + 0x50, 3)));
-    assert_eq!(world.port(0x10), Verdict::Host);
-    assert!(world.ram.kick.get().is_some());
+}
+
+#[test]
+fn a_vm_that_waits_is_woken_all_the_same() {
+    const HALTED: u32 = 1;
+    let mut world = exited(Code::Long);
+    world.ram.kick.set(None);
+    assert_eq!(world.enter(), Ok(Entered::Run));
+    world.vm.v02.write(f::GUEST_ACTIVITY, HALTED);
+    assert!(matches!(world.vm.exit(1, 0), Verdict::Host));
+    world.ram.kick.set(Some(DUE));
+    world.vm.shown.write(f::GUEST_ACTIVITY.encoding(), 0);
+    assert_eq!(world.enter(), Ok(Entered::Show));
+    world.answer();
+    assert_eq!(world.enter(), Ok(Entered::Run));
+    assert_eq!(world.vm.v02.read(f::GUEST_ACTIVITY), 0);
+}
+
+#[test]
+fn it_waits_for_the_page_of_the_window_that_leads_there() {
+    let mut world = exited(Code::Long);
+    world.ram.closed = true;
+    let needs = Entered::Page { address: WINDOW, access: Access::WRITE };
+    assert_eq!(world.enter(), Ok(needs));
+    world.ram.closed = false;
+    assert_eq!(world.resume(), Ok(Entered::Show));
+    world.answer();
+    assert_eq!(world.log, [TOLD]);
+}
+
+#[test]
+fn it_is_told_after_an_access_that_it_became_due_by() {
+    let mut world = world(LOAD);
+    world.exit();
+    world.ram.kick.set(Some(DUE));
+    world.answer();
+    // The instruction ends first.
+    assert_eq!(world.enter(), Ok(Entered::Run));
+    assert_eq!(world.vm.v02.read(f::GUEST_RIP), CODE + 2);
+    assert!(matches!(world.vm.exit(1, 0), Verdict::Host));
+    assert_eq!(world.enter(), Ok(Entered::Show));
+    world.answer();
+    assert_eq!(world.log, [(PLACE, 4, None), TOLD]);
 }

@@ -77,11 +77,11 @@ impl Space for Starts {
         value
     }
 
-    fn kick(&self, _: u64) -> Option<(u64, u64)> {
+    fn kick(&self) -> Option<(u64, u64)> {
         None
     }
 
-    fn open(&self, _: u64, _: u8) -> Result<(), (u64, Access)> {
+    fn open(&self, _: u64, _: u8) -> Result<u64, (u64, Access)> {
         panic!("no instruction accesses two pages")
     }
 

@@ -49,7 +49,7 @@ pub(crate) struct Ram {
     pub(crate) pkru: u32,
     /// The VM has its buffers in a device.
     pub(crate) elsewhere: bool,
-    /// What it has to store besides.
+    /// What a device of its is to be told before it runs.
     pub(crate) kick: Cell<Option<(u64, u64)>>,
     /// Words of the window page that are entries for the pages of devices; and the page that takes.
     window: RefCell<BTreeMap<u8, u64>>,
@@ -148,19 +148,17 @@ impl Space for Ram {
         if CARRIED.contains(&address) { !value & mask } else { value }
     }
 
-    fn kick(&self, address: u64) -> Option<(u64, u64)> {
-        let kick = self.kick.get().filter(|_| CARRIED.contains(&address) || address == 0);
-        self.kick.set(self.kick.get().filter(|_| kick.is_none()));
-        kick
+    fn kick(&self) -> Option<(u64, u64)> {
+        self.kick.take()
     }
 
-    fn open(&self, address: u64, word: u8) -> Result<(), (u64, Kinds)> {
+    fn open(&self, address: u64, word: u8) -> Result<u64, (u64, Kinds)> {
         assert!(self.is_device(address));
         if self.closed {
             return Err((WINDOW, Kinds::WRITE));
         }
         let _ = self.window.borrow_mut().insert(word, window::word(0, address & !0xfff));
-        Ok(())
+        Ok(WINDOW)
     }
 
     fn deliver(&self) -> Result<(), (u64, Kinds)> {

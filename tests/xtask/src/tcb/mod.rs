@@ -24,11 +24,11 @@ const BUDGETS: [(&[&str], usize); 10] = [
     (&["iommu"], 1_900),
     (&["disk"], 1_800),
     (&["attest"], 1_500),
-    (&["visor", "boot"], 8_900),
+    (&["visor", "boot"], 8_950),
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 25_200;
+const TOTAL: usize = 25_300;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";
