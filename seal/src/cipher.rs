@@ -1,11 +1,11 @@
 //! The one place that knows which algorithm seals pages.
 
-use aegis::aegis128l::Aegis128L;
 use zeroize::Zeroize;
 
+use crate::aead::{AeadKey, Forged, Tag};
 use crate::key::{PAGES, VmKey};
 use crate::page::{GuestPage, Page};
-use crate::record::{Stamp, Tag};
+use crate::record::Stamp;
 
 /// How a page is sealed. The number is in every record, and in the derivation of the key: no two
 /// algorithms share a key, and a record of one cannot be read as one of another.
@@ -27,13 +27,9 @@ impl Algorithm {
     }
 }
 
-/// The tag does not fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Forged;
-
 /// Seals the pages of one launch of one VM.
 pub(crate) struct Cipher {
-    key: [u8; 16],
+    key: AeadKey,
     mask: [u8; 16],
 }
 
@@ -44,21 +40,20 @@ impl Cipher {
         let (first, second) = both.bytes().split_at(16);
         key.copy_from_slice(first);
         mask.copy_from_slice(second);
-        Self { key, mask }
+        Self { key: AeadKey::new(key), mask }
     }
 
     /// The number of the page and the stamp, which is the whole nonce: for one key it is another for each
     /// page and version. The mask hides it, as in TLS 1.3 (RFC 8446, section 5.3): what is tried
     /// against one VM then says nothing of another.
-    fn start(&self, at: GuestPage, stamp: Stamp) -> Aegis128L<16> {
+    fn nonce(&self, at: GuestPage, stamp: Stamp) -> [u8; 16] {
         let place = u128::from(at.number()) | u128::from(stamp.word()) << 64;
-        let nonce = (place ^ u128::from_le_bytes(self.mask)).to_le_bytes();
-        Aegis128L::new(&self.key, &nonce)
+        (place ^ u128::from_le_bytes(self.mask)).to_le_bytes()
     }
 
     /// Encrypts in place.
     pub(crate) fn encrypt(&self, at: GuestPage, stamp: Stamp, page: &mut Page) -> Tag {
-        self.start(at, stamp).encrypt_in_place(page, &[])
+        self.key.encrypt(&self.nonce(at, stamp), &[], page)
     }
 
     /// Decrypts in place. A page that does not fit the tag is zeroed.
@@ -69,16 +64,12 @@ impl Cipher {
         page: &mut Page,
         tag: &Tag,
     ) -> Result<(), Forged> {
-        self.start(at, stamp).decrypt_in_place(page, tag, &[]).map_err(|_| {
-            page.fill(0);
-            Forged
-        })
+        self.key.decrypt(&self.nonce(at, stamp), &[], page, tag)
     }
 }
 
 impl Drop for Cipher {
     fn drop(&mut self) {
-        self.key.zeroize();
         self.mask.zeroize();
     }
 }

@@ -50,7 +50,7 @@ impl VmKey {
     /// use the same nonces.
     #[must_use]
     pub fn launch(vm: VmId, secret: &[u8; 32], launch: &[u8; 32]) -> Self {
-        Self { root: hmac(launch, &[secret]), vm }
+        Self { root: extract(launch, secret), vm }
     }
 
     /// The key of the VM's next launch, made of this one as this one was of the ticket's secret, which is
@@ -69,7 +69,7 @@ impl VmKey {
     /// HKDF-Expand (RFC 5869, section 2.3) to one block of output. All parts of the context have fixed
     /// lengths, so no two purposes, algorithms or VMs share one.
     pub(crate) fn derive(&self, label: u8, algorithm: u8) -> SubKey {
-        SubKey(hmac(&self.root, &[CONTEXT, &[label, algorithm], &self.vm.0, &[1]]))
+        expand(&self.root, [CONTEXT, &[label, algorithm], &self.vm.0])
     }
 }
 
@@ -106,6 +106,24 @@ impl fmt::Debug for SubKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SubKey").finish_non_exhaustive()
     }
+}
+
+/// HKDF of SHA-256 with one block of output, 32 bytes (RFC 5869): `info` is its parts, one after the
+/// other. A shorter output is the beginning of this one, a shorter salt is one filled up with zeros.
+#[must_use]
+pub fn hkdf(salt: &[u8; 32], secret: &[u8; 32], info: [&[u8]; 3]) -> SubKey {
+    let mut root = extract(salt, secret);
+    let key = expand(&root, info);
+    root.zeroize();
+    key
+}
+
+fn extract(salt: &[u8; 32], secret: &[u8; 32]) -> [u8; 32] {
+    hmac(salt, &[secret])
+}
+
+fn expand(root: &[u8; 32], [first, second, third]: [&[u8]; 3]) -> SubKey {
+    SubKey(hmac(root, &[first, second, third, &[1]]))
 }
 
 /// HMAC-SHA256 of `parts`, one after the other.
@@ -146,6 +164,17 @@ mod tests {
         let mut expected = [0; 32];
         Hkdf::<Sha256>::new(Some(&[2; 32]), &[1; 32]).expand(&info, &mut expected).unwrap();
         assert_eq!(key().derive(3, 9).bytes(), &expected);
+        let same = hkdf(&[2; 32], &[1; 32], [CONTEXT, &[3, 9], &VM.0]);
+        assert_eq!(same.bytes(), &expected);
+    }
+
+    #[test]
+    fn a_short_salt_is_filled_up_with_zeros_and_a_short_output_is_the_beginning() {
+        let mut salt = [0; 32];
+        salt[..16].fill(5);
+        let mut expected = [0; 16];
+        Hkdf::<Sha256>::new(Some(&[5; 16]), &[1; 32]).expand(b"abc", &mut expected).unwrap();
+        assert_eq!(hkdf(&salt, &[1; 32], [b"a", b"b", b"c"]).bytes()[..16], expected);
     }
 
     #[test]

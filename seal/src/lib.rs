@@ -1,6 +1,7 @@
 #![no_std]
 #![doc = include_str!("../README.md")]
 
+pub mod aead;
 mod cipher;
 pub mod key;
 pub mod page;

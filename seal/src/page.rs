@@ -3,7 +3,8 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cipher::{Cipher, Forged};
+use crate::aead::Forged;
+use crate::cipher::Cipher;
 use crate::key::{Purpose, SubKey, VmKey};
 use crate::record::{LAST_VERSION, Resident, Sealed, Stamp, check};
 

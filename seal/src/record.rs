@@ -1,10 +1,8 @@
 //! What the visor remembers of a page.
 
+use crate::aead::Tag;
 use crate::cipher::Algorithm;
 use crate::page::Refusal;
-
-/// Proves that a sealed page is what the visor sealed.
-pub(crate) type Tag = [u8; 16];
 
 /// Bits of a stamp that count; the algorithm is above them.
 const VERSION_BITS: u32 = 56;
