@@ -22,13 +22,13 @@ const BUDGETS: [(&[&str], usize); 10] = [
     (&["membrane", "ticket"], 3_000),
     (&["virtio"], 850),
     (&["iommu"], 1_900),
-    (&["disk"], 1_800),
+    (&["disk"], 1_900),
     (&["attest"], 1_500),
     (&["visor", "boot"], 8_950),
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 25_300;
+const TOTAL: usize = 27_200;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";
