@@ -6,7 +6,7 @@ set -eu
 seconds=${1:?usage: run.sh SECONDS [TARGET...]}
 shift
 cd "$(dirname "$0")"
-[ $# -gt 0 ] || set -- mbi1 mbi2 memmap acpi cmdline dmar shadow ept12 emulate instruction nested seal sealed tenant ticket tpm txt virtio
+[ $# -gt 0 ] || set -- mbi1 mbi2 memmap acpi cmdline disk dmar shadow ept12 emulate instruction nested seal sealed tenant ticket tpm txt virtio
 unset RUSTFLAGS
 cargo build --quiet --release --locked
 built=target/x86_64-unknown-linux-gnu/release
