@@ -1,6 +1,7 @@
 //! What the visor costs, as figures that can be compared over time.
 
 mod attest;
+mod block_seal;
 mod exit_cost;
 mod guest_boot;
 mod guest_work;
@@ -10,6 +11,7 @@ mod native;
 mod plot;
 mod reservation;
 mod seal;
+mod speed;
 mod suspend;
 mod workload;
 
@@ -97,7 +99,7 @@ fn number(serial: &str, words: &str) -> Result<u64> {
 type Bench = (&'static str, fn(&Rig<'_>) -> Result<Vec<Figure>>);
 
 /// Every bench there is.
-pub(crate) const BENCHES: [Bench; 9] = [
+pub(crate) const BENCHES: [Bench; 10] = [
     ("host-boot", host_boot::measure),
     ("reservation", reservation::measure),
     ("exit-cost", exit_cost::measure),
@@ -105,6 +107,7 @@ pub(crate) const BENCHES: [Bench; 9] = [
     ("guest-work", guest_work::measure),
     ("iommu", iommu::measure),
     ("seal", seal::measure),
+    ("block-seal", block_seal::measure),
     ("suspend", suspend::measure),
     ("attest", attest::measure),
 ];
