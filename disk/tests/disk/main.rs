@@ -10,6 +10,7 @@
 
 mod basics;
 mod cuts;
+mod decoder;
 mod host;
 mod laws;
 mod tampering;

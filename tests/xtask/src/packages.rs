@@ -15,7 +15,7 @@ pub(crate) use programs::{tpm_tools, vmms, works};
 /// Something that a command does with other people's tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// Linking and converting what Rust builds.
+    /// Linking and converting what Rust builds, and the other implementations that tests compare it with.
     Build,
     /// Boot images, and fetching what is on them.
     Image,
@@ -34,7 +34,7 @@ impl Need {
 
     const fn packages(self) -> &'static [&'static str] {
         match self {
-            Self::Build => &["binutils", "gcc", "libc6-dev"],
+            Self::Build => &["binutils", "gcc", "libc6-dev", "python3"],
             Self::Image => &[
                 "cpio",
                 "e2fsprogs",
