@@ -1,10 +1,14 @@
 //! The words of the command line.
 
+mod image;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use evidence::Bytes;
+
+pub use self::image::{ImageCommand, Long, Telling};
 
 /// Checks a machine and its visor before a tenant parts with a key.
 ///
@@ -99,6 +103,12 @@ pub enum Command {
         /// The question that the receipt answers
         #[arg(long, value_name = "FILE")]
         challenge: PathBuf,
+    },
+    /// Makes sealed disks of plain ones, and the other way round
+    Image {
+        /// What.
+        #[command(subcommand)]
+        command: ImageCommand,
     },
     /// Works with policies
     Policy {
@@ -230,6 +240,7 @@ impl Command {
             Self::Measure(_) => "measure",
             Self::Seal { .. } => "seal",
             Self::Receipt { .. } => "receipt",
+            Self::Image { command } => command.name(),
             Self::Policy { command: PolicyCommand::Test { .. } } => "policy test",
             Self::Expect { .. } => "expect",
             Self::Convert { .. } => "convert",

@@ -78,6 +78,8 @@ pub enum Failure {
     Receipt(&'static str),
     /// A ticket cannot be made, or sealed.
     Ticket(PathBuf, String),
+    /// A disk is not what it should be, or cannot be made.
+    Image(image::Error),
     /// A test of a policy came out differently.
     Cases(Vec<String>),
     /// The system has no random numbers.
@@ -95,6 +97,12 @@ impl From<measure::Error> for Failure {
             measure::Error::Kernel(path, why) => Self::Ticket(path, why.to_string()),
             measure::Error::Ticket(path, why) => Self::Ticket(path, why),
         }
+    }
+}
+
+impl From<image::Error> for Failure {
+    fn from(why: image::Error) -> Self {
+        Self::Image(why)
     }
 }
 
@@ -120,6 +128,7 @@ impl Failure {
             Self::Insecure(_) => "insecure",
             Self::Receipt(_) => "receipt",
             Self::Ticket(..) => "ticket",
+            Self::Image(why) => why.code(),
             Self::Cases(_) => "cases",
             Self::Random => "random",
             Self::Output(_) => "output",
@@ -146,6 +155,7 @@ impl Failure {
             Self::File(..) | Self::Document(..) | Self::Random | Self::Output(_) => {
                 Exit::WrongState
             }
+            Self::Image(why) => image_exit(why),
             Self::Bug(_) => Exit::Bug,
             Self::Evidence(..)
             | Self::Nonce(_)
@@ -158,6 +168,25 @@ impl Failure {
             | Self::Receipt(_)
             | Self::Cases(_) => Exit::NotTrusted,
         }
+    }
+}
+
+fn image_exit(why: &image::Error) -> Exit {
+    match why {
+        image::Error::Header(_, image::Refusal::Version(_)) => Exit::Unsupported,
+        image::Error::Key(_, why) if why.is_version() => Exit::Unsupported,
+        image::Error::Header(..)
+        | image::Error::Engine(..)
+        | image::Error::Shape(_)
+        | image::Error::Forged(..)
+        | image::Error::Differs(_) => Exit::NotTrusted,
+        image::Error::Plain(..) => Exit::Unsupported,
+        image::Error::KeyLength(_) | image::Error::Size(_) => Exit::Usage,
+        image::Error::File(..)
+        | image::Error::Busy(_)
+        | image::Error::Leftover(_)
+        | image::Error::Key(..)
+        | image::Error::Random => Exit::WrongState,
     }
 }
 
@@ -192,6 +221,7 @@ impl fmt::Display for Failure {
             }
             Self::Receipt(why) => write!(f, "the receipt does not hold: {why}"),
             Self::Ticket(path, why) => write!(f, "{}: {why}", path.display()),
+            Self::Image(why) => why.fmt(f),
             Self::Cases(cases) => write!(f, "came out differently: {}", cases.join("; ")),
             Self::Random => f.write_str("the system gives no random numbers"),
             Self::Output(why) => write!(f, "cannot write the answer: {why}"),

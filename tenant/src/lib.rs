@@ -3,6 +3,7 @@
 pub mod bank;
 pub mod check;
 pub mod cli;
+pub mod disks;
 pub mod docs;
 pub mod eat;
 pub mod enroll;

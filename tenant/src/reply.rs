@@ -6,6 +6,7 @@ use clap::error::ContextKind;
 use serde::Serialize;
 
 use crate::check::{Challenged, Tested, Verified};
+use crate::disks::{Disk, DiskKey};
 use crate::eat::{Converted, Form};
 use crate::enroll::Enrolled;
 use crate::expect::{Differences, Expected};
@@ -35,6 +36,10 @@ pub enum Answer {
     Sealed(Sealed),
     /// `receipt`.
     Receipt(Receipted),
+    /// `image key`.
+    DiskKey(DiskKey),
+    /// `image`.
+    Disk(Disk),
     /// `policy test`.
     Tested(Tested),
     /// `expect`.
@@ -74,6 +79,8 @@ impl fmt::Display for Answer {
             Self::Measured(answer) => answer.fmt(f),
             Self::Sealed(answer) => answer.fmt(f),
             Self::Receipt(answer) => answer.fmt(f),
+            Self::DiskKey(DiskKey { disk_key }) => writeln!(f, "a key for disks: {disk_key}"),
+            Self::Disk(answer) => answer.fmt(f),
             Self::Tested(answer) => {
                 writeln!(f, "the policy is one; {} cases came out as they should", answer.cases)
             }

@@ -10,7 +10,7 @@ use crate::enroll::{Believed, Files};
 use crate::failure::{Exit, Failure};
 use crate::reply::{self, Answer};
 use crate::seal::{Order, Waived};
-use crate::{check, docs, eat, enroll, expect, made, receipt, report, seal};
+use crate::{check, disks, docs, eat, enroll, expect, made, receipt, report, seal};
 
 /// Does what `cli` says at `now`, in seconds since 1970, and reports to `out`; for people, failures go to
 /// `err`.
@@ -88,6 +88,7 @@ fn answer(command: &Command, now: u64) -> Result<(Answer, Exit), Failure> {
         Command::Receipt { receipt, record, challenge } => {
             good(Answer::Receipt(receipt::check(receipt, record, challenge, now)?))
         }
+        Command::Image { command } => disks::run(command),
         Command::Policy { command: PolicyCommand::Test { policy, cases } } => {
             good(Answer::Tested(check::test_policy(policy, cases.as_deref())?))
         }

@@ -10,6 +10,7 @@
 mod authority;
 mod boot;
 mod commands;
+mod disks;
 mod enrollment;
 mod forgeries;
 mod hostile;
