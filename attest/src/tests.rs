@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use ticket::build::{self, Ticket};
 use ticket::error::Error;
 use ticket::parse::{Progress, Sink};
-use ticket::{Class, Header, Origin, PAGE, Range};
+use ticket::{Class, Disk, Header, Origin, PAGE, Range};
 
 use crate::envelope::{HEADER_BYTES, INFO_BYTES, PIECE, TAG, Visor};
 use crate::keys::Keys;
@@ -287,6 +287,9 @@ fn a_refusal_by_the_sink_ends_the_ticket() {
             Err(Error::Memory)
         }
         fn range(&mut self, _: Range) -> Result<(), Error> {
+            panic!("the header was refused")
+        }
+        fn disk(&mut self, _: Disk) -> Result<(), Error> {
             panic!("the header was refused")
         }
         fn page(&mut self, _: u64, _: &[u8; 32]) -> Result<(), Error> {

@@ -223,6 +223,7 @@ impl<'w> World<'w> {
             secret,
             state: State::Reset,
             ranges: 1,
+            disks: 0,
             pages: 0,
             processors: 1,
             restarts: 0,

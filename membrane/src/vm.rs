@@ -29,7 +29,7 @@ use seal::key::{VmId, VmKey};
 use seal::page::{GuestPage, Sealer};
 use seal::record::Sealed;
 use sha2::{Digest, Sha256};
-use ticket::{Header, Origin, Range, State, error::Error};
+use ticket::{Disk, Header, MAX_TRANSPORTS, Origin, Range, State, error::Error};
 
 use crate::map::{Map, Transport};
 use crate::past::Past;
@@ -204,6 +204,7 @@ pub struct Vm {
     /// Accesses of the host's to its pages that were recorded.
     pub(crate) touches: u32,
     pub(crate) map: Map,
+    disks: [Option<Disk>; MAX_TRANSPORTS],
     /// Hashes of pages that are still fresh.
     manifest: Sparse,
     /// What is known of pages that were outside.
@@ -243,6 +244,7 @@ impl Vm {
             root: None,
             touches: 0,
             map: Map::new(),
+            disks: [const { None }; MAX_TRANSPORTS],
             manifest: Sparse::new(),
             pasts: Sparse::new(),
             tables: Tables::new(mem).map_err(|Exhausted| Error::Memory)?,
@@ -258,6 +260,14 @@ impl Vm {
     /// Adds a range to its memory.
     pub(crate) fn add_range(&mut self, range: Range) -> Result<(), Error> {
         self.map.add(range).map_err(|_| Error::Memory)
+    }
+
+    /// Makes a virtio device of its a sealed disk.
+    pub(crate) fn add_disk(&mut self, disk: Disk) -> Result<(), Error> {
+        let number = usize::try_from(disk.transport).ok();
+        let place = number.and_then(|number| self.disks.get_mut(number));
+        *place.ok_or(Error::DiskTransport)? = Some(disk);
+        Ok(())
     }
 
     /// Adds the hash of a page to its manifest.
@@ -309,6 +319,12 @@ impl Vm {
     #[must_use]
     pub fn transport(&self, address: u64) -> Option<Transport> {
         self.map.transport(address)
+    }
+
+    /// What its ticket says of the virtio device with this number, if that is a sealed disk.
+    #[must_use]
+    pub fn disk(&self, transport: usize) -> Option<&Disk> {
+        self.disks.get(transport)?.as_ref()
     }
 
     /// Whether it will never run again.

@@ -8,7 +8,7 @@ use ept::frames::{self, State};
 use ept::shadow::Access;
 use ticket::audit::Kind;
 use ticket::error::Error;
-use ticket::{Class, Header, Origin, Range, parse};
+use ticket::{Class, Disk, Header, Origin, Range, parse};
 
 use crate::audit::{Audit, Entry};
 use crate::held::{Held, Which};
@@ -85,6 +85,10 @@ impl<M: Hardware> parse::Sink for Sink<'_, M> {
 
     fn range(&mut self, range: Range) -> Result<(), Error> {
         self.draft.vm.as_mut().ok_or(Error::NotBegun)?.add_range(range)
+    }
+
+    fn disk(&mut self, disk: Disk) -> Result<(), Error> {
+        self.draft.vm.as_mut().ok_or(Error::NotBegun)?.add_disk(disk)
     }
 
     fn page(&mut self, address: u64, hash: &[u8; 32]) -> Result<(), Error> {

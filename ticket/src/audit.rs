@@ -65,6 +65,9 @@ kinds! {
     /// The IOMMU refused an access of a device: of `a`, bits 15:0 are the device, as PCI numbers it, bits
     /// 23:16 the reason's number, bits 39:32 its code; `b` is the address. The first 64 since boot only.
     Dma = 10, "dma-refused";
+    /// A sealed disk came back changed, or could not be opened: of `a`, bits 7:0 are the transport, and bits 15:8 what is
+    /// wrong; `b` is the number of the block. The first 16 of a VM only.
+    Disk = 11, "disk-refused";
 }
 
 impl Kind {

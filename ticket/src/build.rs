@@ -8,14 +8,14 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 use crate::parse::{Parser, Progress, Sink, ticket_bytes};
-use crate::{ADDRESS_END, Class, Header, MAGIC, PAGE, Range, State, VERSION};
+use crate::{ADDRESS_END, Class, Disk, Header, MAGIC, PAGE, Range, State, VERSION};
 
 /// [`PAGE`] as a length.
 const PAGE_LEN: usize = 4096;
 static ZEROS: [u8; PAGE_LEN] = [0; PAGE_LEN];
 
 /// What a ticket is to say.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Ticket {
     /// Names the VM.
     pub vm: [u8; 16],
@@ -25,6 +25,8 @@ pub struct Ticket {
     pub state: State,
     /// The memory map, in ascending order.
     pub ranges: Vec<Range>,
+    /// The sealed disks, in ascending order of their transports.
+    pub disks: Vec<Disk>,
     /// The manifest: the SHA-256 of a page by its guest-physical address.
     pub pages: BTreeMap<u64, [u8; 32]>,
     /// Number of processors that the VM may have.
@@ -62,6 +64,7 @@ impl Ticket {
             secret,
             state: State::Reset,
             ranges: Vec::new(),
+            disks: Vec::new(),
             pages: BTreeMap::new(),
             processors: 1,
             restarts: 0,
@@ -110,6 +113,7 @@ impl Ticket {
     pub fn bytes_unchecked(&self) -> Vec<u8> {
         let count = |of: usize| u32::try_from(of).unwrap_or(u32::MAX);
         let (ranges, pages) = (count(self.ranges.len()), count(self.pages.len()));
+        let disks = count(self.disks.len());
         let (kind, hash) = match self.state {
             State::Reset => (0_u32, [0; 32]),
             State::Hashed(hash) => (1, hash),
@@ -121,7 +125,7 @@ impl Ticket {
             }
         };
         let mut bytes = Vec::from(MAGIC);
-        bytes.extend(ticket_bytes(ranges, pages).unwrap_or(u32::MAX).to_le_bytes());
+        bytes.extend(ticket_bytes(ranges, disks, pages).unwrap_or(u32::MAX).to_le_bytes());
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(self.vm);
         bytes.extend(self.secret);
@@ -132,12 +136,23 @@ impl Ticket {
         bytes.extend(pages.to_le_bytes());
         bytes.extend(self.processors.wrapping_sub(1).to_le_bytes());
         bytes.extend(self.restarts.to_le_bytes());
-        bytes.extend([0; 8]);
+        bytes.extend(disks.to_le_bytes());
+        bytes.extend([0; 4]);
         for range in &self.ranges {
             bytes.extend(range.start.to_le_bytes());
             bytes.extend(range.length.to_le_bytes());
             bytes.extend(range.class.number().to_le_bytes());
             bytes.extend([0; 4]);
+        }
+        for disk in &self.disks {
+            bytes.extend(disk.transport.to_le_bytes());
+            bytes.extend([0; 4]);
+            bytes.extend(disk.blocks.to_le_bytes());
+            bytes.extend(disk.id);
+            bytes.extend(disk.key.bytes());
+            bytes.extend(disk.moment.to_le_bytes());
+            bytes.extend(disk.total.to_le_bytes());
+            bytes.extend([0; 16]);
         }
         for (address, hash) in &self.pages {
             bytes.extend(address.to_le_bytes());
@@ -151,9 +166,10 @@ impl Ticket {
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vm, state, ranges, pages, processors, restarts, .. } = self;
+        let Self { vm, state, ranges, disks, pages, processors, restarts, .. } = self;
         let mut shown = f.debug_struct("Ticket");
         let _ = shown.field("vm", vm).field("state", state).field("ranges", ranges);
+        let _ = shown.field("disks", disks);
         let _ = shown.field("processors", processors).field("restarts", restarts);
         shown.field("pages", &pages.len()).finish_non_exhaustive()
     }
@@ -201,6 +217,10 @@ impl Sink for Discard {
         Ok(())
     }
 
+    fn disk(&mut self, _: Disk) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn page(&mut self, _: u64, _: &[u8; 32]) -> Result<(), Error> {
         Ok(())
     }
@@ -218,6 +238,11 @@ impl Sink for Ticket {
 
     fn range(&mut self, range: Range) -> Result<(), Error> {
         self.ranges.push(range);
+        Ok(())
+    }
+
+    fn disk(&mut self, disk: Disk) -> Result<(), Error> {
+        self.disks.push(disk);
         Ok(())
     }
 

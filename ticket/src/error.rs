@@ -40,7 +40,7 @@ errors! {
     Magic = 2, "not a ticket";
     Version = 3, "a ticket of another version";
     OtherLength = 4, "the header gives another length than was announced";
-    Counts = 5, "the numbers of ranges and pages do not add up to the length";
+    Counts = 5, "the numbers of ranges, disks and pages do not add up to the length";
     Flags = 6, "flags that do not exist";
     StateKind = 7, "a kind of first state that does not exist";
     StateHash = 8, "a hash for the reset state, or for one elsewhere not just a page's address";
@@ -59,6 +59,8 @@ errors! {
     Transports = 21, "virtio devices not in a range of their size, or without a shared range each";
     SharedSize = 22, "a virtio device's shared range at 0, or not of 264 KiB to 64 MiB";
     RestartState = 23, "to be started anew, but not in the reset state";
+    DiskTransport = 24, "a sealed disk that is no virtio device of the VM's, or disks that do not ascend";
+    DiskSize = 25, "a sealed disk without data, of over 16 TiB, or with data only";
     ClearTickets = 64, "tickets in clear are off: the visor was started without dev-tickets";
     NotBegun = 65, "a word that belongs to no submission";
     Memory = 66, "the visor has no memory left for it";

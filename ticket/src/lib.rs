@@ -27,6 +27,8 @@ pub const VERSION: u32 = 1;
 pub const HEADER_BYTES: usize = 128;
 /// Bytes of one range.
 pub const RANGE_BYTES: usize = 24;
+/// Bytes of one sealed disk.
+pub const DISK_BYTES: usize = 96;
 /// Bytes of one page of the manifest.
 pub const PAGE_BYTES: usize = 40;
 /// Bytes of the SHA-256 at the end.
@@ -37,6 +39,8 @@ pub const MAX_RANGES: usize = 16;
 pub const MAX_TRANSPORTS: usize = 8;
 /// Bytes that the shared range of one may have: for its rings and 256 KiB of data at least.
 pub const TRANSPORT_SHARED: RangeInclusive<u64> = 0x4_2000..=1 << 26;
+/// Blocks of 4 KiB that a sealed disk may have: 16 TiB.
+pub const DISK_BLOCKS: RangeInclusive<u64> = 1..=1 << 32;
 /// Processors that a VM may have.
 pub const MAX_PROCESSORS: u32 = 64;
 /// Bytes in a page of memory.
@@ -55,12 +59,31 @@ pub struct Header {
     pub state: State,
     /// Number of ranges that follow, 1..=[`MAX_RANGES`].
     pub ranges: u32,
+    /// Number of sealed disks, up to [`MAX_TRANSPORTS`].
+    pub disks: u32,
     /// Number of pages in the manifest.
     pub pages: u32,
     /// Number of processors that the VM may have, 1..=[`MAX_PROCESSORS`].
     pub processors: u32,
     /// How often the VM may be started anew.
     pub restarts: u32,
+}
+
+/// A disk that is sealed: a virtio device of which the host has nothing but sealed blocks.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The number of its transport, below [`MAX_TRANSPORTS`].
+    pub transport: u32,
+    /// Blocks of 4 KiB that the VM sees.
+    pub blocks: u64,
+    /// Blocks of the whole disk.
+    pub total: u64,
+    /// Names the disk.
+    pub id: [u8; 16],
+    /// The key that its header is wrapped with.
+    pub key: Secret,
+    /// The least moment that it may be of.
+    pub moment: u64,
 }
 
 /// Where an accepted ticket is from, and what it was: for receipts.

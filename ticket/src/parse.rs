@@ -8,8 +8,9 @@ use zeroize::Zeroize;
 use crate::error::Error;
 use crate::fields::Fields;
 use crate::{
-    ADDRESS_END, Class, HEADER_BYTES, Header, MAGIC, MAX_PROCESSORS, MAX_RANGES, MAX_TRANSPORTS,
-    PAGE, PAGE_BYTES, RANGE_BYTES, Range, Secret, State, TRAILER_BYTES, TRANSPORT_SHARED, VERSION,
+    ADDRESS_END, Class, DISK_BLOCKS, DISK_BYTES, Disk, HEADER_BYTES, Header, MAGIC, MAX_PROCESSORS,
+    MAX_RANGES, MAX_TRANSPORTS, PAGE, PAGE_BYTES, RANGE_BYTES, Range, Secret, State, TRAILER_BYTES,
+    TRANSPORT_SHARED, VERSION,
 };
 
 /// Takes what a ticket says as it arrives.
@@ -28,6 +29,12 @@ pub trait Sink {
     /// # Errors
     /// Why the ticket is refused.
     fn range(&mut self, range: Range) -> Result<(), Error>;
+
+    /// Takes the next sealed disk: a device that the VM has, above the one before.
+    ///
+    /// # Errors
+    /// Why the ticket is refused.
+    fn disk(&mut self, disk: Disk) -> Result<(), Error>;
 
     /// Takes the next page of the manifest: the guest-physical address, a multiple of [`PAGE`] within a
     /// private range and above the page before, and the SHA-256 of its content.
@@ -49,6 +56,8 @@ pub enum Progress {
 
 /// Where a header has the VM's name and the secret.
 const NAME_AND_SECRET: core::ops::Range<usize> = 16..64;
+/// Where a disk has its key.
+const DISK_KEY: core::ops::Range<usize> = 32..64;
 
 /// Which element arrives.
 #[derive(Clone, Copy)]
@@ -56,6 +65,8 @@ enum Part {
     Header,
     /// A range, and how many there are from it on.
     Range(u32),
+    /// A disk, and how many there are from it on.
+    Disk(u32),
     /// A page, and how many there are from it on.
     Page(u32),
     Trailer,
@@ -64,9 +75,25 @@ enum Part {
 }
 
 impl Part {
-    /// The first of `pages`, or the trailer if there are none.
-    const fn page_or_trailer(pages: u32) -> Self {
-        if pages == 0 { Self::Trailer } else { Self::Page(pages) }
+    /// The first of `disks`, then of `pages`, or the trailer if there are none.
+    const fn of_rest(disks: u32, pages: u32) -> Self {
+        match (disks, pages) {
+            (0, 0) => Self::Trailer,
+            (0, _) => Self::Page(pages),
+            _ => Self::Disk(disks),
+        }
+    }
+
+    /// Bytes of the element, and which of them are secret and no part of what is measured.
+    const fn layout(self) -> Result<(usize, core::ops::Range<usize>), Error> {
+        Ok(match self {
+            Self::Header => (HEADER_BYTES, NAME_AND_SECRET),
+            Self::Range(_) => (RANGE_BYTES, 0..0),
+            Self::Disk(_) => (DISK_BYTES, DISK_KEY),
+            Self::Page(_) => (PAGE_BYTES, 0..0),
+            Self::Trailer => (TRAILER_BYTES, 0..0),
+            Self::Over(error) => return Err(error),
+        })
     }
 }
 
@@ -82,8 +109,10 @@ pub struct Parser {
     hash: Sha256,
     /// The same, without the VM's name and the secret.
     measure: Sha256,
+    disks: u32,
     pages: u32,
     ranges: [Option<Range>; MAX_RANGES],
+    last_disk: Option<u32>,
     last_page: Option<u64>,
 }
 
@@ -101,8 +130,10 @@ impl Parser {
             filled: 0,
             hash: Sha256::new(),
             measure: Sha256::new(),
+            disks: 0,
             pages: 0,
             ranges: [None; MAX_RANGES],
+            last_disk: None,
             last_page: None,
         })
     }
@@ -129,13 +160,7 @@ impl Parser {
     }
 
     fn take(&mut self, word: u32, sink: &mut impl Sink) -> Result<Progress, Error> {
-        let size = match self.part {
-            Part::Header => HEADER_BYTES,
-            Part::Range(_) => RANGE_BYTES,
-            Part::Page(_) => PAGE_BYTES,
-            Part::Trailer => TRAILER_BYTES,
-            Part::Over(error) => return Err(error),
-        };
+        let (size, secret) = self.part.layout()?;
         let rest = self.element.get_mut(self.filled..size).ok_or(Error::Length)?;
         *rest.first_chunk_mut().ok_or(Error::Length)? = word.to_le_bytes();
         self.filled += size_of::<u32>();
@@ -144,11 +169,8 @@ impl Parser {
         }
         self.filled = 0;
         let mut element = mem::replace(&mut self.element, [0; HEADER_BYTES]);
-        let is_header = matches!(self.part, Part::Header);
         let done = self.finish(element.get(..size).ok_or(Error::Length)?, sink);
-        if is_header {
-            element.get_mut(NAME_AND_SECRET).unwrap_or_default().zeroize();
-        }
+        element.get_mut(secret).unwrap_or_default().zeroize();
         if done == Ok(Progress::More) {
             self.measure.update(element.get(..size).unwrap_or_default());
         }
@@ -174,15 +196,19 @@ impl Parser {
                     }
                     0 => {
                         self.check_virtio()?;
-                        Part::page_or_trailer(self.pages)
+                        Part::of_rest(self.disks, self.pages)
                     }
                     more => Part::Range(more),
                 }
             }
+            Part::Disk(left) => {
+                sink.disk(self.disk(&mut fields)?)?;
+                Part::of_rest(left - 1, self.pages)
+            }
             Part::Page(left) => {
                 let (address, hash) = self.page(&mut fields)?;
                 sink.page(address, &hash)?;
-                Part::page_or_trailer(left - 1)
+                Part::of_rest(0, left - 1)
             }
             Part::Trailer => {
                 let hash = mem::replace(&mut self.hash, Sha256::new()).finalize();
@@ -209,7 +235,7 @@ impl Parser {
         if raw.flags != 0 {
             return Err(Error::Flags);
         }
-        if raw.reserved != [0; 8] {
+        if raw.reserved != 0 {
             return Err(Error::Reserved);
         }
         let state = match (raw.state, raw.hash) {
@@ -229,7 +255,7 @@ impl Parser {
         if raw.ranges == 0 || !usize::try_from(raw.ranges).is_ok_and(|count| count <= MAX_RANGES) {
             return Err(Error::RangeCount);
         }
-        if ticket_bytes(raw.ranges, raw.pages) != Some(self.length) {
+        if ticket_bytes(raw.ranges, raw.disks, raw.pages) != Some(self.length) {
             return Err(Error::Counts);
         }
         if raw.further >= MAX_PROCESSORS {
@@ -239,10 +265,10 @@ impl Parser {
             // Who starts a VM anew resets it.
             return Err(Error::RestartState);
         }
-        self.pages = raw.pages;
+        (self.disks, self.pages) = (raw.disks, raw.pages);
         let processors = raw.further + 1;
-        let RawHeader { vm, secret, ranges, pages, restarts, .. } = raw;
-        Ok(Header { vm, secret, state, ranges, pages, processors, restarts })
+        let RawHeader { vm, secret, ranges, disks, pages, restarts, .. } = raw;
+        Ok(Header { vm, secret, state, ranges, disks, pages, processors, restarts })
     }
 
     fn range(&mut self, fields: &mut Fields<'_>) -> Result<Range, Error> {
@@ -265,6 +291,29 @@ impl Parser {
         let free = self.ranges.iter_mut().find(|place| place.is_none());
         *free.ok_or(Error::RangeCount)? = Some(range);
         Ok(range)
+    }
+
+    fn disk(&mut self, fields: &mut Fields<'_>) -> Result<Disk, Error> {
+        let raw = RawDisk::read(fields).ok_or(Error::Length)?;
+        if raw.flags != 0 {
+            return Err(Error::Flags);
+        }
+        if raw.reserved != [0; 16] {
+            return Err(Error::Reserved);
+        }
+        let RawDisk { transport, blocks, total, id, key, moment, .. } = raw;
+        let parts = self.each(Class::Shared).count();
+        let has_device =
+            self.ranges.iter().flatten().any(|range| range.class.registers().is_some());
+        let is_device = has_device && usize::try_from(transport).is_ok_and(|number| number < parts);
+        if !is_device || self.last_disk.is_some_and(|last| last >= transport) {
+            return Err(Error::DiskTransport);
+        }
+        if !DISK_BLOCKS.contains(&blocks) || total <= blocks {
+            return Err(Error::DiskSize);
+        }
+        self.last_disk = Some(transport);
+        Ok(Disk { transport, blocks, total, id, key, moment })
     }
 
     fn page(&mut self, fields: &mut Fields<'_>) -> Result<(u64, [u8; 32]), Error> {
@@ -326,12 +375,12 @@ pub fn check_length(length: u32) -> Result<(), Error> {
     if is_enough && size.is_multiple_of(8) { Ok(()) } else { Err(Error::Length) }
 }
 
-/// Bytes of a ticket with so many ranges and pages.
-pub(crate) fn ticket_bytes(ranges: u32, pages: u32) -> Option<u32> {
-    let fixed = u32::try_from(HEADER_BYTES + TRAILER_BYTES).ok()?;
-    let ranges = ranges.checked_mul(u32::try_from(RANGE_BYTES).ok()?)?;
-    let pages = pages.checked_mul(u32::try_from(PAGE_BYTES).ok()?)?;
-    fixed.checked_add(ranges)?.checked_add(pages)
+/// Bytes of a ticket with so many ranges, disks and pages.
+pub(crate) fn ticket_bytes(ranges: u32, disks: u32, pages: u32) -> Option<u32> {
+    let parts = [(1, HEADER_BYTES + TRAILER_BYTES), (ranges, RANGE_BYTES), (disks, DISK_BYTES)];
+    parts.into_iter().chain([(pages, PAGE_BYTES)]).try_fold(0_u32, |sum, (count, bytes)| {
+        sum.checked_add(count.checked_mul(u32::try_from(bytes).ok()?)?)
+    })
 }
 
 /// The header's fields in their order.
@@ -348,7 +397,8 @@ struct RawHeader {
     pages: u32,
     further: u32,
     restarts: u32,
-    reserved: [u8; 8],
+    disks: u32,
+    reserved: u32,
 }
 
 impl RawHeader {
@@ -366,8 +416,37 @@ impl RawHeader {
             pages: fields.u32()?,
             further: fields.u32()?,
             restarts: fields.u32()?,
+            disks: fields.u32()?,
+            reserved: fields.u32()?,
+        })
+    }
+}
+const _: () = assert!(8 + 4 + 4 + 16 + 32 + 4 + 4 + 32 + 4 + 4 + 4 + 4 + 4 + 4 == HEADER_BYTES);
+
+/// A disk's fields in their order.
+struct RawDisk {
+    transport: u32,
+    flags: u32,
+    blocks: u64,
+    id: [u8; 16],
+    key: Secret,
+    moment: u64,
+    total: u64,
+    reserved: [u8; 16],
+}
+
+impl RawDisk {
+    fn read(fields: &mut Fields<'_>) -> Option<Self> {
+        Some(Self {
+            transport: fields.u32()?,
+            flags: fields.u32()?,
+            blocks: fields.u64()?,
+            id: fields.bytes()?,
+            key: Secret::new(fields.bytes()?),
+            moment: fields.u64()?,
+            total: fields.u64()?,
             reserved: fields.bytes()?,
         })
     }
 }
-const _: () = assert!(8 + 4 + 4 + 16 + 32 + 4 + 4 + 32 + 4 + 4 + 4 + 4 + 8 == HEADER_BYTES);
+const _: () = assert!(4 + 4 + 8 + 16 + 32 + 8 + 8 + 16 == DISK_BYTES);

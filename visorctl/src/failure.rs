@@ -91,6 +91,7 @@ impl From<measure::Error> for Failure {
             measure::Error::File(path, why) => Self::File(path, why),
             measure::Error::Kernel(path, why) => Self::Linux(path, why),
             measure::Error::Ticket(path, why) => Self::Description(path, why),
+            measure::Error::Disk(path, why) => Self::Description(path, why.to_string()),
         }
     }
 }

@@ -8,7 +8,7 @@ use ticket::audit::{self, Event, Kind, NO_VM};
 use ticket::error::Error;
 use ticket::parse::{Parser, Progress, Sink};
 use ticket::port::*;
-use ticket::{Header, Range};
+use ticket::{Disk, Header, Range};
 
 use crate::port::Port;
 
@@ -80,6 +80,10 @@ impl Sink for Draft {
     }
 
     fn range(&mut self, _: Range) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn disk(&mut self, _: Disk) -> Result<(), Error> {
         Ok(())
     }
 

@@ -41,6 +41,24 @@ fn of_dma(word: u64) -> Option<&'static str> {
     })
 }
 
+/// Why a sealed disk was refused, by the first word of the event.
+fn of_disk(word: u64) -> Option<&'static str> {
+    Some(match word >> 8 & 0xff {
+        1 => "there is no sealed disk",
+        2 => "it is sealed in a version that is not known",
+        3 => "its header was changed, or is of another key",
+        4 => "it is another disk, or of another size",
+        5 => "it is of a moment before that of the ticket",
+        6 if word >> 16 & 0xff == 0 => "a block came back changed",
+        6 => "a node of its tree came back changed",
+        7 => "its anchors or its log came back changed",
+        8 => "the host's disk failed",
+        9 => "its log needs more memory than there is for a disk",
+        10 => "it is not written to any more, after an earlier failure",
+        _ => return None,
+    })
+}
+
 /// What the numbers of `event` mean, as far as they stand for a reason.
 pub(crate) fn of_event(event: &Event) -> Option<String> {
     match Kind::of_number(event.kind)? {
@@ -48,6 +66,7 @@ pub(crate) fn of_event(event: &Event) -> Option<String> {
         Kind::Stopped => of_cause(event.a).map(str::to_owned),
         Kind::PageRefused => of_cause(event.b).map(str::to_owned),
         Kind::Dma => of_dma(event.a).map(str::to_owned),
+        Kind::Disk => of_disk(event.a).map(str::to_owned),
         Kind::Accepted
         | Kind::Launched
         | Kind::CpuAdded

@@ -204,6 +204,7 @@ impl World {
             secret: Secret::new([0x5e; 32]),
             state: ticket::State::Reset,
             ranges: 4,
+            disks: 0,
             pages: known,
             processors: 2,
             restarts: self.restarts,

@@ -1,5 +1,6 @@
 //! What must hold of tickets as a whole.
 
+mod disks;
 mod seeds;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,9 @@ use sha2::{Digest, Sha256};
 use crate::build::{Discard, ImageError, Ticket, parse};
 use crate::error::Error;
 use crate::parse::{Parser, Progress, Sink};
-use crate::{ADDRESS_END, Class, HEADER_BYTES, Header, PAGE, RANGE_BYTES, Range, Secret, State};
+use crate::{
+    ADDRESS_END, Class, Disk, HEADER_BYTES, Header, PAGE, RANGE_BYTES, Range, Secret, State,
+};
 
 const EMPTY: Ticket = Ticket::new([0; 16], [0; 32]);
 
@@ -200,7 +203,9 @@ fn every_fault_has_its_own_error() {
         (112, &[0xff; 4], Error::Processors),
         (116, &[1], Error::RestartState),
         (116, &[0, 0, 0, 0x80], Error::RestartState),
-        (120, &[1], Error::Reserved),
+        (120, &[1], Error::Counts),
+        (120, &[0xff; 4], Error::Counts),
+        (124, &[1], Error::Reserved),
         (127, &[1], Error::Reserved),
         (FIRST_RANGE, &[1], Error::RangeAlignment),
         (FIRST_RANGE + 8, &[1], Error::RangeAlignment),
@@ -345,6 +350,10 @@ fn after_an_error_no_word_is_taken_and_the_sink_sees_nothing_more() {
         fn range(&mut self, _: Range) -> Result<(), Error> {
             self.0 += 1;
             Err(Error::Memory)
+        }
+        fn disk(&mut self, _: Disk) -> Result<(), Error> {
+            self.0 += 1;
+            Ok(())
         }
         fn page(&mut self, _: u64, _: &[u8; 32]) -> Result<(), Error> {
             self.0 += 1;

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use ticket::build::{Ticket, parse};
 use ticket::error::Error;
 use ticket::parse::{Parser, Progress, Sink};
-use ticket::{ADDRESS_END, Class, Header, PAGE, Range, State};
+use ticket::{ADDRESS_END, Class, Disk, Header, PAGE, Range, State};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let Some((&control, ticket)) = data.split_first() else {
@@ -138,6 +138,10 @@ impl Sink for Picky {
     }
 
     fn range(&mut self, _: Range) -> Result<(), Error> {
+        self.call()
+    }
+
+    fn disk(&mut self, _: Disk) -> Result<(), Error> {
         self.call()
     }
 

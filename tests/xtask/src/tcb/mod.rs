@@ -19,16 +19,16 @@ const BUDGETS: [(&[&str], usize); 10] = [
     (&["emulate"], 1_150),
     (&["nested-vmx"], 5_350),
     (&["seal"], 350),
-    (&["membrane", "ticket"], 3_000),
-    (&["virtio"], 850),
+    (&["membrane", "ticket"], 3_150),
+    (&["virtio"], 1_650),
     (&["iommu"], 1_900),
     (&["disk"], 1_900),
     (&["attest"], 1_500),
-    (&["visor", "boot"], 8_950),
+    (&["visor", "boot"], 9_050),
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 27_200;
+const TOTAL: usize = 28_200;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";
