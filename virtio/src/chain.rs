@@ -1,5 +1,7 @@
 //! A request of the VM's: a chain of descriptors (virtio 1.2, 2.7.5).
 
+use core::ops::Range;
+
 use ept::list::List;
 
 use crate::memory::{Failure, Memory, Missing, Unreached};
@@ -67,6 +69,23 @@ impl Progress {
 struct Buffer {
     address: u64,
     bytes: u64,
+}
+
+/// Where bytes `first` to `first + count` of these buffers together are: addresses, and which of the bytes are there.
+fn parts<'b>(
+    buffers: impl Iterator<Item = &'b Buffer>,
+    first: u64,
+    count: usize,
+) -> impl Iterator<Item = (u64, Range<usize>)> {
+    let end = first.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+    let index = move |at: u64| usize::try_from(at - first).unwrap_or(count);
+    let mut next = 0;
+    buffers.filter_map(move |buffer| {
+        let begin = next;
+        next += buffer.bytes;
+        let (from, to) = (first.max(begin), end.min(next));
+        (from < to).then(|| (buffer.address.saturating_add(from - begin), index(from)..index(to)))
+    })
 }
 
 /// A chain as it was when it was read: the VM may write to its descriptors meanwhile.
@@ -176,6 +195,34 @@ impl Chain {
         for buffer in self.buffers.iter().take(self.split) {
             self.progress.copy(memory, (buffer.address, to + first), first, buffer.bytes)?;
             first += buffer.bytes;
+        }
+        Ok(())
+    }
+
+    /// Fills `into` with what the device reads, from byte `first` on, as far as there is something.
+    pub(crate) fn fetch(
+        &self,
+        memory: &impl Memory,
+        first: u64,
+        into: &mut [u8],
+    ) -> Result<(), Error> {
+        let readable = self.buffers.iter().take(self.split);
+        for (address, range) in parts(readable, first, into.len()) {
+            memory.read(address, into.get_mut(range).unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    /// Has the device write `bytes`, from the byte `first` of what it may write on, as far as it may.
+    pub(crate) fn store(
+        &self,
+        memory: &impl Memory,
+        first: u64,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let writable = self.buffers.iter().skip(self.split);
+        for (address, range) in parts(writable, first, bytes.len()) {
+            memory.write(address, bytes.get(range).unwrap_or_default())?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::layout::{Layout, NOTIFY_OFF, NUM_QUEUES, QUEUE_SIZE};
 use crate::memory::{Failure, Memory, Missing};
 use crate::queue::{self, LONGEST, Queue, Shared};
 use crate::room::{LEAST, Room};
+use crate::sealed::{self, Sealed};
 
 /// Most queues of a device.
 const QUEUES: u64 = 4;
@@ -62,6 +63,8 @@ const CONSOLE_QUEUES: u64 = 1 << 1;
 /// Those of a device on PCI, whose kind is not among its registers.
 const ANY: u64 = ALL & !(NETWORK_QUEUES | DISK_QUEUES | CONSOLE_QUEUES);
 
+/// The id of disks.
+const DISK: u64 = 2;
 /// The id of memory balloons, of which the first queue has what the VM gives up (virtio 1.2, 5.5.2).
 const BALLOON: u64 = 5;
 /// MUST_TELL_HOST, DEFLATE_ON_OOM and VERSION_1. The others tell the host more of the VM's memory, or of pages by
@@ -76,7 +79,7 @@ const BALLOON_FEATURES: u64 = VERSION_1 << 32 | 1 << 2 | 1 << 0;
 const fn features(id: u64) -> Option<u64> {
     Some(match id {
         1 => ALL & !NETWORK_QUEUES,
-        2 => ALL & !DISK_QUEUES,
+        DISK => ALL & !DISK_QUEUES,
         3 => ALL & !CONSOLE_QUEUES,
         // Entropy, SCSI, 9P, input, sockets, file systems.
         4 | 8 | 9 | 18 | 19 | 26 => ALL,
@@ -109,6 +112,8 @@ pub struct Device {
     device_half: u64,
     driver_half: u64,
     selected: u64,
+    /// The host's disk is to have sealed blocks only.
+    sealed: Option<&'static mut Sealed>,
     /// The VM has accepted VERSION_1.
     is_accepted: bool,
     is_broken: bool,
@@ -133,6 +138,7 @@ impl Device {
         device_half: 0,
         driver_half: 0,
         selected: 0,
+        sealed: None,
         is_accepted: false,
         is_broken: false,
         failure: None,
@@ -151,6 +157,7 @@ impl Device {
         self.reset();
         self.features = match layout {
             Layout::Mmio => 0,
+            Layout::Pci if self.sealed.is_some() => sealed::FEATURES,
             Layout::Pci => ANY,
         };
         (self.device_half, self.driver_half, self.selected) = (0, 0, 0);
@@ -161,6 +168,17 @@ impl Device {
         }
         self.shared.room.assign(shadow, bytes - SHADOWS);
         Some(())
+    }
+
+    /// Makes it a sealed disk, or takes what it was before.
+    pub const fn seal(&mut self, disk: Option<&'static mut Sealed>) -> Option<&'static mut Sealed> {
+        core::mem::replace(&mut self.sealed, disk)
+    }
+
+    /// The sealed disk that it is.
+    #[must_use]
+    pub fn sealed(&mut self) -> Option<&mut Sealed> {
+        self.sealed.as_deref_mut()
     }
 
     /// The VM stores `bytes` bytes of `value` at `offset`: returns what the host is to see stored there.
@@ -209,10 +227,13 @@ impl Device {
             }
             QUEUE_READY if self.is_broken => return Ok(0),
             QUEUE_READY => {
-                let started = if self.is_accepted {
-                    queue.start(memory)
-                } else {
-                    Err(Error::Failed(Failure::Setup))
+                let started = match &mut self.sealed {
+                    _ if !self.is_accepted => Err(Error::Failed(Failure::Setup)),
+                    None => queue.start(memory),
+                    Some(disk) if self.selected == 0 => queue
+                        .start(memory)
+                        .map(|()| disk.begin_queue(queue.place(), self.shared.room.place())),
+                    Some(_) => Err(Error::Failed(Failure::Setup)),
                 };
                 self.note(started)?;
                 return Ok(u64::from(!self.is_broken));
@@ -238,18 +259,24 @@ impl Device {
     }
 
     /// The VM accepts features: returns which of them the host is to see.
-    const fn accept(&mut self, value: u64) -> u64 {
+    fn accept(&mut self, value: u64) -> u64 {
         let value = value & self.allowed(self.driver_half);
         if self.driver_half == 1 {
             self.is_accepted = value & VERSION_1 != 0;
         }
-        value
+        match &mut self.sealed {
+            Some(disk) if self.driver_half == 0 => disk.accept(value),
+            _ => value,
+        }
     }
 
     fn notified(&mut self, number: u64, memory: &impl Memory) -> Result<(), Missing> {
         let queue = usize::try_from(number).ok().and_then(|number| self.queues.get_mut(number));
         if let (Some(queue), false) = (queue, self.is_broken) {
-            let published = queue.publish(&mut self.shared, memory);
+            let published = match &mut self.sealed {
+                None => queue.publish(&mut self.shared, memory),
+                Some(disk) => disk.drive(queue, &mut self.shared.chain, memory),
+            };
             // What this store tells the host need not be told again.
             queue.is_owed &= published.is_err();
             self.note(published)?;
@@ -259,6 +286,9 @@ impl Device {
 
     /// The host has answered a load of `bytes` bytes at `offset` with `value`: returns what the VM gets.
     pub fn loaded(&mut self, offset: u64, bytes: u8, value: u64) -> u64 {
+        if let (Some(disk), Some(at)) = (&self.sealed, self.layout.configuration(offset)) {
+            return disk.configuration(at) & mask(bytes);
+        }
         let Some(offset) = self.layout.register(offset, bytes) else { return 0 };
         let value = value & mask(bytes);
         match offset {
@@ -267,12 +297,20 @@ impl Device {
                 if self.is_modern { value } else { 0 }
             }
             DEVICE_ID => {
-                let features = features(value).filter(|_| self.is_modern);
-                self.features = features.unwrap_or(0);
+                let is_right = self.sealed.is_none() || value == DISK;
+                let features = features(value).filter(|_| self.is_modern && is_right);
+                let sealed = self.sealed.as_ref().map(|_| sealed::FEATURES);
+                self.features = features.map_or(0, |features| sealed.unwrap_or(features));
                 self.told = features.map_or(0, |_| value);
                 self.told
             }
-            DEVICE_FEATURES => value & self.allowed(self.device_half),
+            DEVICE_FEATURES => {
+                let value = match &mut self.sealed {
+                    Some(disk) if self.device_half == 0 => disk.offer(value),
+                    _ => value,
+                };
+                value & self.allowed(self.device_half)
+            }
             QUEUE_NUM_MAX | QUEUE_SIZE if self.selected < QUEUES => {
                 value.min(u64::try_from(LONGEST).unwrap_or(0))
             }
@@ -297,6 +335,11 @@ impl Device {
             return Ok(());
         }
         let mut done = Ok(());
+        if let Some(disk) = &mut self.sealed {
+            let [queue, ..] = &mut self.queues;
+            done = disk.drive(queue, &mut self.shared.chain, memory);
+            return self.note(done);
+        }
         for queue in &mut self.queues {
             done = done.and_then(|()| queue.complete(&mut self.shared, memory));
         }
@@ -309,7 +352,11 @@ impl Device {
     /// Whether the host has requests, or is to get some.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        !self.is_broken && self.queues.iter().any(Queue::is_waiting)
+        !self.is_broken
+            && match &self.sealed {
+                Some(disk) => disk.is_waiting(),
+                None => self.queues.iter().any(Queue::is_waiting),
+            }
     }
 
     /// A queue in which the host has requests that it was not told of, as they had waited for room: where its
@@ -329,6 +376,9 @@ impl Device {
     fn reset(&mut self) {
         for queue in &mut self.queues {
             queue.stop(&mut self.shared);
+        }
+        if let Some(disk) = &mut self.sealed {
+            disk.abandon();
         }
         // What the VM is told later, while a driver has the device, is nothing that this goes by.
         let [first, ..] = &mut self.queues;

@@ -36,6 +36,15 @@ impl Layout {
         }
     }
 
+    /// Where in the configuration of the device an access is, if it is one to that.
+    pub(crate) const fn configuration(self, offset: u64) -> Option<u64> {
+        match self {
+            Self::Mmio => offset.checked_sub(r::CONFIG),
+            Self::Pci if offset < NOTIFY => offset.checked_sub(DEVICE),
+            Self::Pci => None,
+        }
+    }
+
     /// Where queue `queue` is notified.
     pub(crate) const fn notify(self, queue: u64) -> u64 {
         match self {

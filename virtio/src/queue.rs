@@ -59,14 +59,14 @@ pub(crate) struct Queue {
     pub(crate) gives_up: bool,
 }
 
-fn read_index(memory: &impl Memory, ring: u64) -> Result<u16, Error> {
+pub(crate) fn read_index(memory: &impl Memory, ring: u64) -> Result<u16, Error> {
     let mut index = [0; 2];
     memory.read(place(ring, 2)?, &mut index)?;
     Ok(u16::from_le_bytes(index))
 }
 
 /// With no flags: both sides always tell each other.
-fn write_index(memory: &impl Memory, ring: u64, index: u16) -> Result<(), Error> {
+pub(crate) fn write_index(memory: &impl Memory, ring: u64, index: u16) -> Result<(), Error> {
     Ok(memory.write(ring, &(u32::from(index) << 16).to_le_bytes())?)
 }
 
@@ -152,6 +152,63 @@ impl Queue {
     /// The position of an entry in both rings.
     fn slot(&self, index: u16) -> u64 {
         u64::from(index & self.size.wrapping_sub(1))
+    }
+
+    /// The VM's descriptor table, and entries of it.
+    pub(crate) const fn table(&self) -> (u64, u16) {
+        let [table, ..] = self.rings;
+        (table, self.size)
+    }
+
+    /// Where the shadow is, and entries of its rings.
+    pub(crate) const fn place(&self) -> (u64, u16) {
+        (self.shadow, self.size)
+    }
+
+    /// The head of the next chain that the VM has made available, if there is one: for those that do without the
+    /// shadow.
+    pub(crate) fn offered(&self, memory: &impl Memory) -> Result<Option<u16>, Error> {
+        let [_, ring, _] = self.rings;
+        if !self.is_ready {
+            return Ok(None);
+        }
+        let index = read_index(memory, ring)?;
+        match index.wrapping_sub(self.available) {
+            0 => return Ok(None),
+            count if count > self.size => {
+                return Err(Error::Failed(Failure::AvailableIndex(index)));
+            }
+            _ => {}
+        }
+        let mut head = [0; 2];
+        memory.read(place(ring, 4 + 2 * self.slot(self.available))?, &mut head)?;
+        let head = u16::from_le_bytes(head);
+        if head < self.size {
+            Ok(Some(head))
+        } else {
+            Err(Error::Failed(Failure::AvailableHead(head)))
+        }
+    }
+
+    /// Takes what is offered.
+    pub(crate) const fn take(&mut self) {
+        self.available = self.available.wrapping_add(1);
+    }
+
+    /// Gives a chain that was taken back to the VM, with so many bytes written.
+    pub(crate) fn give_back(
+        &mut self,
+        memory: &impl Memory,
+        head: u16,
+        bytes: u64,
+    ) -> Result<(), Error> {
+        let [.., ring] = self.rings;
+        let entry = bytes << 32 | u64::from(head);
+        memory.write(place(ring, 4 + 8 * self.slot(self.used))?, &entry.to_le_bytes())?;
+        let next = self.used.wrapping_add(1);
+        write_index(memory, ring, next)?;
+        self.used = next;
+        Ok(())
     }
 
     /// Gives the host what the VM has made available, as far as there is room.

@@ -40,6 +40,11 @@ impl Room {
         (self.base, self.unit) = (base, bytes / LEAST * 512);
     }
 
+    /// Where it is, and its bytes.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        (self.base, self.bytes())
+    }
+
     /// All of it, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.unit * u64::from(UNITS)

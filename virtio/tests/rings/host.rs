@@ -11,6 +11,13 @@ struct Taken {
     places: Vec<(u64, u32)>,
 }
 
+impl Taken {
+    /// Bytes that may be answered.
+    fn room(&self) -> u64 {
+        self.places.iter().map(|(_, bytes)| u64::from(*bytes)).sum()
+    }
+}
+
 /// One queue of the device's.
 #[derive(Default)]
 pub(crate) struct HostQueue {
@@ -85,12 +92,37 @@ impl HostQueue {
             return;
         }
         let taken = self.taken.remove(pick % self.taken.len());
-        let room: u64 = taken.places.iter().map(|(_, bytes)| u64::from(*bytes)).sum();
+        let room = taken.room();
         let length = (room * share).div_ceil(255).min(room);
         // Beyond what it says that it wrote, it writes something else.
         let mut bytes = answers(&taken.said, usize::try_from(room).unwrap());
         bytes[usize::try_from(length).unwrap()..].fill(1);
-        let mut rest = &bytes[..];
+        self.put(world, &taken, &bytes, length);
+    }
+
+    /// Answers the oldest request with what `work` makes of what it says and the room that it has. Returns whether
+    /// there was one.
+    pub(crate) fn serve(
+        &mut self,
+        world: &World,
+        work: impl FnOnce(&[u8], usize) -> Vec<u8>,
+    ) -> bool {
+        if !self.is_ready {
+            return false;
+        }
+        self.take(world);
+        if self.taken.is_empty() {
+            return false;
+        }
+        let taken = self.taken.remove(0);
+        let bytes = work(&taken.said, usize::try_from(taken.room()).unwrap());
+        self.put(world, &taken, &bytes, taken.room());
+        true
+    }
+
+    /// Puts `bytes` where the request has room, and says that `length` of them are there.
+    fn put(&mut self, world: &World, taken: &Taken, bytes: &[u8], length: u64) {
+        let mut rest = bytes;
         for (address, bytes) in &taken.places {
             let (here, behind) = rest.split_at(usize::try_from(*bytes).unwrap());
             world.poke(*address, here);

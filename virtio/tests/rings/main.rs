@@ -15,4 +15,5 @@ mod laws;
 mod registers;
 mod rings;
 mod run;
+mod sealed;
 mod world;

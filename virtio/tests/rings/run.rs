@@ -156,7 +156,7 @@ impl Run {
     }
 
     /// The host is told what it is owed.
-    fn pay(&mut self) {
+    pub(crate) fn pay(&mut self) {
         while let Some((offset, queue)) = self.device.kick() {
             assert_eq!(offset, self.place(QUEUE_NOTIFY, queue).0);
             self.host.store(QUEUE_NOTIFY, queue);

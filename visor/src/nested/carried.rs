@@ -1,8 +1,6 @@
 //! Virtio devices of protected VMs, between whose memory and the host's the visor carries data: one set
 //! for each VM, locked before the tables.
-#![expect(unsafe_code, reason = "devices lie in memory of their own, which is never given back")]
 
-use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use ept::frames::Vm;
@@ -14,22 +12,29 @@ use ticket::{Class, MAX_TRANSPORTS, TRANSPORT_SHARED};
 use virtio::device::{Device, LARGEST, SMALLEST};
 use virtio::layout::Layout;
 use virtio::memory::Missing;
+use virtio::sealed::Sealed;
 
+use super::disks;
 use super::guest_memory::Space;
-use crate::memory::{self, POOL};
 use crate::shootdown;
+use crate::vectors;
 
 /// Times that devices of a launch break and are said to: a VM can break its own at will.
 const SAID: u8 = 4;
+/// Faults of a sealed disk that are told in a launch.
+const TOLD: u8 = 16;
 
 /// A device, and the launch of the VM whose it is.
 struct Carried {
     launch: u64,
     /// Where its registers are.
     registers: u64,
-    /// How often it was said to be broken.
+    /// How often it was said to be broken, and faults of its disk were told.
     said: u8,
+    told: u8,
     device: &'static mut Device,
+    /// Memory of a sealed disk that an earlier VM had.
+    spare: Option<&'static mut Sealed>,
 }
 
 /// The devices of a VM. Later VMs with the same number use their memory again.
@@ -59,6 +64,12 @@ fn with_set<T>(space: &Space<'_>, work: impl FnOnce(&mut Set) -> T) -> Option<T>
     });
     let failure = failures.next();
     drop(failures);
+    let fault = (0..).zip(&mut *set).find_map(|(transport, carried)| {
+        let carried = carried.as_mut().filter(|carried| carried.told < TOLD)?;
+        let fault = carried.device.sealed()?.fault()?;
+        carried.told += 1;
+        Some((transport, fault))
+    });
     let mut own = set.iter().flatten().filter(|carried| carried.launch == launch);
     if own.any(|carried| carried.device.is_waiting()) {
         let _ = BUSY.fetch_or(bit(vm), Ordering::Relaxed);
@@ -68,6 +79,10 @@ fn with_set<T>(space: &Space<'_>, work: impl FnOnce(&mut Set) -> T) -> Option<T>
     drop(set);
     if let Some(failure) = failure {
         log::warn!("protected VM {}, virtio: {failure}", vm.number());
+    }
+    if let Some((transport, fault)) = fault {
+        log::warn!("protected VM {}, {fault}", vm.number());
+        space.machine.tables.disk_refused(vm, fault.words(transport));
     }
     Some(done)
 }
@@ -84,7 +99,7 @@ fn with<T>(
     work: impl FnOnce(&mut Device) -> T,
 ) -> Option<T> {
     with_set(space, |set| {
-        let carried = device(set.get_mut(transport.number)?, space.vm.1, transport);
+        let carried = device(set.get_mut(transport.number)?, space, transport);
         if carried.is_none() {
             space.machine.tables.stop_vm(space.vm, Cause::Memory);
         }
@@ -98,31 +113,27 @@ const _: () = assert!(*TRANSPORT_SHARED.start() == SMALLEST && *TRANSPORT_SHARED
 /// The device in `place`, made the one of this launch if it is not.
 fn device<'s>(
     place: &'s mut Option<Carried>,
-    launch: u64,
+    space: &Space<'_>,
     transport: &Transport,
 ) -> Option<&'s mut Carried> {
     if place.is_none() {
-        let device = create()?;
-        *place = Some(Carried { launch: 0, registers: 0, said: 0, device });
+        let [device] = disks::lend::<_, 1>(|place| place.write(Device::NONE))?;
+        *place = Some(Carried { launch: 0, registers: 0, said: 0, told: 0, device, spare: None });
     }
-    let carried = place.as_mut()?;
+    let (carried, launch) = (place.as_mut()?, space.vm.1);
     if carried.launch != launch {
+        let Carried { device, spare, .. } = carried;
+        let over = device.seal(None).or(spare.take());
+        match space.machine.tables.with_disk(space.vm, transport.number, disks::wanted) {
+            Some(wanted) => drop(device.seal(Some(disks::renew(over, wanted?)?))),
+            None => *spare = over,
+        }
         let layout = if transport.class == Class::VirtioPci { Layout::Pci } else { Layout::Mmio };
-        carried.device.assign(transport.shared.start, transport.shared.length, layout)?;
-        (carried.launch, carried.registers, carried.said) = (launch, transport.registers, 0);
+        device.assign(transport.shared.start, transport.shared.length, layout)?;
+        (carried.launch, carried.registers) = (launch, transport.registers);
+        (carried.said, carried.told) = (0, 0);
     }
     Some(carried)
-}
-
-/// Memory for one more.
-fn create() -> Option<&'static mut Device> {
-    let mut pool = shootdown::lock(&POOL);
-    let bytes = u64::try_from(size_of::<Device>()).ok().filter(|_| pool.may_spend())?;
-    let span = pool.take(bytes)?;
-    let mut place = memory::pointer::<MaybeUninit<Device>>(ept::addr::Frame::at(span.start())?)?;
-    // SAFETY: the frames were given just now, and to nobody else; nothing is read before it is written.
-    let place = unsafe { place.as_mut() };
-    Some(place.write(Device::NONE))
 }
 
 fn needed(missing: Missing) -> (u64, Access) {
@@ -136,7 +147,9 @@ pub(super) fn stored(
     value: u64,
 ) -> Result<u64, (u64, Access)> {
     let Some(transport) = transport(space, address) else { return Ok(value) };
-    let store = |device: &mut Device| device.store(transport.offset, bytes, value, space);
+    // A sealed disk seals.
+    let store =
+        |device: &mut Device| vectors::with(|| device.store(transport.offset, bytes, value, space));
     with(space, &transport, store).unwrap_or(Ok(0)).map_err(needed)
 }
 
@@ -158,7 +171,7 @@ pub(super) fn deliver(space: &Space<'_>) -> Result<(), (u64, Access)> {
 fn complete(space: &Space<'_>) -> Result<(), (u64, Access)> {
     let all = |set: &mut Set| {
         let mut own = set.iter_mut().flatten().filter(|carried| carried.launch == space.vm.1);
-        own.try_for_each(|carried| carried.device.complete(space))
+        vectors::with(|| own.try_for_each(|carried| carried.device.complete(space)))
     };
     with_set(space, all).unwrap_or(Ok(())).map_err(needed)
 }

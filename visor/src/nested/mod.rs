@@ -5,6 +5,7 @@
 
 mod begin;
 mod carried;
+mod disks;
 mod enter;
 mod guest_memory;
 mod instruction;

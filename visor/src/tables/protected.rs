@@ -6,12 +6,15 @@ use ept::addr::{Frame, GuestFrame, Span};
 use ept::direct::Store;
 use ept::frames::{Guard, State as FrameState, Vm};
 use ept::shadow::Access;
+use membrane::audit::Entry;
 use membrane::map::Transport;
 use membrane::processors::Processors;
 use membrane::vm::{Cause, Fault, Filled};
 use membrane::vms::{Restart, Vms};
 use membrane::{Pages, Progress};
 use spin::Mutex;
+use ticket::Disk;
+use ticket::audit::Kind;
 
 use super::{HostTables, Trees, is_in_use};
 use crate::iommu;
@@ -103,6 +106,24 @@ impl HostTables {
     /// The virtio device of the VM's that has its registers at this guest-physical address.
     pub(crate) fn transport(&self, vm: (Vm, u64), address: u64) -> Option<Transport> {
         self.with_running(vm, |vm, _| vm.transport(address))?
+    }
+
+    /// Does something with what the ticket of a VM says of a virtio device, if that is a sealed disk.
+    pub(crate) fn with_disk<T>(
+        &self,
+        vm: (Vm, u64),
+        transport: usize,
+        work: impl FnOnce(&Disk) -> T,
+    ) -> Option<T> {
+        self.with_running(vm, |vm, _| vm.disk(transport).map(work))?
+    }
+
+    /// Notes that a sealed disk of the VM's is not what it should be.
+    pub(crate) fn disk_refused(&self, vm: Vm, (a, b): (u64, u64)) {
+        self.with_protected(|vms, trees| {
+            let cpu = trees.hardware.cpu();
+            vms.audit.push(cpu, Entry { kind: Kind::Disk, vm: Some(vm), a, b });
+        });
     }
 
     /// Does something with what is in the page from a guest-physical address of the VM's on, which `work` is
