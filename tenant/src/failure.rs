@@ -96,6 +96,7 @@ impl From<measure::Error> for Failure {
             measure::Error::File(path, why) => Self::File(path, why),
             measure::Error::Kernel(path, why) => Self::Ticket(path, why.to_string()),
             measure::Error::Ticket(path, why) => Self::Ticket(path, why),
+            measure::Error::Disk(_, why) => Self::Image(why),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! instruction, and every page of it is in the manifest.
 
 mod bytes;
+mod disks;
 mod efi;
 mod kernel;
 mod layout;
@@ -27,6 +28,7 @@ use evidence::{Bytes, Readers};
 use ticket::build::Ticket;
 use ticket::{Class, State};
 
+use disks::Disk;
 use kernel::Kernel;
 use layout::{Layout, PAGE};
 use pci::Bus;
@@ -53,6 +55,10 @@ pub struct Order {
     /// the slots 1 and so on of a q35's PCI bus, or in the slots 4 and so on under Xen
     #[arg(long, value_name = "COUNT", default_value_t = 0, value_parser = value_parser!(u8).range(..=8))]
     virtio: u8,
+    /// A virtio device that is a sealed disk (`tenant image`), of which the host gets no plaintext: its number, from 0,
+    /// the disk's key and its image; for each disk once. A host may not bring back a state of before this one
+    #[arg(long = "disk", value_name = "NUMBER,KEY,IMAGE", value_parser = disks::disk)]
+    disks: Vec<Disk>,
     /// Who runs the VM
     #[arg(long, value_enum, default_value_t = Machine::Qemu)]
     machine: Machine,
@@ -248,6 +254,8 @@ pub enum Error {
     Kernel(PathBuf, Fault),
     /// What the kernel in this file makes has no ticket.
     Ticket(PathBuf, String),
+    /// This is no sealed disk, or not of this key.
+    Disk(PathBuf, image::Error),
 }
 
 /// A VM that was made.
@@ -274,7 +282,8 @@ pub fn make(order: &Order) -> Result<Made, Error> {
     let mut ticket = Ticket::new(vm, random().map_err(chance)?);
     (ticket.processors, ticket.restarts) = (order.processors.into(), order.restarts);
     let wrong = |why| Error::Ticket(order.kernel.clone(), why);
-    let ticket = image.fill(ticket).map_err(wrong)?;
+    let mut ticket = image.fill(ticket).map_err(wrong)?;
+    ticket.disks = disks::read(&order.disks)?;
     let bytes = ticket.bytes().map_err(|why| wrong(why.to_string()))?;
     let folder = &order.output_dir;
     fs::create_dir_all(folder).map_err(|why| Error::File(folder.clone(), why))?;
@@ -312,6 +321,8 @@ impl fmt::Display for Error {
             Self::File(path, why) => write!(f, "{}: {why}", path.display()),
             Self::Kernel(path, why) => write!(f, "{}: {why}", path.display()),
             Self::Ticket(path, why) => write!(f, "{}: {why}", path.display()),
+            // It names the file itself.
+            Self::Disk(_, why) => write!(f, "{why}"),
         }
     }
 }

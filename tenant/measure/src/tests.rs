@@ -92,6 +92,7 @@ pub(crate) fn order() -> Order {
         memory: 64 * MIB,
         processors: 1,
         virtio: 1,
+        disks: Vec::new(),
         machine: Machine::Qemu,
         restarts: 0,
         vm: None,

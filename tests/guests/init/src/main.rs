@@ -93,6 +93,7 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         }
         "drivers" => system::load_drivers(),
         "disk" => virtio::disk("/dev/vda"),
+        "disk-kept" => virtio::kept("/dev/vda"),
         "disks" => virtio::disks(),
         "network" => virtio::network(),
         "card" => virtio::card(),

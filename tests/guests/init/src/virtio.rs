@@ -41,6 +41,20 @@ pub(crate) fn disk(name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether [`disk`] has been here before: of all that it has left.
+pub(crate) fn kept(name: &str) -> Result<(), String> {
+    let fail = |why: std::io::Error| format!("{name}: {why}");
+    let disk = File::open(name).map_err(fail)?;
+    let mut content = vec![0; HALF];
+    disk.read_exact_at(&mut content, 0).map_err(fail)?;
+    check(&content, |byte| byte)?;
+    let second = u64::try_from(HALF).map_err(|why| why.to_string())?;
+    disk.read_exact_at(&mut content, second).map_err(fail)?;
+    check(&content, |byte| !byte)?;
+    println!("init: disk is as it was left");
+    Ok(())
+}
+
 /// [`disk`] for a SATA disk, an NVMe disk and a virtio disk, once they have been found.
 pub(crate) fn disks() -> Result<(), String> {
     for name in ["/dev/sda", "/dev/nvme0n1", "/dev/vda"] {

@@ -40,7 +40,7 @@ const MADE_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=relia
 
 /// Such a VM: its folder, what its `init` does, and how it differs from others.
 type Made = (&'static str, &'static str, &'static [&'static str]);
-const MADE_VMS: [Made; 11] = [
+const MADE_VMS: [Made; 14] = [
     ("vm", "", &[]),
     ("vm-2", "cpu-hotplug", &["--processors", "2"]),
     ("vm-beats", "beats", &["--memory", "40M"]),
@@ -54,9 +54,19 @@ const MADE_VMS: [Made; 11] = [
         &["--machine", "q35", "--processors", "2", "--restarts", "3"],
     ),
     ("vm-q35-virtio", "disk,network,random ip=dhcp", &["--machine", "q35", "--virtio", "3"]),
+    ("vm-sealed", "disk,network,random ip=dhcp", &["--virtio", "3", SEALED, "0"]),
+    ("vm-kept", "disk-kept", &["--virtio", "3", SEALED, "0"]),
+    (
+        "vm-q35-sealed",
+        "disk,network,random ip=dhcp",
+        &["--machine", "q35", "--virtio", "3", SEALED, "0"],
+    ),
     ("vm-lies", "disk,stay,disk ip=dhcp", &["--virtio", "4"]),
     ("vm-q35-lies", "disk,stay,disk ip=dhcp", &["--machine", "q35", "--virtio", "4"]),
 ];
+
+/// Which of its devices is the sealed disk.
+const SEALED: &str = "--disk";
 
 /// The disk of those that have one: the host has filled the first half.
 const DISK_HALF: u64 = 1 << 20;
@@ -171,6 +181,8 @@ pub(crate) fn made(of: &Parts, out: &Path) -> Result<PathBuf> {
     let (mut programs, parts) = with_made(of, (MADE, &MADE_VMS), out)?;
     programs.add("life.sh", &written(&parts, "life.sh", LIFE)?);
     disk_of_made(&mut programs, &parts)?;
+    let [_, sealed] = sealed_disk(&parts)?;
+    programs.add("data/sealed", &sealed);
     finish(&programs, out)
 }
 
@@ -200,6 +212,13 @@ fn with_made(
         let line = format!("{MADE_WORDS} init.do={actions}");
         let mut words = vec!["--cmdline", &line];
         words.extend(*more);
+        let disk;
+        if let Some((number, SEALED)) = more.last().copied().zip(more.iter().nth_back(1).copied()) {
+            let [key, image] = sealed_disk(&parts)?;
+            disk = format!("{number},{},{}", key.display(), image.display());
+            let _ = words.pop();
+            words.push(&disk);
+        }
         if !more.contains(&"--memory") {
             words.extend(["--memory", "64M"]);
         }
@@ -213,12 +232,32 @@ fn with_made(
     Ok((programs, parts))
 }
 
+/// What the host has put on the first half of a disk.
+fn half_of_disk() -> Vec<u8> {
+    let word = |at: u64| at.wrapping_mul(0xd134_2543_de82_ef95).rotate_left(29).to_le_bytes();
+    (0..DISK_HALF / 8).flat_map(word).collect()
+}
+
+/// The same disk sealed, as a tenant does it: its key and its image.
+fn sealed_disk(parts: &Path) -> Result<[PathBuf; 2]> {
+    let [plain, key, image] = ["plain", "disk.key", "sealed"].map(|name| parts.join(name));
+    if !image.exists() {
+        let mut disk = half_of_disk();
+        disk.resize(disk.len() * 2, 0);
+        fs::write(&plain, disk).context("cannot write a disk")?;
+        let tenant = build::tenant()?;
+        tool::run(Command::new(&tenant).args(["image", "key"]).arg(&key))?;
+        let mut seal = Command::new(&tenant);
+        tool::run(seal.args(["image", "seal", "--key"]).args([&key, &plain, &image]))?;
+    }
+    Ok([key, image])
+}
+
 /// Adds an empty disk for snapshots, a disk for VMs that `visorctl` makes, what is served of it, and the hash that it has when the VM has
 /// written the complement of its first half to the second one.
 fn disk_of_made(programs: &mut Programs, parts: &Path) -> Result<()> {
     use sha2::{Digest, Sha256};
-    let word = |at: u64| at.wrapping_mul(0xd134_2543_de82_ef95).rotate_left(29).to_le_bytes();
-    let mut disk: Vec<u8> = (0..DISK_HALF / 8).flat_map(word).collect();
+    let mut disk = half_of_disk();
     let served = disk.get(..SERVED).unwrap_or_default().to_vec();
     let after = disk.iter().map(|byte| !byte);
     let hash = Sha256::digest(disk.iter().copied().chain(after).collect::<Vec<u8>>());

@@ -117,6 +117,10 @@ fn made_tests() -> Vec<Test> {
         "*guest: init: network is right",
         "*guest: init: random numbers are there",
     ];
+    let kept: &[&str] = &["*guest: init: disk is right", "*guest: init: disk is as it was left"];
+    // Without the visor the VM has what the host has.
+    let unread: &[&str] = &["*guest: init: disk: wrong bytes*"];
+    let changed: &[&str] = &["*guest: init: disk: /dev/vda: *(os error 5)*"];
     let (virtio, pc_virtio) = (("vm-virtio", data.as_slice()), ("vm-q35-virtio", data.as_slice()));
     let pc: (&str, &[&str]) = ("vm-q35", &[]);
     let plain = |vm| made(Stack::bare, vm, "modules,boot,slay");
@@ -136,6 +140,26 @@ fn made_tests() -> Vec<Test> {
             .test("protected/q35-virtio-control", 30),
         made(with_tickets, pc_virtio, "modules,submit,devices_on_pci,boot,running,written,slay")
             .test("protected/q35-virtio", 60),
+        made(Stack::bare, ("vm-sealed", unread), "modules,sealed,boot,slay")
+            .test("protected/qemu-sealed-control", 30),
+        made(
+            with_tickets,
+            ("vm-sealed", kept),
+            "modules,submit,sealed,boot,running,hidden,kept,slay",
+        )
+        .test("protected/qemu-sealed", 90),
+        made(
+            with_tickets,
+            ("vm-q35-sealed", data),
+            "modules,submit,sealed_on_pci,boot,running,hidden,slay",
+        )
+        .test("protected/q35-sealed", 60),
+        made(
+            with_tickets,
+            ("vm-sealed", changed),
+            "modules,submit,sealed,tampered,boot,running,refused,slay",
+        )
+        .test("protected/qemu-sealed-changed", 60),
         lies("vm-lies", "networks").test("protected/qemu-virtio-lies", 60),
         lies("vm-q35-lies", "networks_on_pci").test("protected/q35-virtio-lies", 60).on_demand(),
         Test::new("protected/qemu-reset-control", 40, |rig| bare_resets(rig, "vm-reset")),
