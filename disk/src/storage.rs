@@ -9,8 +9,9 @@ pub type Block = [u8; 4096];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// It is under way. The next call is the same request, with the same content, and so on until it is
-    /// done; a read fills the buffer of the call that is told so. If the operation is given up the next
-    /// call may be another request: the storage is to end the one under way first.
+    /// done. A read may fill a part of its buffer at each call: it is the same one, and nobody else uses it in
+    /// between. If the operation is given up the next call may be another request: the storage is to end the one
+    /// under way first.
     Wait,
     /// The host's storage failed.
     Failed,
