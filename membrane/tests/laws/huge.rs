@@ -1,4 +1,4 @@
-//! Large leaves of the host's: what comes at the first touch, and hosts that split, move and halve them.
+//! Large leaves of the host's: what comes at the first touch, and hosts that look at pages of them and move them.
 
 use ept::addr::{GuestFrame, PAGE, Span};
 use ept::entry::Level;
@@ -12,10 +12,10 @@ use proptest::prelude::*;
 use crate::world::{KNOWN, LARGE, LEAF, MIB, SHARED, World, frame, image, tables};
 
 /// A large leaf that permits everything.
-const BLOCK: u64 = 0xb7;
+pub(crate) const BLOCK: u64 = 0xb7;
 const JUNK: [u8; 4096] = [0x3c; 4096];
 
-fn resident(world: &World) -> u64 {
+pub(crate) fn resident(world: &World) -> u64 {
     world.vms.vm(world.guests[0].as_ref().unwrap().number).unwrap().resident()
 }
 
@@ -156,12 +156,12 @@ fn a_block_of_which_a_frame_is_in_use_is_brought_page_by_page() {
     world.finish();
 }
 
-fn is_large(world: &World) -> bool {
+pub(crate) fn is_large(world: &World) -> bool {
     world.board.is_large(world.guests[0].as_ref().unwrap().eptp, LARGE.0 * PAGE)
 }
 
 /// The same VM, with all that the host has lent.
-fn whole() -> World {
+pub(crate) fn whole() -> World {
     let mut world = lent();
     world.guest_write(0, LARGE.0 + 5).unwrap();
     assert!(is_large(&world));
@@ -223,89 +223,6 @@ fn a_block_whose_leaf_loses_rights_stays_one_and_has_them_again_by_one_exit() {
         assert_eq!((resident(&world), world.board.flushes), (512, flushes + 1));
     }
     world.finish();
-}
-
-/// The host splits its entry, each of the small ones with these low bits.
-fn split(world: &mut World, low: u64) {
-    let t = tables(0);
-    for number in 0..512 {
-        let _ = world.store(t.spare, number, (2 * MIB + number * PAGE) | low);
-    }
-    let _ = world.store(t.pd, 1, t.spare | 7);
-}
-
-#[test]
-fn a_host_that_splits_its_entry_in_place_disturbs_no_vm() {
-    // With all flags: nothing is taken back.
-    let mut world = whole();
-    let flushes = world.board.flushes;
-    split(&mut world, 0x337);
-    // Of the table.
-    assert_eq!((resident(&world), world.board.flushes), (512, flushes + 1));
-    world.guest_write(0, LARGE.0 + 9).unwrap();
-    assert!(is_large(&world));
-    world.check();
-    world.finish();
-    // Without the right to write: all of them have to ask.
-    let mut world = whole();
-    split(&mut world, 0x335);
-    assert_eq!(resident(&world), 512);
-    for number in [LARGE.0, LARGE.1 - 1] {
-        assert!(matches!(world.guest_write(0, number), Err(Filled::Denied { .. })));
-        world.guest_read(0, number).unwrap();
-    }
-    world.check();
-    // What it gives back to one page it gives to no other.
-    let _ = world.store(tables(0).spare, 0, (2 * MIB) | 0x337);
-    world.guest_write(0, LARGE.0).unwrap();
-    assert!(matches!(world.guest_write(0, LARGE.0 + 1), Err(Filled::Denied { .. })));
-    world.check();
-    world.finish();
-}
-
-#[test]
-fn half_of_a_block_leaves_and_the_other_half_stays() {
-    let mut world = whole();
-    let t = tables(0);
-    split(&mut world, LEAF);
-    for number in 0..256 {
-        let _ = world.store(t.spare, number, 0);
-        assert!(matches!(world.guest_read(0, LARGE.0 + number), Err(Filled::Absent(_))));
-    }
-    world.check();
-    for number in LARGE.0 + 256..LARGE.1 {
-        world.guest_read(0, number).unwrap();
-    }
-    assert_eq!(resident(&world), 256);
-    world.finish();
-}
-
-#[test]
-fn a_split_that_moves_a_page_or_is_in_memory_of_the_vms_takes_the_block_away() {
-    let at = 2 * MIB + 5 * PAGE;
-    for moved in [true, false] {
-        let mut world = whole();
-        let t = tables(0);
-        if moved {
-            for number in 0..512 {
-                let _ = world.store(t.spare, number, (2 * MIB + number * PAGE) | LEAF);
-            }
-            let _ = world.store(t.spare, 5, (4 * MIB) | LEAF);
-            let _ = world.store(t.pd, 1, t.spare | 7);
-        } else {
-            let mut table = [0; 4096];
-            for (word, number) in table.chunks_exact_mut(8).zip(0..) {
-                word.copy_from_slice(&((2 * MIB + number * PAGE) | LEAF).to_le_bytes());
-            }
-            // As if the VM knew how.
-            world.board.set_page(at, &table);
-            let _ = world.guests[0].as_mut().unwrap().expected.insert(LARGE.0 + 5, table);
-            let _ = world.store(t.pd, 1, at | 7);
-        }
-        assert_eq!(resident(&world), 0, "{moved}");
-        world.check();
-        world.finish();
-    }
 }
 
 #[test]

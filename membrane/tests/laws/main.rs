@@ -20,6 +20,7 @@ mod refusals;
 mod restarts;
 mod sizes;
 mod sparse;
+mod splits;
 mod tickets;
 mod views;
 mod world;
