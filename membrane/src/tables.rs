@@ -260,9 +260,10 @@ impl Tables {
     /// Where the leaf of `page` lies, and of no other one.
     fn small(&mut self, mem: &mut impl TableMem, page: GuestFrame) -> Option<Place> {
         let place = self.find(mem, page).ok()?;
-        if place.level != Level::Pt {
-            self.split(mem, place);
+        if place.level == Level::Pt {
+            return Some(place);
         }
+        self.split(mem, place);
         self.find(mem, page).ok().filter(|place| place.level == Level::Pt)
     }
 
