@@ -14,7 +14,6 @@ const DIRECT: &[u32] = &[
     0x10,  // IA32_TIME_STAMP_COUNTER
     0x48,  // IA32_SPEC_CTRL
     0x49,  // IA32_PRED_CMD
-    0x10b, // IA32_FLUSH_CMD
     0x174, // IA32_SYSENTER_CS, _ESP, _EIP
     0x175,
     0x176,
@@ -61,7 +60,7 @@ pub fn close(mut set: impl FnMut(usize, u64)) {
 }
 
 /// Words of the read bitmaps in which [`DIRECT`] has bits.
-const WORDS: usize = 9;
+const WORDS: usize = 8;
 const _: () = assert!(WORDS <= UNROLLED, "see `unroll`");
 
 /// One of those words, and the bits of [`DIRECT`] in it.

@@ -101,8 +101,9 @@ impl Slots {
 
     /// The slot of the current VMCS, which the caller knows to exist.
     pub(super) fn current(&mut self) -> &mut Slot {
-        let index = self.current;
-        #[expect(clippy::indexing_slicing, reason = "only `load` sets it, to the index of a slot")]
+        // Only `load` sets it, to the index of a slot; so this costs no comparison.
+        let index = self.current % SLOTS;
+        #[expect(clippy::indexing_slicing, reason = "it is less than their number")]
         &mut self.slots[index]
     }
 
