@@ -119,7 +119,7 @@ impl Vm {
         let run = [start, page.base()].into_iter().map(|from| {
             let known = self.manifest.next(mem, from / PAGE..end / PAGE);
             let known = known.map_or(end, |(number, _)| number * PAGE);
-            (from, known.min(self.untouched(mem, from, end)))
+            (from, self.untouched(mem, from, known))
         });
         let (from, end) = run.into_iter().find(|(_, end)| *end > page.base())?;
         let before = found.frame.base().checked_sub(page.base() - from)?;
