@@ -40,8 +40,9 @@ pub struct Configuration<'a> {
     pub version: &'a str,
     /// How it was started.
     pub launch: Launch,
-    /// Whether it is the build for tests that does without VMX, so that nothing is protected from the host.
-    pub without_vmx: bool,
+    /// Whether it is the build for tests that does without VMX, so that nothing is protected from the host; and the one
+    /// whose TPM is not the machine's.
+    pub for_tests: [bool; 2],
     /// Its command line as the boot loader gave it.
     pub command_line: &'a [u8],
     /// Whether tickets are taken in clear.
@@ -105,9 +106,8 @@ impl Event {
         let dev_tickets = if of.dev_tickets { "yes" } else { "no" };
         let unprotected_vms = if of.unprotected_vms { "run" } else { "refuse" };
         write!(self, "format=1\nvisor={}\nlaunch={launch}\n", of.version)?;
-        if of.without_vmx {
-            self.write_str("vmx=no\n")?;
-        }
+        let lines = ["vmx=no\n", "tpm=serial\n"].into_iter().zip(of.for_tests);
+        lines.filter(|line| line.1).try_for_each(|line| self.write_str(line.0))?;
         match line {
             Line::Whole => writeln!(self, "command-line={}", of.command_line.escape_ascii())?,
             Line::Digest => {

@@ -288,7 +288,7 @@ fn measure(found: &Found, options: &Options, units: usize) {
     let configuration = Configuration {
         version: env!("CARGO_PKG_VERSION"),
         launch: Launch::Plain,
-        without_vmx: cfg!(feature = "without-vmx"),
+        for_tests: [cfg!(feature = "without-vmx"), cfg!(feature = "serial-tpm")],
         command_line: found.info.cmdline,
         dev_tickets: options.dev_tickets,
         unprotected_vms: options.unprotected_vms,

@@ -32,6 +32,8 @@ mod stop;
 mod submit;
 mod table;
 mod tables;
+#[cfg_attr(feature = "serial-tpm", path = "../serial-tpm/tis.rs")]
+mod tis;
 mod tpm;
 mod txt;
 mod vectors;

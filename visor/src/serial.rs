@@ -18,7 +18,8 @@ const FASTEST: u32 = 115_200;
 /// Polls before a byte is given up: a UART that never empties must not stop the machine.
 const PATIENCE: u32 = 1 << 20;
 
-struct Uart(u16);
+/// A UART with this first port.
+pub(crate) struct Uart(pub(crate) u16);
 
 impl Write for Uart {
     fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -33,12 +34,12 @@ impl Write for Uart {
 }
 
 impl Uart {
-    fn register(&self, offset: u16) -> Port<u8> {
+    pub(crate) fn register(&self, offset: u16) -> Port<u8> {
         Port::new(self.0 + offset)
     }
 
     #[expect(unsafe_code, reason = "a UART's ports")]
-    fn send(&self, byte: u8) {
+    pub(crate) fn send(&self, byte: u8) {
         for _ in 0..PATIENCE {
             // SAFETY: reading the line status has no effect on memory.
             if unsafe { self.register(5).read() } & 0x20 != 0 {
@@ -51,7 +52,7 @@ impl Uart {
 
     /// 8 data bits, no parity, one stop bit, no interrupts, FIFOs on.
     #[expect(unsafe_code, reason = "a UART's ports")]
-    fn program(&self, baud: u32) {
+    pub(crate) fn program(&self, baud: u32) {
         let [low, high, ..] = (FASTEST / baud.max(1)).to_le_bytes();
         for (offset, value) in [(1, 0), (3, 0x83), (0, low), (1, high), (3, 3), (2, 7), (4, 3)] {
             // SAFETY: the registers of a UART have no effect on memory.

@@ -6,18 +6,17 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use attest::log::Log;
 use attest::measure::{Before, Configuration, Event, Launch, Recorder};
-use attest::tpm::{Error, Registers, Tpm};
-use boot::acpi::{self, AcpiError, Root, TpmStart};
+use attest::tpm::{Error, Tpm};
+use boot::acpi::AcpiError;
 use boot::txt::PRIVATE;
 use ept::addr::Span;
 use spin::Mutex;
 use ticket::port::Tpm as State;
 
-use crate::memory::{self, BootMemory};
-use crate::{apic, cpu, txt, vectors};
+use crate::{cpu, tis, txt, vectors};
 
 /// Physical address of the registers of locality 0; those of the others follow.
-const BASE: u64 = 0xfed4_0000;
+pub(crate) const BASE: u64 = 0xfed4_0000;
 
 /// Registers that are nobody's but the visor's, be there a TPM or not: firmware's tables, which say so, are not
 /// measured. The localities above 0, and the private registers of TXT, by which a launched environment has the
@@ -25,35 +24,10 @@ const BASE: u64 = 0xfed4_0000;
 pub(crate) const DENIED: [Span; 2] =
     [Span::sized(BASE + 0x1000, 0x4000).unwrap(), Span::sized(PRIVATE, 0x1_0000).unwrap()];
 
-/// The registers.
-#[derive(Debug)]
-struct Mmio;
-
-impl Registers for Mmio {
-    fn read8(&self, offset: u64) -> u8 {
-        memory::read(BASE + offset)
-    }
-
-    fn read32(&self, offset: u64) -> u32 {
-        memory::read(BASE + offset)
-    }
-
-    fn write8(&mut self, offset: u64, value: u8) {
-        memory::write(BASE + offset, value);
-    }
-
-    fn write32(&mut self, offset: u64, value: u32) {
-        memory::write(BASE + offset, value);
-    }
-
-    fn pause(&self) {
-        apic::wait(1);
-    }
-}
-
 /// Why no TPM holds what the visor is.
 #[derive(Clone, Copy, Debug)]
-enum Lack {
+#[cfg_attr(feature = "serial-tpm", expect(dead_code, reason = "nothing looks for a TPM"))]
+pub(crate) enum Lack {
     Table,
     Acpi(AcpiError),
     /// ACPI has it driven by this other method.
@@ -76,9 +50,7 @@ impl fmt::Display for Lack {
         match self {
             Self::Table => f.write_str("the machine has no TPM 2.0, or it is off"),
             Self::Acpi(error) => error.fmt(f),
-            Self::Method(number) => {
-                write!(f, "it takes commands by method {number}, not by its registers")
-            }
+            Self::Method(number) => write!(f, "it takes commands by method {number} only"),
             Self::Elsewhere(address) => write!(f, "its control area is at {address:#x}"),
             Self::Extended => f.write_str("something has extended PCR 19 before"),
             Self::Tpm(error) => error.fmt(f),
@@ -131,7 +103,7 @@ pub(crate) fn measure(
     key: impl Fn(Option<[u8; 32]>) -> [u8; 64],
 ) {
     let begin = cpu::tsc();
-    let state = match find(rsdp).and_then(|()| extend(visor, &key)) {
+    let state = match tis::find(rsdp).and_then(|tis| extend(tis, visor, &key)) {
         Ok(launch) => {
             LAUNCHED.store(launch == Launch::Txt, Ordering::Relaxed);
             State::Measured
@@ -147,21 +119,10 @@ pub(crate) fn measure(
     log::debug!("TPM: {} ticks", cpu::tsc().wrapping_sub(begin));
 }
 
-/// Whether ACPI has a TPM where the visor looks for it.
-fn find(rsdp: Option<&[u8]>) -> Result<(), Lack> {
-    let root = Root::find(&BootMemory, rsdp).map_err(Lack::Acpi)?;
-    match acpi::tpm(&BootMemory, root).map_err(Lack::Acpi)?.ok_or(Lack::Table)? {
-        TpmStart::Fifo => Ok(()),
-        TpmStart::Crb(area) if area == BASE + 0x40 => Ok(()),
-        TpmStart::Crb(area) => Err(Lack::Elsewhere(area)),
-        TpmStart::Other(method) => Err(Lack::Method(method)),
-    }
-}
-
 #[expect(clippy::large_stack_frames, reason = "runs once, on the boot stack of 64 KiB")]
-fn extend(visor: &Visor<'_>, key: Key<'_>) -> Result<Launch, Lack> {
+fn extend(tis: tis::Tis, visor: &Visor<'_>, key: Key<'_>) -> Result<Launch, Lack> {
     let (log, event) = (&mut *LOG.lock(), &mut *EVENT.lock());
-    let mut tpm = Tpm::find(Mmio)?;
+    let mut tpm = Tpm::find(tis)?;
     let interface = tpm.interface();
     let mut recorder = Recorder::start(&mut tpm, log)?;
     let banks = recorder.banks().len();
@@ -176,8 +137,7 @@ fn extend(visor: &Visor<'_>, key: Key<'_>) -> Result<Launch, Lack> {
         let launch = txt::launch(visor.tboot, before, &mut recorder)?;
         let configuration = Configuration { launch, ..visor.configuration };
         // A command line that is too long is hashed.
-        let configuration = vectors::with(|| event.configuration(&configuration));
-        recorder.record(configuration?)?;
+        recorder.record(vectors::with(|| event.configuration(&configuration))?)?;
         recorder.record(event.iommu(visor.iommu.0, visor.iommu.1)?)?;
         let public = key(Some(recorder.random()?));
         recorder.record(event.key(&public)?)?;
@@ -185,9 +145,7 @@ fn extend(visor: &Visor<'_>, key: Key<'_>) -> Result<Launch, Lack> {
     });
     // The host gets the TPM in any case.
     let launch = recorder.finish().map_err(Lack::Tpm).and(done)?;
-    log::info!(
-        "TPM: PCR 19 holds the visor's configuration and key; {} bytes of log",
-        log.bytes().len()
-    );
+    let len = log.bytes().len();
+    log::info!("TPM: PCR 19 holds the visor's configuration and key; {len} bytes of log");
     Ok(launch)
 }

@@ -13,7 +13,7 @@ fn configuration(command_line: &[u8]) -> Configuration<'_> {
     Configuration {
         version: "0.1.0",
         launch: Launch::Plain,
-        without_vmx: false,
+        for_tests: [false; 2],
         command_line,
         dev_tickets: false,
         unprotected_vms: true,
@@ -127,12 +127,13 @@ fn text(command_line: &[u8]) -> String {
 }
 
 #[test]
-fn a_build_without_vmx_never_passes_for_the_visor() {
+fn a_build_for_tests_never_passes_for_the_visor() {
     let mut event = Event::empty();
-    let without = Configuration { without_vmx: true, ..configuration(b"") };
-    let told = event.configuration(&without).unwrap().bytes.to_vec();
-    assert!(told.windows(21).any(|part| part == b"launch=plain\nvmx=no\nc"));
-    assert!(!text(b"").contains("vmx"));
+    let build = Configuration { for_tests: [true; 2], ..configuration(b"") };
+    let told = event.configuration(&build).unwrap().bytes.to_vec();
+    let wanted = b"launch=plain\nvmx=no\ntpm=serial\ncommand-line=\n";
+    assert!(told.windows(wanted.len()).any(|part| part == wanted));
+    assert!(text(b"").contains("launch=plain\ncommand-line=\n"));
 }
 
 #[test]
