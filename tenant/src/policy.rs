@@ -114,6 +114,8 @@ pub struct Insecure {
     pub any_build: bool,
     /// The visor may be an image for tests, which does not protect itself from the host.
     pub without_vmx: bool,
+    /// The visor may be an image for tests, whose TPM is at the end of a serial line.
+    pub serial_tpm: bool,
     /// The visor may take tickets in clear.
     pub dev_tickets: bool,
     /// The IOMMU may be in any state.

@@ -26,6 +26,8 @@ pub struct Measured {
     pub launch: String,
     /// `no` for the image for tests, whose host runs natively; `yes` for all others, which do not say it.
     pub vmx: String,
+    /// Which TPM it has measured itself by: `machine`, or `serial` in an image for tests.
+    pub tpm: String,
     /// Its command line, or `sha256:` and its hash where it is too long.
     pub command_line: String,
     /// `yes` if it takes tickets in clear.
@@ -100,19 +102,24 @@ fn tagged(event: &Event, id: u32) -> Option<&[u8]> {
 
 fn read_configuration(text: &[u8]) -> Option<Measured> {
     let lines = read_lines(text)?;
-    let (vmx, [format, visor, launch, command_line, dev_tickets, unprotected]) =
-        match *lines.as_slice() {
-            [a, b, c, ("vmx", "no"), d, e, f] => ("no", [a, b, c, d, e, f]),
-            [a, b, c, d, e, f] => ("yes", [a, b, c, d, e, f]),
-            _ => return None,
-        };
-    let fixed = [format, visor, launch, dev_tickets, unprotected].map(|(key, _)| key);
+    let [format, visor, launch, rest @ ..] = lines.as_slice() else { return None };
+    // What only builds for tests say.
+    let (vmx, rest) = match rest {
+        [("vmx", "no"), rest @ ..] => ("no", rest),
+        _ => ("yes", rest),
+    };
+    let (tpm, rest) = match rest {
+        [("tpm", "serial"), rest @ ..] => ("serial", rest),
+        _ => ("machine", rest),
+    };
+    let [command_line, dev_tickets, unprotected] = rest else { return None };
+    let fixed = [format, visor, launch, dev_tickets, unprotected].map(|(key, _)| *key);
     let is_known = fixed == CONFIGURATION
         && format.1 == "1"
         && matches!(launch.1, "txt" | "plain")
         && matches!(dev_tickets.1, "yes" | "no")
         && matches!(unprotected.1, "run" | "refuse");
-    let command_line = match command_line {
+    let command_line = match *command_line {
         // What stands for a long one is none.
         ("command-line", line) if !line.starts_with(HASHED) => line.to_owned(),
         (LONG_COMMAND_LINE, hash) => format!("{HASHED}{hash}"),
@@ -122,6 +129,7 @@ fn read_configuration(text: &[u8]) -> Option<Measured> {
         version: visor.1.to_owned(),
         launch: launch.1.to_owned(),
         vmx: vmx.to_owned(),
+        tpm: tpm.to_owned(),
         command_line,
         dev_tickets: dev_tickets.1.to_owned(),
         unprotected_vms: unprotected.1.to_owned(),

@@ -112,6 +112,8 @@ pub enum Check {
     LaunchMeasured,
     /// The visor runs the host in VMX non-root operation.
     Vmx,
+    /// The visor has measured itself by the machine's own TPM.
+    Tpm,
     /// The visor is a build that the policy knows.
     VisorBuild,
     /// Its command line is one of the policy's.
@@ -130,7 +132,7 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::AkEnrolled,
         Self::AkRestricted,
         Self::AkBinding,
@@ -150,6 +152,7 @@ impl Check {
         Self::LaunchAccepted,
         Self::LaunchMeasured,
         Self::Vmx,
+        Self::Tpm,
         Self::VisorBuild,
         Self::CommandLine,
         Self::Iommu,
@@ -182,6 +185,7 @@ impl Check {
             Self::LaunchAccepted => "launch-accepted",
             Self::LaunchMeasured => "launch-measured",
             Self::Vmx => "vmx",
+            Self::Tpm => "tpm",
             Self::VisorBuild => "visor-build",
             Self::CommandLine => "command-line",
             Self::Iommu => "iommu",
@@ -214,6 +218,7 @@ impl Check {
             Self::VisorLog
             | Self::VisorEvents
             | Self::Vmx
+            | Self::Tpm
             | Self::VisorBuild
             | Self::CommandLine
             | Self::Iommu
@@ -265,6 +270,9 @@ impl Check {
             }
             Self::Vmx => {
                 "This is an image for tests, from which the host can take everything. Boot a visor."
+            }
+            Self::Tpm => {
+                "This is an image for tests: whoever has the serial line measures what it likes. Boot a visor."
             }
             Self::VisorBuild => {
                 "Build the visor from its source, and put its SHA-256 into the policy if it is this one."

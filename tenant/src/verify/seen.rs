@@ -60,6 +60,8 @@ pub(super) fn check_visor(
     add(Check::Iommu, &policy.iommu, visor.map(|visor| &visor.iommu), insecure.any_iommu.into());
     let yes = BTreeSet::from(["yes".to_owned()]);
     add(Check::Vmx, &yes, visor.map(|visor| &visor.vmx), insecure.without_vmx.into());
+    let machine = BTreeSet::from(["machine".to_owned()]);
+    add(Check::Tpm, &machine, visor.map(|visor| &visor.tpm), insecure.serial_tpm.into());
     let no = BTreeSet::from(["no".to_owned()]);
     add(Check::DevTickets, &no, visor.map(|visor| &visor.dev_tickets), insecure.dev_tickets.into());
     let vms = visor.map(|visor| &visor.unprotected_vms);

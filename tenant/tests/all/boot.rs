@@ -56,7 +56,8 @@ pub(crate) fn tagged(id: u32, content: &[u8]) -> Vec<u8> {
 #[derive(Clone)]
 pub(crate) struct Visor {
     pub(crate) launch: &'static str,
-    pub(crate) vmx: &'static str,
+    /// What only builds for tests say.
+    pub(crate) for_tests: &'static str,
     pub(crate) command_line: String,
     pub(crate) dev_tickets: &'static str,
     pub(crate) iommu: &'static str,
@@ -67,7 +68,7 @@ pub(crate) struct Visor {
 impl Visor {
     pub(crate) fn new(launch: &'static str) -> Self {
         let command_line = COMMAND_LINE.to_owned();
-        Self { launch, vmx: "", command_line, dev_tickets: "no", iommu: "on", random: 0x42 }
+        Self { launch, for_tests: "", command_line, dev_tickets: "no", iommu: "on", random: 0x42 }
     }
 
     pub(crate) fn keys(&self) -> Keys {
@@ -81,7 +82,7 @@ impl Visor {
     pub(crate) fn configuration(&self) -> String {
         format!(
             "format=1\nvisor=0.1.0\nlaunch={}\n{}command-line={}\ndev-tickets={}\nunprotected-vms=run\n",
-            self.launch, self.vmx, self.command_line, self.dev_tickets
+            self.launch, self.for_tests, self.command_line, self.dev_tickets
         )
     }
 

@@ -148,7 +148,7 @@ fn record_others(tpm: &Swtpm, out: &Path, (boot, visor): (&[Event], &Visor)) {
 fn record_others_boots(tpm: &mut Swtpm, out: &Path, boot: &[Event]) {
     let lax = Visor {
         command_line: "dev-tickets insecure-no-iommu".into(),
-        vmx: "vmx=no\n",
+        for_tests: "vmx=no\n",
         dev_tickets: "yes",
         iommu: "insecure",
         ..Visor::new("plain")
@@ -219,5 +219,29 @@ fn record() {
     extend(&one, 2, &measured[1..]);
     extend(&one, 2, &visor.events());
     quote(&one, &out.join("txt"), (&boot, &events), &visor);
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A boot of the visor whose TPM is at the end of a serial line, on a machine of its own.
+#[test]
+#[ignore = "writes a fixture; needs swtpm, tpm2-tools, and visorctl to be built"]
+fn record_serial() {
+    let folder = env::temp_dir().join(format!("tenant-serial-{}", std::process::id()));
+    let authority = folder.join("authority");
+    let tpm = Swtpm::make(&folder.join("tpm"), &authority);
+    let root = folder.join("root.pem");
+    let certificates = ["issuercert.pem", "swtpm-localca-rootca-cert.pem"];
+    let certificates = certificates.map(|name| fs::read_to_string(authority.join(name)).unwrap());
+    fs::write(&root, certificates.concat()).unwrap();
+    enroll(&tpm, &folder, &root, "rsa");
+    let out = fixtures().join("serial");
+    fs::create_dir_all(&out).unwrap();
+    let _ = fs::copy(folder.join("machine.json"), out.join("machine.json")).unwrap();
+    let boot = firmware();
+    let visor = Visor { for_tests: "tpm=serial\n", ..Visor::new("plain") };
+    fs::write(out.join("policy.toml"), policy("plain", &boot)).unwrap();
+    extend(&tpm, 0, &boot);
+    extend(&tpm, 2, &visor.events());
+    quote(&tpm, &out, (&boot, &visor.events()), &visor);
     fs::remove_dir_all(&folder).unwrap();
 }

@@ -178,6 +178,8 @@ fn what_a_policy_waives_is_insecure_and_never_trusted() {
     let waived = waive(lax(), "dev-tickets = true\nany-iommu = true\nwithout-vmx = true");
     assert_eq!(waived.broken(), ["iommu waived", "vmx waived", "dev-tickets waived"]);
     assert_eq!(waive(lax(), "any-iommu = true").broken(), ["iommu waived", "vmx", "dev-tickets"]);
+    assert_eq!(waive(Case::of("serial"), "serial-tpm = true").broken(), ["tpm waived"]);
+    assert_eq!(waive(Case::of("serial"), "without-vmx = true").broken(), ["tpm"]);
     let silent = Case::of("plain").with(|case| case.evidence.visor.alive = None);
     assert_eq!(waive(silent, "no-signature = true").broken(), ["visor-alive waived"]);
     let other = Case::of("plain").policy(

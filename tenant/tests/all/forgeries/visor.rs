@@ -40,6 +40,7 @@ pub(super) fn by_policy() -> Forgeries {
             Case::of("lax"),
             &["command-line", "iommu", "vmx", "dev-tickets"],
         ),
+        ("a visor whose TPM is not the machine's", Case::of("serial"), &["tpm"]),
         (
             "a visor that refuses VMs where it should run them",
             plain().policy(r#"unprotected-vms = ["run"]"#, r#"unprotected-vms = ["refuse"]"#),
