@@ -16,8 +16,39 @@ use crate::{paths, rustc, tool};
 /// Where a freestanding workspace leaves its programs, below its own folder.
 const RELEASE: &str = "target/x86_64-unknown-linux-gnu/release";
 
-/// What only the visor of [`visor_without_vmx`] says.
-const WITHOUT_VMX: &[u8] = b"TEST BUILD WITHOUT VMX";
+/// A build of the visor for tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ForTests {
+    /// Sets up all but VMX, and then lets the host run natively.
+    WithoutVmx,
+    /// Has its TPM at the end of COM2.
+    SerialTpm,
+}
+
+impl ForTests {
+    const ALL: [Self; 2] = [Self::WithoutVmx, Self::SerialTpm];
+
+    /// The feature of cargo's that makes it, which is its name, too.
+    const fn feature(self) -> &'static str {
+        match self {
+            Self::WithoutVmx => "without-vmx",
+            Self::SerialTpm => "serial-tpm",
+        }
+    }
+
+    /// What only it says.
+    const fn says(self) -> &'static [u8] {
+        match self {
+            Self::WithoutVmx => b"TEST BUILD WITHOUT VMX",
+            Self::SerialTpm => b"TEST BUILD WITH A TPM ON COM2",
+        }
+    }
+
+    fn is(self, linked: &[u8]) -> bool {
+        let says = self.says();
+        linked.windows(says.len()).any(|bytes| bytes == says)
+    }
+}
 
 /// Builds `visor.elf`; the path of it.
 pub(crate) fn visor() -> Result<PathBuf> {
@@ -28,7 +59,7 @@ pub(crate) fn visor() -> Result<PathBuf> {
 pub(crate) fn visor_of(root: &Path) -> Result<PathBuf> {
     let built = root.join("visor").join(RELEASE);
     let linked = linked_visor(root, &built, &[])?;
-    ensure!(!says_without_vmx(&linked), "this is a visor for tests");
+    ensure!(!ForTests::ALL.iter().any(|kind| kind.is(&linked)), "this is a visor for tests");
     vectors::check(&linked)?;
     image(root, "visor.elf", &linked)
 }
@@ -39,21 +70,18 @@ pub(crate) fn digest(path: &Path) -> Result<String> {
     Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Builds `visor-without-vmx.elf`, which sets up all but VMX and then lets the host run natively; the path
-/// of it. It has a folder of its own, so that it is never taken for the other one.
-pub(crate) fn visor_without_vmx() -> Result<PathBuf> {
-    let folder = paths::target("without-vmx")?;
+/// Builds the visor for tests of this `kind`; the path of it. It has a folder of its own, so that it is never taken
+/// for the other one.
+pub(crate) fn visor_for_tests(kind: ForTests) -> Result<PathBuf> {
+    let feature = kind.feature();
+    let folder = paths::target(feature)?;
     let target = folder.to_str().context("the target folder has no plain path")?;
-    let words = ["--features", "without-vmx", "--target-dir", target];
+    let words = ["--features", feature, "--target-dir", target];
     let built = folder.join("x86_64-unknown-linux-gnu/release");
     let root = paths::root();
     let linked = linked_visor(&root, &built, &words)?;
-    ensure!(says_without_vmx(&linked), "this is no visor for tests");
-    image(&root, "visor-without-vmx.elf", &linked)
-}
-
-fn says_without_vmx(linked: &[u8]) -> bool {
-    linked.windows(WITHOUT_VMX.len()).any(|bytes| bytes == WITHOUT_VMX)
+    ensure!(kind.is(&linked), "this is no visor for tests");
+    image(&root, &format!("visor-{feature}.elf"), &linked)
 }
 
 /// Builds the visor of the checkout at `root`, with `words` for cargo, and its loader; what that leaves in the

@@ -140,6 +140,7 @@ impl MachineOptions {
             triple_fault: if self.reset { TripleFault::Resets } else { TripleFault::Ends },
             mips: self.mips,
             seconds: self.deadline,
+            com2: None,
         }
     }
 }

@@ -18,8 +18,11 @@ const STEPS: &str = include_str!("vmms/steps.sh");
 const QEMU: &str = include_str!("vmms/qemu.sh");
 const XL: &str = include_str!("vmms/xl.sh");
 const MADE: &str = include_str!("vmms/made.sh");
-/// Sourced by that.
+/// Sourced by that, where they are.
 const LIFE: &str = include_str!("vmms/life.sh");
+const TENANT: &str = include_str!("vmms/tenant.sh");
+/// Carries a TPM's commands over a serial line.
+const TPM_LINE: &str = include_str!("vmms/tpm-line.sh");
 const ATTACKED: &str = include_str!("vmms/attacked.sh");
 /// The script of Xen's guests.
 const DOMU: &str = include_str!("vmms/domu.sh");
@@ -184,6 +187,30 @@ pub(crate) fn made(of: &Parts, out: &Path) -> Result<PathBuf> {
     let [_, sealed] = sealed_disk(&parts)?;
     programs.add("data/sealed", &sealed);
     finish(&programs, out)
+}
+
+/// An initial RAM file system of a host that tenants ask, made at `out`: QEMU, for the VM whose files are in the folder
+/// `vm`; `visorctl`, the program `tool`; tpm2-tools. The VM's ticket is not there.
+pub(crate) fn asked(tool: &Path, vm: &Path, modules: &[PathBuf], out: &Path) -> Result<PathBuf> {
+    let parts = parts(out)?;
+    let mut programs = host(&packages::vmms()?, &parts, MADE)?;
+    programs.program("usr/bin/qemu-system-x86_64")?;
+    programs.file("usr/share/qemu/kvmvapic.bin")?;
+    add_modules(&mut programs, modules)?;
+    programs.add("visorctl", tool);
+    programs.add("tenant.sh", &written(&parts, "tenant.sh", TENANT)?);
+    programs.add("tpm-line", &written(&parts, "tpm-line", TPM_LINE)?);
+    for file in ["stub.rom", "qemu.args", "image.bin"] {
+        programs.add(&format!("vm/{file}"), &vm.join(file));
+    }
+    let _ = finish(&programs, out)?;
+    let mut tools = Programs::of(&packages::tpm_tools()?);
+    tools.program("usr/bin/tpm2")?;
+    tools.program("usr/lib/x86_64-linux-gnu/libtss2-tcti-cmd.so.0")?;
+    let tools = tools.archive(&[])?;
+    let mut archive = fs::File::options().append(true).open(out).context("cannot add programs")?;
+    std::io::Write::write_all(&mut archive, &tools).context("cannot add programs")?;
+    Ok(out.to_path_buf())
 }
 
 /// An initial RAM file system in which `intruder` attacks such a VM, made at `out`.

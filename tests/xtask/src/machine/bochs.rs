@@ -128,7 +128,8 @@ fn config(machine: &Machine) -> String {
         format!("romimage: file={}", bios(machine)),
         format!("vgaromimage: file={VGA_BIOS}"),
     ];
-    for line in lines {
+    let com2 = |port| format!("com2: enabled=1, mode=socket-client, dev=127.0.0.1:{port}");
+    for line in lines.into_iter().chain(machine.com2.map(com2)) {
         let _ = writeln!(text, "{line}");
     }
     text
@@ -202,9 +203,12 @@ mod tests {
             memory_mib: 1024,
             triple_fault: TripleFault::Resets,
             mips: 300,
+            com2: Some(4321),
             ..Machine::default()
         };
         let text = config(&machine);
+        assert!(text.contains("com2: enabled=1, mode=socket-client, dev=127.0.0.1:4321\n"));
+        assert!(!config(&Machine::default()).contains("com2"));
         assert!(text.contains("model=corei7_haswell_4770, count=2, ips=300000000,"));
         assert!(text.contains("reset_on_triple_fault=1"));
         assert!(text.contains("memory: guest=1024, host=1024\n"));

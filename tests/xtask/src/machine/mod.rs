@@ -1,10 +1,12 @@
 //! What is booted and on which machine, as plain data, and what came of it.
 
 mod bochs;
+mod line;
 pub(crate) mod outside;
 mod process;
 mod qemu;
 mod serial;
+mod shared;
 mod tpm;
 pub(crate) mod txt;
 
@@ -16,8 +18,10 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 pub(crate) use crate::image::iso::Messages;
+pub(crate) use line::{Line, Peer};
 pub(crate) use qemu::{described, kvm_nests, loading, loading_after};
 pub(crate) use serial::{Lines, Step, Watch};
+pub(crate) use shared::Shared;
 pub(crate) use tpm::{Authority, Interface, Tpm};
 
 /// The emulator that a machine runs in.
@@ -103,6 +107,8 @@ pub(crate) struct Machine {
     pub(crate) mips: u64,
     /// The deadline, in seconds of the emulated clock.
     pub(crate) seconds: u64,
+    /// Bochs only: COM2 leads to this TCP port of the build machine's.
+    pub(crate) com2: Option<u16>,
 }
 
 impl Default for Machine {
@@ -118,6 +124,7 @@ impl Default for Machine {
             triple_fault: TripleFault::Ends,
             mips: USUAL_MIPS,
             seconds: 60,
+            com2: None,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::process;
 use crate::tool;
 
 /// The program that is the TPM.
-const PROGRAM: &str = "swtpm";
+pub(super) const PROGRAM: &str = "swtpm";
 
 /// How the TPM is driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,20 @@ impl Authority {
 pub(crate) struct Tpm(Child);
 
 impl Tpm {
+    /// Starts one by `command`, and waits until it listens at `socket`.
+    pub(super) fn by(command: &mut Command, socket: &Path) -> Result<Self> {
+        // One that was there before is nobody's.
+        let _ = fs::remove_file(socket);
+        let child = command.spawn().context("cannot start swtpm: `cargo xtask setup` installs it");
+        let tpm = Self(child?);
+        let start = Instant::now();
+        while !is_listening(socket) {
+            ensure!(start.elapsed() < Duration::from_secs(20), "swtpm makes no socket");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(tpm)
+    }
+
     /// Starts one that was never used, for a machine in the folder `dir`.
     pub(crate) fn start(dir: &Path) -> Result<Self> {
         Self::listening(dir, "tpm.socket")
@@ -102,14 +116,8 @@ impl Tpm {
             format!("--ctrl=type=unixio,path={}", socket.display()),
             format!("--log=file={},level=1", dir.join("tpm.log").display()),
         ];
-        let child = process::bound_to_this(PROGRAM.as_ref()).args(words).spawn();
-        let tpm = Self(child.context("cannot start swtpm: `cargo xtask setup` installs it")?);
-        let start = Instant::now();
-        while !is_listening(&socket) {
-            ensure!(start.elapsed() < Duration::from_secs(20), "swtpm makes no socket");
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(tpm)
+        let mut command = process::bound_to_this(PROGRAM.as_ref());
+        Self::by(command.args(words), &socket)
     }
 
     /// What QEMU, in the TPM's folder, is told to have it as `interface`.

@@ -15,8 +15,8 @@ const VMMS: [&str; 4] = ["busybox-static", "qemu-system-x86", "qemu-system-xen",
 /// The packages whose programs work in VMs, and what a compiler compiles.
 const WORKS: [&str; 4] = ["libc6-dev", "libstb-dev", "sqlite3", "tcc"];
 
-/// The packages by which a host talks to its TPM, and the shell around them.
-const TPM_TOOLS: [&str; 2] = ["busybox-static", "tpm2-tools"];
+/// The packages by which a host talks to its TPM, also through any program that carries bytes, and the shell around them.
+const TPM_TOOLS: [&str; 3] = ["busybox-static", "libtss2-tcti-cmd0", "tpm2-tools"];
 
 /// The folder of tpm2-tools and busybox.
 pub(crate) fn tpm_tools() -> Result<PathBuf> {

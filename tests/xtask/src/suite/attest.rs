@@ -3,6 +3,7 @@
 //! Emulators with VMX have no TPM. So most run the visor without VMX in QEMU, beside a TPM in software: it measures as
 //! always, and the host, the distribution's kernel, shows what its TPM says and what the visor has logged.
 
+mod chain;
 mod host;
 mod live;
 mod tenant;
@@ -246,6 +247,7 @@ pub(super) fn tests() -> Vec<Test> {
         }),
     ];
     tests.extend(live::tests());
+    tests.extend(chain::tests());
     tests
 }
 

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Error, Result};
 
-use crate::build::{self, Guests};
+use crate::build::{self, ForTests, Guests};
 use crate::image::vmms::{self, XenVm};
 use crate::image::{remote, works};
 use crate::machine::{Image, Machine, Payload};
@@ -123,6 +123,7 @@ impl<T: Clone> Once<T> {
 pub(crate) struct Kit {
     visor: Once<PathBuf>,
     without_vmx: Once<PathBuf>,
+    serial_tpm: Once<PathBuf>,
     guests: Once<Guests>,
     small: Once<PathBuf>,
     stock: Once<PathBuf>,
@@ -159,6 +160,7 @@ impl Kit {
         Self {
             visor: Once::new(),
             without_vmx: Once::new(),
+            serial_tpm: Once::new(),
             guests: Once::new(),
             small: Once::new(),
             stock: Once::new(),
@@ -191,7 +193,12 @@ impl Kit {
 
     /// The image of the visor that does without VMX.
     pub(crate) fn without_vmx(&self) -> Result<PathBuf> {
-        self.without_vmx.get(build::visor_without_vmx)
+        self.without_vmx.get(|| build::visor_for_tests(ForTests::WithoutVmx))
+    }
+
+    /// The image of the visor that has its TPM at the end of a serial line.
+    pub(crate) fn serial_tpm(&self) -> Result<PathBuf> {
+        self.serial_tpm.get(|| build::visor_for_tests(ForTests::SerialTpm))
     }
 
     /// An initial RAM file system for the distribution's kernel with `init` and drivers.

@@ -3,7 +3,9 @@
 # init.vm= names. What it says on its serial line comes as "guest: ...".
 
 . /steps.sh
-. /life.sh
+for more in /life.sh /tenant.sh; do
+    [ ! -e $more ] || . $more
+done
 vm=/$(word init.vm)
 return=$(printf '\r')
 

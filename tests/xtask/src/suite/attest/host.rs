@@ -12,6 +12,7 @@ use super::super::Rig;
 use super::super::iommu::powered_off;
 use super::super::kit::LINUX;
 use super::LIMIT;
+use super::tenant::Operator;
 use crate::machine::txt::{self, Chipset, Memory, Senter};
 use crate::machine::{self, Image, Interface, Loader, Payload, Tpm};
 use crate::paths;
@@ -53,12 +54,19 @@ pub(super) struct Host<'a> {
     told: Cell<u32>,
 }
 
-impl Host<'_> {
-    /// The file `name` of the folder.
-    pub(super) fn file(&self, name: &str) -> PathBuf {
+impl Operator for Host<'_> {
+    fn file(&self, name: &str) -> PathBuf {
         self.share.join(name)
     }
 
+    fn does(&self, words: &str) -> Result<String> {
+        let (status, said) = self.tries(words)?;
+        ensure!(status == "0", "the host's `{words}` failed, {status}: {}", said.trim());
+        Ok(said)
+    }
+}
+
+impl Host<'_> {
     /// Has the host run the script `words`: its status, and what it printed.
     pub(super) fn tries(&self, words: &str) -> Result<(String, String)> {
         let number = self.tell(words)?;
@@ -70,13 +78,6 @@ impl Host<'_> {
         let read = |path: &Path| fs::read_to_string(path).context("the host's answer is missing");
         let status = read(&done)?.trim().to_owned();
         Ok((status, read(&self.file(&format!("{number}.out")))?))
-    }
-
-    /// Has the host run the script `words`, which must succeed; what it printed.
-    pub(super) fn does(&self, words: &str) -> Result<String> {
-        let (status, said) = self.tries(words)?;
-        ensure!(status == "0", "the host's `{words}` failed, {status}: {}", said.trim());
-        Ok(said)
     }
 
     /// Writes the next script; its number.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::super::{Rig, Test};
 use super::host::{Boot, Host, Start, talk};
-use super::tenant::{Against, Tenant, rules};
+use super::tenant::{Against, Operator, Tenant, rules};
 use super::{bytes, configuration};
 use crate::machine::txt::{Memory, Senter};
 use crate::machine::{Authority, Loader};
@@ -133,8 +133,8 @@ fn bios(rig: &Rig<'_>) -> Result<()> {
         let log = "/sys/kernel/security/tpm0/binary_bios_measurements";
         let _ = host.does(&format!("cp {log} firmware.log"))?;
         let log = tool::output(Command::new("tpm2_eventlog").arg(host.file("firmware.log")))?;
-        tenant.write("waiving.toml", &policy("plain", WORDS, &rules(&log), WAIVERS))?;
-        tenant.write("strict.toml", &policy("plain", WORDS, &rules(&log), ""))?;
+        tenant.write("waiving.toml", policy("plain", WORDS, &rules(&log), WAIVERS))?;
+        tenant.write("strict.toml", policy("plain", WORDS, &rules(&log), ""))?;
         tenant.ask(host, "good")?;
         let good = of("good", "good.challenge");
         tenant.refuses(Against { policy: "strict.toml", ..good }, WAIVED, &[])?;
@@ -180,8 +180,8 @@ fn uefi(rig: &Rig<'_>) -> Result<()> {
         tenant.enroll(host, &authority, "machine.json")?;
         let values = values(&host.does("tpm2_pcrread sha256:0,2,4,7,8,9")?);
         let unexplained = format!("{WAIVERS}unexplained = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n");
-        tenant.write("waiving.toml", &policy("plain", WORDS, &values, &unexplained))?;
-        tenant.write("strict.toml", &policy("plain", WORDS, &values, WAIVERS))?;
+        tenant.write("waiving.toml", policy("plain", WORDS, &values, &unexplained))?;
+        tenant.write("strict.toml", policy("plain", WORDS, &values, WAIVERS))?;
         tenant.ask(host, "good")?;
         let good = of("good", "good.challenge");
         tenant.refuses(Against { policy: "strict.toml", ..good }, UNEXPLAINED, WAIVED)?;
@@ -241,8 +241,8 @@ fn launched(rig: &Rig<'_>) -> Result<()> {
         tenant.enroll(host, &authority, "machine.json")?;
         let values = pinned(&host.does("tpm2_pcrread sha256:17,18")?);
         let unexplained = format!("{WAIVERS}unexplained = [17, 18]\n");
-        tenant.write("waiving.toml", &policy("txt", WORDS, &values, &unexplained))?;
-        tenant.write("strict.toml", &policy("txt", WORDS, &values, WAIVERS))?;
+        tenant.write("waiving.toml", policy("txt", WORDS, &values, &unexplained))?;
+        tenant.write("strict.toml", policy("txt", WORDS, &values, WAIVERS))?;
         for pcr in 17..23 {
             let (_, said) = host.tries(&extend(pcr))?;
             ensure!(said.contains("0x907"), "the host extends PCR {pcr}: {said}");

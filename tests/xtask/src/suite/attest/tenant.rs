@@ -8,7 +8,6 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::host::Host;
 use crate::machine::Authority;
 use crate::{build, paths, tool};
 
@@ -41,7 +40,17 @@ pub(super) struct Verdict {
     waived: Vec<String>,
 }
 
+/// Who has a machine: does what the tenant asks for, in a folder of files.
+pub(super) trait Operator {
+    /// The file `name` of the folder.
+    fn file(&self, name: &str) -> PathBuf;
+
+    /// Runs `words` in the folder, which must succeed; what was printed.
+    fn does(&self, words: &str) -> Result<String>;
+}
+
 /// A tenant with a ticket and a key.
+#[derive(Clone)]
 pub(super) struct Tenant {
     program: PathBuf,
     dir: PathBuf,
@@ -65,14 +74,18 @@ impl Tenant {
     }
 
     /// Writes the file `name`.
-    pub(super) fn write(&self, name: &str, text: &str) -> Result<()> {
-        fs::write(self.file(name), text).with_context(|| format!("cannot write {name}"))
+    pub(super) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> Result<()> {
+        fs::write(self.file(name), content).with_context(|| format!("cannot write {name}"))
+    }
+
+    /// What is in the file `name`.
+    pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
+        fs::read(self.file(name)).with_context(|| format!("no {name}"))
     }
 
     /// The file `name`, which is JSON.
     pub(super) fn json(&self, name: &str) -> Result<Value> {
-        let text = fs::read(self.file(name)).with_context(|| format!("no {name}"))?;
-        serde_json::from_slice(&text).with_context(|| format!("{name} is no JSON"))
+        serde_json::from_slice(&self.read(name)?).with_context(|| format!("{name} is no JSON"))
     }
 
     /// Writes the file `out`: the evidence of `into`, but with what that of `from` has at `place`.
@@ -80,11 +93,11 @@ impl Tenant {
         let (mut evidence, from) = (self.json(into)?, self.json(from)?);
         let (old, new) = (evidence.pointer_mut(place), from.pointer(place));
         *old.context("no such place")? = new.context("no such place")?.clone();
-        self.write(out, &evidence.to_string())
+        self.write(out, evidence.to_string())
     }
 
     /// Runs the program: its exit code, and its answer.
-    fn run(&self, words: &[&str]) -> Result<(i32, Value)> {
+    pub(super) fn run(&self, words: &[&str]) -> Result<(i32, Value)> {
         let mut command = Command::new(&self.program);
         let output = command.arg("--json").args(words).current_dir(&self.dir).output();
         let output = output.context("cannot start tenant")?;
@@ -94,21 +107,21 @@ impl Tenant {
     }
 
     /// Runs the program, which must do what it is told.
-    fn does(&self, words: &[&str]) -> Result<()> {
+    pub(super) fn does(&self, words: &[&str]) -> Result<()> {
         let (exit, answer) = self.run(words)?;
         ensure!(exit == 0, "tenant {}: {exit}, {answer}", words.join(" "));
         Ok(())
     }
 
-    /// Takes the file `name` from the host.
-    pub(super) fn take(&self, host: &Host<'_>, name: &str) -> Result<()> {
+    /// Takes the file `name` from who has the machine.
+    pub(super) fn take(&self, host: &dyn Operator, name: &str) -> Result<()> {
         let _ = fs::copy(host.file(name), self.file(name))
             .with_context(|| format!("the host has left no {name}"))?;
         Ok(())
     }
 
-    /// Gives the file `name` to the host.
-    pub(super) fn give(&self, host: &Host<'_>, name: &str) -> Result<()> {
+    /// Gives the file `name` to who has the machine.
+    pub(super) fn give(&self, host: &dyn Operator, name: &str) -> Result<()> {
         let _ = fs::copy(self.file(name), host.file(name))
             .with_context(|| format!("the tenant has no {name}"))?;
         Ok(())
@@ -118,7 +131,7 @@ impl Tenant {
     /// the TPM was asked, in `machine.activation`.
     pub(super) fn enroll(
         &self,
-        host: &Host<'_>,
+        host: &dyn Operator,
         authority: &Authority,
         machine: &str,
     ) -> Result<()> {
@@ -141,7 +154,7 @@ impl Tenant {
     }
 
     /// Has the host answer a new challenge, `name.challenge`; the evidence is in the file `name`.
-    pub(super) fn ask(&self, host: &Host<'_>, name: &str) -> Result<()> {
+    pub(super) fn ask(&self, host: &dyn Operator, name: &str) -> Result<()> {
         let challenge = format!("{name}.challenge");
         self.does(&["challenge", "--policy", "waiving.toml", "--out", &challenge])?;
         self.give(host, &challenge)?;
