@@ -9,7 +9,7 @@ use spin::Mutex;
 
 use crate::serial::Uart;
 use crate::tpm::{BASE, Lack};
-use crate::{apic, cpu::size};
+use crate::{apic, cpu, cpu::size};
 
 /// COM2, 115,200 baud.
 const LINE: (u16, u32) = (0x2f8, 115_200);
@@ -43,6 +43,10 @@ pub(crate) struct Tis {
     locality: Option<u8>,
     /// The last command got no answer.
     failed: bool,
+    /// Commands so far, their bytes with those of the answers, and ticks of the TSC for which the line had both.
+    commands: u64,
+    bytes: usize,
+    ticks: u64,
 }
 
 /// The TPM, which nothing tells of.
@@ -50,7 +54,7 @@ pub(crate) struct Tis {
 pub(crate) fn find(_: Option<&[u8]>) -> Result<Tis, Lack> {
     log::warn!("TEST BUILD WITH A TPM ON COM2: whoever has that line can measure what it likes");
     Uart(LINE.0).program(LINE.1);
-    Ok(Tis { locality: None, failed: false })
+    Ok(Tis { locality: None, failed: false, commands: 0, bytes: 0, ticks: 0 })
 }
 
 /// The locality that a register is of, and which of its registers it is.
@@ -99,13 +103,22 @@ impl Registers for Tis {
         match (register, value) {
             (LOCALITY_CONTROL, REQUEST) => self.locality = u8::try_from(locality).ok(),
             (LOCALITY_CONTROL, RELINQUISH) => {
+                let begin = cpu::tsc();
                 self.locality = None;
                 // Who sends commands next is at locality 0.
                 let _ = choose(0);
+                self.ticks += cpu::tsc() - begin;
+                let Self { commands, bytes, ticks, .. } = self;
+                log::debug!("COM2: {commands} commands, {bytes} bytes, {ticks} ticks");
             }
             (START, _) => {
+                let begin = cpu::tsc();
                 let chosen = self.locality.and_then(choose);
-                self.failed = chosen.and_then(|()| exchange(&mut *BUFFER.lock())).is_none();
+                let done = chosen.and_then(|()| exchange(&mut *BUFFER.lock()));
+                self.failed = done.is_none();
+                self.commands += 1;
+                self.bytes += done.unwrap_or(0);
+                self.ticks += cpu::tsc() - begin;
             }
             _ => {}
         }
@@ -119,12 +132,13 @@ impl Registers for Tis {
 /// Has the TPM take commands as from `locality`: a command of TPMs in software (`TPM2_CC_SetLocality` of libtpms).
 fn choose(locality: u8) -> Option<()> {
     let mut message = [0x80, 1, 0, 0, 0, 11, 0x20, 0, 0x10, 0, locality];
-    exchange(&mut message)?;
+    let _ = exchange(&mut message)?;
     message.get(6..HEADER).filter(|code| code.iter().all(|byte| *byte == 0)).map(drop)
 }
 
-/// Sends the command in `buffer`, and puts the answer in its place; `None` if there is none, or no room for it.
-fn exchange(buffer: &mut [u8]) -> Option<()> {
+/// Sends the command in `buffer`, and puts the answer in its place; how long both are, or `None` if there is no answer, or
+/// no room for it.
+fn exchange(buffer: &mut [u8]) -> Option<usize> {
     let line = Uart(LINE.0);
     let len = length(buffer)?;
     buffer.get(..len)?.iter().for_each(|byte| line.send(*byte));
@@ -138,7 +152,7 @@ fn exchange(buffer: &mut [u8]) -> Option<()> {
         }
         *buffer.get_mut(at)? = receive(&line)?;
     }
-    Some(())
+    Some(len + taken)
 }
 
 /// The length of what is in `buffer`, which says so.

@@ -17,7 +17,7 @@ use crate::paths;
 /// differs between runs. `idle=halt`, because Bochs loses wake-ups from MWAIT;
 /// `acpiphp.disable`, because SeaBIOS describes a PCI hotplug controller that Bochs does not have: its
 /// registers read as all ones, which at any ACPI event makes Linux remove every device.
-pub(super) const LINUX: &str = "console=ttyS0,115200 quiet panic=-1 mitigations=off tsc=reliable \
+pub(crate) const LINUX: &str = "console=ttyS0,115200 quiet panic=-1 mitigations=off tsc=reliable \
                      random.trust_cpu=on no_timer_check nokaslr idle=halt libata.force=disable \
                      acpiphp.disable=1";
 

@@ -32,7 +32,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::machine::{self, End, Machine, Outcome, Payload, Runner, Watch};
 pub(crate) use expect::{Script, Then};
-pub(crate) use kit::{Host, Kit, Stack};
+pub(crate) use kit::{Host, Kit, LINUX, Stack};
 pub(crate) use schedule::{Images, Plan, run, select};
 
 /// Lines that no test wants to see unless it expects them.
