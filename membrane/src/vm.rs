@@ -29,7 +29,7 @@ use seal::key::{VmId, VmKey};
 use seal::page::{GuestPage, Sealer};
 use seal::record::Sealed;
 use sha2::{Digest, Sha256};
-use ticket::{Disk, Header, MAX_TRANSPORTS, Origin, Range, State, error::Error};
+use ticket::{Disk, Header, MAX_TRANSPORTS, Origin, Range, Secret, State, error::Error};
 
 use crate::map::{Map, Transport};
 use crate::past::Past;
@@ -187,6 +187,10 @@ pub(crate) enum Fate {
     GivenUp,
 }
 
+/// [`MAX_TRANSPORTS`].
+const TRANSPORTS: u64 = 8;
+const _: () = assert!(MAX_TRANSPORTS == 8);
+
 /// A protected VM.
 #[derive(Debug)]
 pub struct Vm {
@@ -204,7 +208,8 @@ pub struct Vm {
     /// Accesses of the host's to its pages that were recorded.
     pub(crate) touches: u32,
     pub(crate) map: Map,
-    disks: [Option<Disk>; MAX_TRANSPORTS],
+    /// Sealed disks, four records for each.
+    disks: Sparse,
     /// Hashes of pages that are still fresh.
     manifest: Sparse,
     /// What is known of pages that were outside.
@@ -244,7 +249,7 @@ impl Vm {
             root: None,
             touches: 0,
             map: Map::new(),
-            disks: [const { None }; MAX_TRANSPORTS],
+            disks: Sparse::new(),
             manifest: Sparse::new(),
             pasts: Sparse::new(),
             tables: Tables::new(mem).map_err(|Exhausted| Error::Memory)?,
@@ -263,10 +268,18 @@ impl Vm {
     }
 
     /// Makes a virtio device of its a sealed disk.
-    pub(crate) fn add_disk(&mut self, disk: Disk) -> Result<(), Error> {
-        let number = usize::try_from(disk.transport).ok();
-        let place = number.and_then(|number| self.disks.get_mut(number));
-        *place.ok_or(Error::DiskTransport)? = Some(disk);
+    pub(crate) fn add_disk(&mut self, mem: &mut impl TableMem, disk: &Disk) -> Result<(), Error> {
+        let [low, high] = [0, 8].map(|at| u128::from_le_bytes(disk.id) >> (8 * at));
+        let half = |id| u64::try_from(id & u128::from(u64::MAX)).unwrap_or(0);
+        let records = [
+            [1, disk.blocks, disk.total, disk.moment],
+            words(disk.key.bytes()),
+            [half(low), half(high), 0, 0],
+        ];
+        for (number, record) in (4 * u64::from(disk.transport)..).zip(records) {
+            let set = self.disks.set(mem, number, record);
+            set.map_err(|Exhausted| Error::Memory)?;
+        }
         Ok(())
     }
 
@@ -323,8 +336,17 @@ impl Vm {
 
     /// What its ticket says of the virtio device with this number, if that is a sealed disk.
     #[must_use]
-    pub fn disk(&self, transport: usize) -> Option<&Disk> {
-        self.disks.get(transport)?.as_ref()
+    pub fn disk(&self, mem: &impl TableMem, transport: u32) -> Option<Disk> {
+        let record = |part| self.disks.get(mem, 4 * u64::from(transport) + part);
+        let [is_there, blocks, total, moment] = record(0);
+        let [low, high, ..] = record(2);
+        let id = (u128::from(low) | u128::from(high) << 64).to_le_bytes();
+        let mut key = [0; 32];
+        for (bytes, word) in key.as_chunks_mut::<8>().0.iter_mut().zip(record(1)) {
+            *bytes = word.to_le_bytes();
+        }
+        let key = Secret::new(key);
+        (is_there == 1).then_some(Disk { transport, blocks, total, id, key, moment })
     }
 
     /// Whether it will never run again.
@@ -582,7 +604,12 @@ impl Vm {
     /// Gives back all memory that the VM has from the visor, at most `budget` frames. It was stopped, has
     /// no page, and processors have forgotten it.
     pub(crate) fn free(&mut self, mem: &mut impl TableMem, budget: &mut u32) -> Progress {
-        for sparse in [&mut self.manifest, &mut self.pasts] {
+        // Keys do not wait for another use of their frame.
+        let records = if self.disks.is_empty() { 0 } else { 4 * TRANSPORTS };
+        for number in 0..records {
+            let _ = self.disks.set(mem, number, NONE);
+        }
+        for sparse in [&mut self.manifest, &mut self.pasts, &mut self.disks] {
             if sparse.clear(mem, budget) == Progress::Again {
                 return Progress::Again;
             }

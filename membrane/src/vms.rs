@@ -88,7 +88,7 @@ impl<M: Hardware> parse::Sink for Sink<'_, M> {
     }
 
     fn disk(&mut self, disk: Disk) -> Result<(), Error> {
-        self.draft.vm.as_mut().ok_or(Error::NotBegun)?.add_disk(disk)
+        self.draft.vm.as_mut().ok_or(Error::NotBegun)?.add_disk(self.mem, &disk)
     }
 
     fn page(&mut self, address: u64, hash: &[u8; 32]) -> Result<(), Error> {

@@ -112,8 +112,9 @@ pub struct Parser {
     disks: u32,
     pages: u32,
     ranges: [Option<Range>; MAX_RANGES],
-    last_disk: Option<u32>,
-    last_page: Option<u64>,
+    /// The least transport that the next disk may have, and the least address of the next page.
+    next_disk: u32,
+    next_page: u64,
 }
 
 impl Parser {
@@ -133,8 +134,8 @@ impl Parser {
             disks: 0,
             pages: 0,
             ranges: [None; MAX_RANGES],
-            last_disk: None,
-            last_page: None,
+            next_disk: 0,
+            next_page: 0,
         })
     }
 
@@ -306,13 +307,13 @@ impl Parser {
         let has_device =
             self.ranges.iter().flatten().any(|range| range.class.registers().is_some());
         let is_device = has_device && usize::try_from(transport).is_ok_and(|number| number < parts);
-        if !is_device || self.last_disk.is_some_and(|last| last >= transport) {
+        if !is_device || transport < self.next_disk {
             return Err(Error::DiskTransport);
         }
         if !DISK_BLOCKS.contains(&blocks) || total <= blocks {
             return Err(Error::DiskSize);
         }
-        self.last_disk = Some(transport);
+        self.next_disk = transport + 1;
         Ok(Disk { transport, blocks, total, id, key, moment })
     }
 
@@ -322,13 +323,13 @@ impl Parser {
         if !address.is_multiple_of(PAGE) {
             return Err(Error::PageAlignment);
         }
-        if self.last_page.is_some_and(|last| last >= address) {
+        if address < self.next_page {
             return Err(Error::PageOrder);
         }
         if !self.each(Class::Private).any(|range| range.contains(address)) {
             return Err(Error::PageOutside);
         }
-        self.last_page = Some(address);
+        self.next_page = address + 1;
         Ok((address, hash))
     }
 

@@ -559,27 +559,41 @@ impl Sealed {
     }
 
     fn try_open<M: Memory>(&mut self, memory: &M) -> Result<(), Pause> {
-        let Wanted { id, blocks, total, moment, .. } = self.wanted;
-        let mut host = Host { backend: &mut self.backend, memory, trouble: None };
         if self.volume.is_none() {
-            let Some(headers) = self.buffer.first_chunk_mut() else { return Ok(()) };
-            let read = host.read(total.saturating_sub(2), headers).map_err(Trouble::from);
-            done(read, host)?;
-            let header = Header::newest(headers, &self.wanted.key, total);
-            let header = header.map_err(|why| Pause::Fault(Fault::Header(why)))?;
-            if header.id != id || header.geometry.capacity() != blocks {
-                return Err(Pause::Fault(Fault::Other));
-            }
-            // Once: what is sealed takes its nonces from there.
-            let parts = self.memory.take().zip(self.wanted.opening.take());
-            let (lent, opening) = parts.ok_or(Pause::Fault(Fault::Other))?;
-            let volume = Volume::new(&header, lent, opening);
-            self.volume = Some(volume.map_err(|why| Pause::Fault(Fault::Volume(why)))?);
-            host = Host { backend: &mut self.backend, memory, trouble: None };
+            let header = self.header(memory)?;
+            self.make(&header).map_err(Pause::Fault)?;
         }
         let Some(volume) = &mut self.volume else { return Ok(()) };
+        let mut host = Host { backend: &mut self.backend, memory, trouble: None };
         done(volume.open(&mut host), host)?;
         let (found, _) = volume.moment();
-        if found < moment { Err(Pause::Fault(Fault::Old(found))) } else { Ok(()) }
+        let is_old = found < self.wanted.moment;
+        if is_old { Err(Pause::Fault(Fault::Old(found))) } else { Ok(()) }
+    }
+
+    /// Reads the header of the disk that is wanted.
+    fn header<M: Memory>(&mut self, memory: &M) -> Result<Header, Pause> {
+        let Wanted { id, key, blocks, total, .. } = &self.wanted;
+        let Some(headers) = self.buffer.first_chunk_mut() else {
+            return Err(Pause::Fault(Fault::Other));
+        };
+        let mut host = Host { backend: &mut self.backend, memory, trouble: None };
+        let read = host.read(total.saturating_sub(2), headers).map_err(Trouble::from);
+        done(read, host)?;
+        let header = Header::newest(headers, key, *total);
+        let header = header.map_err(|why| Pause::Fault(Fault::Header(why)))?;
+        let is_it = header.id == *id && header.geometry.capacity() == *blocks;
+        if is_it { Ok(header) } else { Err(Pause::Fault(Fault::Other)) }
+    }
+
+    /// Makes the volume, once: what is sealed takes its nonces from the random bytes.
+    fn make(&mut self, header: &Header) -> Result<(), Fault> {
+        let parts = self.memory.take().zip(self.wanted.opening.take());
+        let (lent, opening) = parts.ok_or(Fault::Other)?;
+        match Volume::new(header, lent, opening) {
+            Ok(volume) => self.volume = Some(volume),
+            Err(why) => return Err(Fault::Volume(why)),
+        }
+        Ok(())
     }
 }

@@ -5,15 +5,15 @@ use crate::driver::answers;
 use crate::world::{PART, PART_BYTES, World};
 
 /// A request it has taken and not answered.
-struct Taken {
+pub(crate) struct Taken {
     head: u16,
-    said: Vec<u8>,
+    pub(crate) said: Vec<u8>,
     places: Vec<(u64, u32)>,
 }
 
 impl Taken {
     /// Bytes that may be answered.
-    fn room(&self) -> u64 {
+    pub(crate) fn room(&self) -> u64 {
         self.places.iter().map(|(_, bytes)| u64::from(*bytes)).sum()
     }
 }
@@ -26,7 +26,7 @@ pub(crate) struct HostQueue {
     pub(crate) is_ready: bool,
     available: u16,
     used: u16,
-    taken: Vec<Taken>,
+    pub(crate) taken: Vec<Taken>,
     /// What it was asked, in order.
     pub(crate) seen: Vec<Vec<u8>>,
 }
@@ -53,7 +53,7 @@ fn inside(address: u64, bytes: u64) {
 
 impl HostQueue {
     /// Takes what is available.
-    fn take(&mut self, world: &World) {
+    pub(crate) fn take(&mut self, world: &World) {
         let [table, ring, _] = self.rings;
         let index = world.peek16(ring + 2);
         assert_eq!(world.peek16(ring), 0, "the device is always to interrupt");
@@ -100,28 +100,8 @@ impl HostQueue {
         self.put(world, &taken, &bytes, length);
     }
 
-    /// Answers the oldest request with what `work` makes of what it says and the room that it has. Returns whether
-    /// there was one.
-    pub(crate) fn serve(
-        &mut self,
-        world: &World,
-        work: impl FnOnce(&[u8], usize) -> Vec<u8>,
-    ) -> bool {
-        if !self.is_ready {
-            return false;
-        }
-        self.take(world);
-        if self.taken.is_empty() {
-            return false;
-        }
-        let taken = self.taken.remove(0);
-        let bytes = work(&taken.said, usize::try_from(taken.room()).unwrap());
-        self.put(world, &taken, &bytes, taken.room());
-        true
-    }
-
     /// Puts `bytes` where the request has room, and says that `length` of them are there.
-    fn put(&mut self, world: &World, taken: &Taken, bytes: &[u8], length: u64) {
+    pub(crate) fn put(&mut self, world: &World, taken: &Taken, bytes: &[u8], length: u64) {
         let mut rest = bytes;
         for (address, bytes) in &taken.places {
             let (here, behind) = rest.split_at(usize::try_from(*bytes).unwrap());

@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::large_stack_frames,
     reason = "all of it is test code, in which a panic is a failed test"
 )]
 

@@ -155,13 +155,19 @@ impl Machine {
         if run.host.told.is_empty() {
             return false;
         }
-        let served = run.host.queues[0].serve(&run.world, |said, room| image.answer(said, room));
-        if served {
-            self.interrupts += 1;
-        } else {
-            run.host.told.clear();
+        let queue = &mut run.host.queues[0];
+        if queue.is_ready {
+            queue.take(&run.world);
         }
-        served
+        if !queue.is_ready || queue.taken.is_empty() {
+            run.host.told.clear();
+            return false;
+        }
+        let taken = queue.taken.remove(0);
+        let bytes = image.answer(&taken.said, usize::try_from(taken.room()).unwrap());
+        queue.put(&run.world, &taken, &bytes, taken.room());
+        self.interrupts += 1;
+        true
     }
 
     /// The VM is entered, and handles the interrupt if there is one. Returns what came back.

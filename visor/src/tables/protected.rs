@@ -115,7 +115,8 @@ impl HostTables {
         transport: usize,
         work: impl FnOnce(&Disk) -> T,
     ) -> Option<T> {
-        self.with_running(vm, |vm, _| vm.disk(transport).map(work))?
+        let transport = u32::try_from(transport).ok()?;
+        self.with_running(vm, |vm, pool| vm.disk(pool, transport).as_ref().map(work))?
     }
 
     /// Notes that a sealed disk of the VM's is not what it should be.

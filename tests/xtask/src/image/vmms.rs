@@ -236,20 +236,7 @@ fn with_made(
     programs.add("visorctl", &of.tool);
     for (name, actions, more) in vms {
         let vm = parts.join(name);
-        let line = format!("{MADE_WORDS} init.do={actions}");
-        let mut words = vec!["--cmdline", &line];
-        words.extend(*more);
-        let disk;
-        if let Some((number, SEALED)) = more.last().copied().zip(more.iter().nth_back(1).copied()) {
-            let [key, image] = sealed_disk(&parts)?;
-            disk = format!("{number},{},{}", key.display(), image.display());
-            let _ = words.pop();
-            words.push(&disk);
-        }
-        if !more.contains(&"--memory") {
-            words.extend(["--memory", "64M"]);
-        }
-        build::linux_vm(&of.tool, [&of.kernel, &of.initrd], &words, &vm)?;
+        make(of, (actions, more), &parts, &vm)?;
         for file in ["ticket", "stub.rom", "qemu.args"] {
             programs.add(&format!("{name}/{file}"), &vm.join(file));
         }
@@ -257,6 +244,24 @@ fn with_made(
     // It is the same for all.
     programs.add("vm/image.bin", &parts.join("vm/image.bin"));
     Ok((programs, parts))
+}
+
+/// Makes such a VM in the folder `vm`.
+fn make(of: &Parts, (actions, more): (&str, &[&str]), parts: &Path, vm: &Path) -> Result<()> {
+    let line = format!("{MADE_WORDS} init.do={actions}");
+    let mut words = vec!["--cmdline", &line];
+    words.extend(more);
+    let disk;
+    if let [.., SEALED, number] = more {
+        let [key, image] = sealed_disk(parts)?;
+        disk = format!("{number},{},{}", key.display(), image.display());
+        let _ = words.pop();
+        words.push(&disk);
+    }
+    if !more.contains(&"--memory") {
+        words.extend(["--memory", "64M"]);
+    }
+    build::linux_vm(&of.tool, [&of.kernel, &of.initrd], &words, vm)
 }
 
 /// What the host has put on the first half of a disk.
