@@ -35,7 +35,9 @@ impl Volume<'_> {
             let entry = self.reader.entry(self.log.blocks, 0)?;
             if let (Kind::Checkpoint, What::Placed(root)) = (head.kind, entry.what) {
                 self.next_root = root;
-                self.log.begin(start, Some(start));
+                // The anchor that is still to come is later than the frame.
+                self.reader.next();
+                self.log.begin(self.reader.mark(), Some(start));
                 return Ok(Stage::Recovered);
             }
             self.reader.next();

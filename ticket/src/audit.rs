@@ -66,7 +66,8 @@ kinds! {
     /// 23:16 the reason's number, bits 39:32 its code; `b` is the address. The first 64 since boot only.
     Dma = 10, "dma-refused";
     /// A sealed disk came back changed, or could not be opened: of `a`, bits 7:0 are the transport, and bits 15:8 what is
-    /// wrong; `b` is the number of the block. The first 16 of a VM only.
+    /// wrong; `b` is the number of the block. The first 4 of a device and
+    /// launch only.
     Disk = 11, "disk-refused";
 }
 

@@ -60,7 +60,7 @@ errors! {
     SharedSize = 22, "a virtio device's shared range at 0, or not of 264 KiB to 64 MiB";
     RestartState = 23, "to be started anew, but not in the reset state";
     DiskTransport = 24, "a sealed disk that is no virtio device of the VM's, or disks that do not ascend";
-    DiskSize = 25, "a sealed disk without data, of over 16 TiB, or with data only";
+    DiskSize = 25, "a sealed disk without data, of over 16 TiB, or of a size that none has";
     ClearTickets = 64, "tickets in clear are off: the visor was started without dev-tickets";
     NotBegun = 65, "a word that belongs to no submission";
     Memory = 66, "the visor has no memory left for it";

@@ -41,6 +41,8 @@ pub const MAX_TRANSPORTS: usize = 8;
 pub const TRANSPORT_SHARED: RangeInclusive<u64> = 0x4_2000..=1 << 26;
 /// Blocks of 4 KiB that a sealed disk may have: 16 TiB.
 pub const DISK_BLOCKS: RangeInclusive<u64> = 1..=1 << 32;
+/// Blocks of a whole disk, with all that it has besides data: none has more.
+pub const DISK_TOTAL: u64 = 1 << 33;
 /// Processors that a VM may have.
 pub const MAX_PROCESSORS: u32 = 64;
 /// Bytes in a page of memory.

@@ -8,9 +8,9 @@ use zeroize::Zeroize;
 use crate::error::Error;
 use crate::fields::Fields;
 use crate::{
-    ADDRESS_END, Class, DISK_BLOCKS, DISK_BYTES, Disk, HEADER_BYTES, Header, MAGIC, MAX_PROCESSORS,
-    MAX_RANGES, MAX_TRANSPORTS, PAGE, PAGE_BYTES, RANGE_BYTES, Range, Secret, State, TRAILER_BYTES,
-    TRANSPORT_SHARED, VERSION,
+    ADDRESS_END, Class, DISK_BLOCKS, DISK_BYTES, DISK_TOTAL, Disk, HEADER_BYTES, Header, MAGIC,
+    MAX_PROCESSORS, MAX_RANGES, MAX_TRANSPORTS, PAGE, PAGE_BYTES, RANGE_BYTES, Range, Secret,
+    State, TRAILER_BYTES, TRANSPORT_SHARED, VERSION,
 };
 
 /// Takes what a ticket says as it arrives.
@@ -310,7 +310,7 @@ impl Parser {
         if !is_device || transport < self.next_disk {
             return Err(Error::DiskTransport);
         }
-        if !DISK_BLOCKS.contains(&blocks) || total <= blocks {
+        if !DISK_BLOCKS.contains(&blocks) || total <= blocks || total > DISK_TOTAL {
             return Err(Error::DiskSize);
         }
         self.next_disk = transport + 1;

@@ -125,7 +125,10 @@ impl Backend {
             Kind::Write => 1,
             Kind::Flush => 4,
         };
-        memory.write(header, &u128::to_le_bytes(u128::from(at * SECTORS) << 64 | number))?;
+        memory.write(
+            header,
+            &u128::to_le_bytes(u128::from(at.saturating_mul(SECTORS)) << 64 | number),
+        )?;
         memory.write(header + STATUS, &[NO_STATUS])?;
         let writes = if kind == Kind::Read { WRITE } else { 0 };
         let second = if blocks == 0 { 2 } else { 1 };

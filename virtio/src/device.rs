@@ -223,6 +223,9 @@ impl Device {
             QUEUE_NUM | QUEUE_SIZE => return Ok(queue.resize(value)),
             QUEUE_READY if value == 0 => {
                 queue.stop(&mut self.shared);
+                if let Some(disk) = self.sealed.as_deref_mut().filter(|_| self.selected == 0) {
+                    disk.abandon();
+                }
                 return Ok(0);
             }
             QUEUE_READY if self.is_broken => return Ok(0),
@@ -230,9 +233,9 @@ impl Device {
                 let started = match &mut self.sealed {
                     _ if !self.is_accepted => Err(Error::Failed(Failure::Setup)),
                     None => queue.start(memory),
-                    Some(disk) if self.selected == 0 => queue
-                        .start(memory)
-                        .map(|()| disk.begin_queue(queue.place(), self.shared.room.place())),
+                    Some(disk) if self.selected == 0 => {
+                        disk.start(queue, self.shared.room.place(), memory)
+                    }
                     Some(_) => Err(Error::Failed(Failure::Setup)),
                 };
                 self.note(started)?;
@@ -275,7 +278,8 @@ impl Device {
         if let (Some(queue), false) = (queue, self.is_broken) {
             let published = match &mut self.sealed {
                 None => queue.publish(&mut self.shared, memory),
-                Some(disk) => disk.drive(queue, &mut self.shared.chain, memory),
+                Some(disk) if number == 0 => disk.drive(queue, &mut self.shared.chain, memory),
+                Some(_) => Ok(()),
             };
             // What this store tells the host need not be told again.
             queue.is_owed &= published.is_err();
@@ -378,7 +382,7 @@ impl Device {
             queue.stop(&mut self.shared);
         }
         if let Some(disk) = &mut self.sealed {
-            disk.abandon();
+            disk.reset();
         }
         // What the VM is told later, while a driver has the device, is nothing that this goes by.
         let [first, ..] = &mut self.queues;

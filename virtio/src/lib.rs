@@ -7,5 +7,6 @@ pub mod device;
 pub mod layout;
 pub mod memory;
 mod queue;
+mod request;
 mod room;
 pub mod sealed;

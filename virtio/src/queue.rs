@@ -46,7 +46,7 @@ pub(crate) struct Queue {
     shown: u8,
     /// The shadow.
     shadow: u64,
-    is_ready: bool,
+    pub(crate) is_ready: bool,
     /// Entries that the host got, and that the VM got back; both wrap.
     available: u16,
     used: u16,

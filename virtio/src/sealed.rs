@@ -3,7 +3,6 @@
 
 use core::fmt;
 use core::mem;
-use core::ops::Range;
 
 use disk::header::{Header, Refusal};
 use disk::storage::{Block, Error as Trouble, Storage};
@@ -14,21 +13,15 @@ use crate::backend::{Backend, Host};
 use crate::chain::{Chain, Error};
 use crate::memory::{Failure, Memory};
 use crate::queue::Queue;
+use crate::request::{BLOCK, FORGOTTEN, Front, HEADER, Kind, Piece, SECTORS, Status};
 
-/// Bytes of a sector, in which requests count.
-const SECTOR: u64 = 512;
-const SECTORS: u64 = 8;
-const BLOCK: u64 = 4096;
 /// Blocks that are sealed or unsealed at once.
 pub const PIECE: usize = 32;
 
-/// What precedes the data of a request, and what a request to forget has of each piece.
-const HEADER: u64 = 16;
-const SEGMENT: u64 = 16;
-/// Bytes of a name, which this has none of.
-const NAME: u64 = 20;
-/// Most sectors to forget in a request.
-const FORGOTTEN: u32 = 1 << 22;
+/// The least entries of the queue: the visor's requests have three descriptors.
+const DESCRIPTORS: u16 = 4;
+/// Requests, or pieces of them, that are done at once: others have to use the processor, too.
+const TURNS: u32 = 32;
 /// Most buffers of a request.
 const SEGMENTS: u32 = 62;
 
@@ -113,101 +106,6 @@ impl fmt::Display for Fault {
     }
 }
 
-/// How a request ends (virtio 1.2, 5.2.6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    Ok,
-    Failed,
-    Unsupported,
-}
-
-impl Status {
-    const fn number(self) -> u8 {
-        match self {
-            Self::Ok => 0,
-            Self::Failed => 1,
-            Self::Unsupported => 2,
-        }
-    }
-}
-
-/// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Read,
-    Write,
-    Flush,
-    /// The name of the disk.
-    Name,
-    /// What is there is zeros from now on.
-    Forget,
-}
-
-impl Kind {
-    const fn has_data(self) -> bool {
-        matches!(self, Self::Read | Self::Write | Self::Forget)
-    }
-
-    /// Whether the disk is another one afterwards, or durable.
-    const fn writes(self) -> bool {
-        matches!(self, Self::Write | Self::Forget | Self::Flush)
-    }
-}
-
-/// A request of the VM's that the visor is at.
-#[derive(Clone, Copy, Debug)]
-struct Front {
-    head: u16,
-    kind: Kind,
-    sector: u64,
-    /// Bytes of data, and how many of them are done.
-    bytes: u64,
-    done: u64,
-    /// Of the piece that comes next, the buffer has the blocks as they were, and so many pages of bytes came from the VM
-    /// or went to it.
-    is_loaded: bool,
-    moved: usize,
-    /// How it ends, once that is known.
-    status: Option<Status>,
-}
-
-/// What of a request is done at once: whole blocks, or a part of one; of a read, also parts at both ends.
-struct Piece {
-    block: u64,
-    /// Where in the first block it begins.
-    offset: u64,
-    bytes: u64,
-    is_whole: bool,
-}
-
-impl Piece {
-    /// The next one.
-    fn of(front: &Front) -> Self {
-        const MOST: u64 = 32 * BLOCK;
-        let at = front.sector * SECTOR + front.done;
-        let (block, offset, left) = (at / BLOCK, at % BLOCK, front.bytes - front.done);
-        let is_whole = offset == 0 && left >= BLOCK;
-        let bytes = match front.kind {
-            Kind::Read => left.min(MOST - offset),
-            Kind::Write if is_whole => left.min(MOST) / BLOCK * BLOCK,
-            Kind::Forget if is_whole => left / BLOCK * BLOCK,
-            Kind::Write | Kind::Forget | Kind::Flush | Kind::Name => left.min(BLOCK - offset),
-        };
-        Self { block, offset, bytes, is_whole }
-    }
-
-    /// How many blocks it has, or parts of them.
-    fn blocks(&self) -> usize {
-        usize::try_from((self.offset + self.bytes).div_ceil(BLOCK)).unwrap_or(0)
-    }
-
-    /// Which of their bytes it has.
-    fn range(&self) -> Range<usize> {
-        let at = |at: u64| usize::try_from(at).unwrap_or(0);
-        at(self.offset)..at(self.offset + self.bytes)
-    }
-}
-
 /// Why a request is not done.
 enum Pause {
     /// The host has to answer first.
@@ -216,6 +114,8 @@ enum Pause {
     Vm(Error),
     /// It never will be.
     Fault(Fault),
+    /// Nor this, of which was said why.
+    Refused,
 }
 
 impl From<Error> for Pause {
@@ -229,6 +129,7 @@ fn done<T, M>(result: Result<T, Trouble>, host: Host<'_, M>) -> Result<T, Pause>
     result.map_err(|trouble| match (trouble, host.trouble) {
         (Trouble::Wait, None) => Pause::Host,
         (Trouble::Wait, Some(error)) => Pause::Vm(error),
+        (Trouble::Broken, _) => Pause::Refused,
         (other, _) => Pause::Fault(Fault::Volume(other)),
     })
 }
@@ -266,6 +167,8 @@ pub struct Sealed {
     is_unsaid: bool,
     /// The visor was kept from looking for more.
     is_stalled: bool,
+    /// What may still be done at once.
+    turns: u32,
     fault: Option<Fault>,
 }
 
@@ -290,6 +193,7 @@ impl Sealed {
             knows_flush: false,
             is_unsaid: false,
             is_stalled: false,
+            turns: 0,
             fault: None,
         }
     }
@@ -300,7 +204,7 @@ impl Sealed {
             self.memory = Some(volume.into_memory());
         }
         (self.wanted, self.stage, self.fault) = (wanted, Stage::Closed, None);
-        self.abandon();
+        self.reset();
     }
 
     /// What is wrong with the disk: said once.
@@ -308,7 +212,13 @@ impl Sealed {
         self.fault.take()
     }
 
-    /// The VM has reset the device: what it wanted it does not want any more.
+    /// The VM has reset the device, and will negotiate features again.
+    pub(crate) fn reset(&mut self) {
+        self.abandon();
+        (self.knows_flush, self.backend.flushes) = (false, false);
+    }
+
+    /// The VM has taken its queue away: what it wanted it does not want any more.
     pub(crate) fn abandon(&mut self) {
         self.backend.abandon();
         if let Some(volume) = &mut self.volume {
@@ -334,9 +244,23 @@ impl Sealed {
         if self.backend.flushes { FLUSH } else { 0 }
     }
 
-    /// The VM has set up its queue: requests are made in its shadow, of which the host has seen none.
-    pub(crate) fn begin_queue(&mut self, shadow: (u64, u16), room: (u64, u64)) {
-        self.backend.begin(shadow, room);
+    /// The VM has set up its queue, unless it had before: the visor makes requests in its shadow, of which the host has
+    /// seen none.
+    pub(crate) fn start(
+        &mut self,
+        queue: &mut Queue,
+        room: (u64, u64),
+        memory: &impl Memory,
+    ) -> Result<(), Error> {
+        let (shadow, size) = queue.place();
+        if size < DESCRIPTORS {
+            return Err(Error::Failed(Failure::Setup));
+        }
+        if !queue.is_ready {
+            queue.start(memory)?;
+            self.backend.begin((shadow, size), room);
+        }
+        Ok(())
     }
 
     /// What the VM sees of the device's configuration (virtio 1.2, 5.2.4), from `offset` on, up to 8 bytes.
@@ -371,14 +295,15 @@ impl Sealed {
         chain: &mut Chain,
         memory: &impl Memory,
     ) -> Result<(), Error> {
-        self.is_stalled = true;
+        (self.is_stalled, self.turns) = (true, TURNS);
         let is_answered = self.backend.poll(memory)?;
         while self.one(queue, chain, memory)?.is_some() {}
-        // The VM learns that something is done by an interrupt of the host's.
-        if self.is_unsaid && !is_answered && !self.backend.is_asked() {
+        let is_cut = self.turns == 0;
+        // The VM learns that something is done by an interrupt of the host's, and the visor goes on with it.
+        if (self.is_unsaid || is_cut) && !is_answered && !self.backend.is_asked() {
             self.backend.nudge(memory)?;
         }
-        (self.is_unsaid, self.is_stalled) = (false, false);
+        (self.is_unsaid, self.is_stalled) = (false, is_cut);
         queue.is_owed |= mem::take(&mut self.backend.is_owed);
         Ok(())
     }
@@ -393,9 +318,12 @@ impl Sealed {
         let mut front = match self.front {
             Some(front) => front,
             None => {
-                let Some(head) = queue.offered(memory)? else { return Ok(None) };
+                let Some(head) = queue.offered(memory)?.filter(|_| self.turns > 0) else {
+                    return Ok(None);
+                };
+                self.turns -= 1;
                 chain.read(memory, queue.table(), head)?;
-                let front = self.begin(chain, memory, head)?;
+                let front = Front::read(chain, memory, (head, self.wanted.blocks))?;
                 queue.take();
                 front
             }
@@ -406,7 +334,7 @@ impl Sealed {
         };
         front.status = front.status.or(match &worked {
             Ok(()) => Some(Status::Ok),
-            Err(Pause::Fault(_)) => Some(Status::Failed),
+            Err(Pause::Fault(_) | Pause::Refused) => Some(Status::Failed),
             Err(_) => None,
         });
         self.front = Some(front);
@@ -414,7 +342,7 @@ impl Sealed {
             Err(Pause::Host) => return Ok(None),
             Err(Pause::Vm(error)) => return Err(error),
             Err(Pause::Fault(fault)) => self.fault = self.fault.or(Some(fault)),
-            Ok(()) => {}
+            Err(Pause::Refused) | Ok(()) => {}
         }
         let status = front.status.unwrap_or(Status::Failed);
         chain.store(memory, chain.writable - 1, &[status.number()])?;
@@ -425,58 +353,6 @@ impl Sealed {
         self.front = None;
         self.is_unsaid = true;
         Ok(Some(()))
-    }
-
-    /// Reads what the chain asks for.
-    fn begin(&self, chain: &Chain, memory: &impl Memory, head: u16) -> Result<Front, Error> {
-        let data = chain.readable.checked_sub(HEADER).zip(chain.writable.checked_sub(1));
-        let (out, back) = data.ok_or(Error::Failed(Failure::Chain(head)))?;
-        let mut raw = [0; 16];
-        chain.fetch(memory, 0, &mut raw)?;
-        let raw = u128::from_le_bytes(raw);
-        let field = |raw: u128, shift: u32| u64::try_from(raw >> shift & u128::from(u64::MAX));
-        let (number, sector) = (raw & 0xffff_ffff, field(raw, 64).unwrap_or(u64::MAX));
-        let mut front = Front {
-            head,
-            kind: Kind::Flush,
-            sector,
-            bytes: 0,
-            done: 0,
-            is_loaded: false,
-            moved: 0,
-            status: None,
-        };
-        match number {
-            0 => (front.kind, front.bytes) = (Kind::Read, back),
-            1 => (front.kind, front.bytes) = (Kind::Write, out),
-            4 => front.sector = 0,
-            8 => {
-                (front.kind, front.sector) = (Kind::Name, 0);
-                front.status = (back > NAME).then_some(Status::Failed);
-            }
-            11 | 13 if out == SEGMENT => {
-                let mut raw = [0; 16];
-                chain.fetch(memory, HEADER, &mut raw)?;
-                let raw = u128::from_le_bytes(raw);
-                let (sectors, flags) = (raw >> 64 & 0xffff_ffff, raw >> 96);
-                front.kind = Kind::Forget;
-                front.sector = field(raw, 0).unwrap_or(u64::MAX);
-                front.bytes = u64::try_from(sectors).unwrap_or(u64::MAX) * SECTOR;
-                // The device may unmap what is to be zeros, but must not have to.
-                if flags > 1 || number == 11 && flags != 0 {
-                    front.status = Some(Status::Unsupported);
-                } else if sectors > FORGOTTEN.into() {
-                    front.status = Some(Status::Failed);
-                }
-            }
-            _ => front.status = Some(Status::Unsupported),
-        }
-        let end = front.sector.checked_add(front.bytes / SECTOR);
-        let is_within = end.is_some_and(|end| end <= self.wanted.blocks * SECTORS);
-        if !is_within || !front.bytes.is_multiple_of(SECTOR) {
-            front.status = front.status.or(Some(Status::Failed));
-        }
-        Ok(front)
     }
 
     /// Does what the VM asks for.
@@ -491,6 +367,10 @@ impl Sealed {
         }
         self.open(memory)?;
         while front.kind.has_data() && front.done < front.bytes {
+            if self.turns == 0 {
+                return Err(Pause::Host);
+            }
+            self.turns -= 1;
             let piece = Piece::of(front);
             self.piece(front, &piece, chain, memory)?;
             (front.is_loaded, front.moved) = (false, 0);
@@ -545,8 +425,7 @@ impl Sealed {
     fn open<M: Memory>(&mut self, memory: &M) -> Result<(), Pause> {
         match self.stage {
             Stage::Open => return Ok(()),
-            // That was said.
-            Stage::Refused => return Err(Pause::Fault(Fault::Other)),
+            Stage::Refused => return Err(Pause::Refused),
             Stage::Closed => {}
         }
         let opened = self.try_open(memory);
@@ -588,6 +467,11 @@ impl Sealed {
 
     /// Makes the volume, once: what is sealed takes its nonces from the random bytes.
     fn make(&mut self, header: &Header) -> Result<(), Fault> {
+        let needed = usize::try_from(header.geometry.entries()).unwrap_or(usize::MAX);
+        if self.memory.as_ref().is_none_or(|lent| lent.entries.len() < needed) {
+            // It is kept for the next disk.
+            return Err(Fault::Volume(Trouble::Memory));
+        }
         let parts = self.memory.take().zip(self.wanted.opening.take());
         let (lent, opening) = parts.ok_or(Fault::Other)?;
         match Volume::new(header, lent, opening) {

@@ -18,16 +18,18 @@ enum Step {
     Checkpoint,
 }
 
-/// What blocks may hold: all that was written since the last flush, and what was flushed.
+/// What blocks may hold: all that was written since the last flush, and what was flushed; and the moment of that, before
+/// which the disk may not be.
 #[derive(Clone, Debug)]
-struct Allowed(Vec<BTreeSet<u64>>);
+struct Allowed(Vec<BTreeSet<u64>>, u64);
 
 impl Allowed {
-    fn exactly(content: &[u64]) -> Self {
-        Self(content.iter().map(|number| BTreeSet::from([*number])).collect())
+    fn exactly(content: &[u64], moment: u64) -> Self {
+        Self(content.iter().map(|number| BTreeSet::from([*number])).collect(), moment)
     }
 
-    fn check(&self, found: &[u64], story: &str) {
+    fn check(&self, (found, moment): &(Vec<u64>, u64), story: &str) {
+        assert!(*moment >= self.1, "{story}: moment {moment}, before {}", self.1);
         for (at, (allowed, found)) in self.0.iter().zip(found).enumerate() {
             assert!(allowed.contains(found), "{story}: block {at} is {found}, not of {allowed:?}");
         }
@@ -45,7 +47,7 @@ struct Owner {
 impl Owner {
     fn new(header: Header) -> Self {
         let content = vec![0; usize::try_from(header.geometry.capacity()).unwrap()];
-        Self { header, allowed: Allowed::exactly(&content), content, openings: 0 }
+        Self { header, allowed: Allowed::exactly(&content, 0), content, openings: 0 }
     }
 
     /// Opens the disk and does `steps`; what may be lost after how many of the host's doings.
@@ -64,7 +66,7 @@ impl Owner {
                 Step::Checkpoint => volume.checkpoint(host).unwrap(),
             }
             if matches!(step, Step::Flush | Step::Checkpoint) {
-                self.allowed = Allowed::exactly(&self.content);
+                self.allowed = Allowed::exactly(&self.content, volume.moment().0);
                 history.push((host.events.len(), self.allowed.clone()));
             }
         }
@@ -84,20 +86,21 @@ impl Owner {
         }
     }
 
-    /// What a disk holds when it is opened.
-    fn look(&mut self, host: &mut Host) -> Vec<u64> {
+    /// What a disk holds when it is opened, and its moment.
+    fn look(&mut self, host: &mut Host) -> (Vec<u64>, u64) {
         self.openings += 1;
         let mut room = Room::new(&self.header, 4);
         let mut volume = Volume::new(&self.header, room.memory(), opening(self.openings)).unwrap();
-        content(&mut volume, host).expect("a disk opens after any power cut")
+        let found = content(&mut volume, host).expect("a disk opens after any power cut");
+        (found, volume.moment().0)
     }
 
     /// Opens the disk; what it holds is what counts from now on.
     fn resume(&mut self, host: &mut Host, story: &str) {
         let found = self.look(host);
         self.allowed.check(&found, story);
-        self.allowed = Allowed::exactly(&found);
-        self.content = found;
+        self.allowed = Allowed::exactly(&found.0, found.1);
+        self.content = found.0;
     }
 }
 
@@ -170,7 +173,9 @@ fn every_cut(header: Header, steps: &[Step]) {
                             if number % 3 == 0 { way[number % 8] } else { 0xff * (way[0] & 1) }
                         },
                     );
-                assert_eq!(owner.look(&mut again), found, "another power cut while it is opened");
+                let (content, moment) = owner.look(&mut again);
+                assert_eq!(content, found.0, "another power cut while it is opened");
+                assert!(moment >= allowed.1, "moment {moment}, before {}", allowed.1);
             }
         }
     }
@@ -235,11 +240,12 @@ fn what_was_read_after_a_kill_is_durable() {
         let before = history.iter().rev().find(|(then, _)| *then <= time).unwrap().1.clone();
         let found = owner.look(&mut killed.clone());
         before.check(&found, "a kill");
-        (owner.content, owner.allowed) = (found.clone(), Allowed::exactly(&found));
+        owner.allowed = Allowed::exactly(&found.0, found.1);
+        owner.content.clone_from(&found.0);
         let mut other = killed.clone();
         let _ = owner.work(&mut other, &[Write(0, 50), Write(6, 51), Flush]);
         let opened = other.events.iter().position(|event| *event == Event::Flush).unwrap();
-        let mut after = Allowed::exactly(&found);
+        let mut after = Allowed::exactly(&found.0, found.1);
         for (at, number) in [(0, 50), (6, 51)] {
             let _ = after.0[at].insert(number);
         }
@@ -280,12 +286,12 @@ fn frames_that_were_given_up_do_not_come_back() {
     // One of the 31 is lost, so both frames are given up; then one as long takes the place of the first.
     let mut host = before.cut(|number| if number == 5 { 0 } else { 0xff });
     let old: Vec<u64> = (1..=60).collect();
-    assert_eq!(owner.look(&mut host), old);
+    assert_eq!(owner.look(&mut host).0, old);
     let steps: Vec<Step> =
         (0..31).map(|at| Step::Write(at, 200 + at)).chain([Step::Flush]).collect();
     let _ = owner.work(&mut host, &steps);
     let expected: Vec<u64> = (200..231).chain(32..=60).collect();
-    assert_eq!(owner.look(&mut host), expected);
+    assert_eq!(owner.look(&mut host).0, expected);
 }
 
 #[test]
@@ -305,7 +311,7 @@ fn frames_of_two_histories_do_not_mix() {
     }
     let mut expected: Vec<u64> = (1..=60).collect();
     expected[0] = 100;
-    assert_eq!(owner.look(&mut mixed), expected);
+    assert_eq!(owner.look(&mut mixed).0, expected);
 }
 
 #[test]

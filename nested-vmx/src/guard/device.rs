@@ -413,7 +413,7 @@ impl Guarded<'_> {
             return Ok(command.map_or(Entered::Show, Entered::Signal));
         }
         let Some(Job { plan: Some(plan), .. }) = job else {
-            return self.kick(shown, registers, space);
+            return self.kick(None, shown, registers, space);
         };
         let mut processor = Processor { file: gprs, vcpu: &mut self.effective };
         match plan.finish(space, &mut processor) {
@@ -435,25 +435,26 @@ impl Guarded<'_> {
 
     /// Runs the VM, which is at no instruction; but first tells the host of what a device is to learn. If that is
     /// only told beside the VM's own accesses it may be never: a driver that is interrupted by a message accesses
-    /// nothing.
-    fn kick(
+    /// nothing. What is `raised` comes again then.
+    pub(super) fn kick(
         &mut self,
+        raised: Option<Event>,
         shown: &mut Vcpu<'_>,
         registers: &mut impl Registers,
         space: &impl Space,
     ) -> Result<Entered, Cause> {
         /// None: there is no entry for it yet.
         const NO_PAGE: u64 = u64::MAX;
+        let event = self.admitted(shown.fields().read(f::ENTRY_INTERRUPTION));
         // There is room for one event that waits.
-        let due = if self.secrets.delivery.is_none() { space.kick() } else { None };
-        let Some((address, value)) = due else {
-            self.run(None, shown, registers);
+        let is_full = event.is_some() && self.secrets.delivery.is_some();
+        let Some((address, value)) = (if is_full { None } else { space.kick() }) else {
+            self.run(raised, shown, registers);
             return Ok(Entered::Run);
         };
         self.wake(shown.fields());
-        let event = self.admitted(shown.fields().read(f::ENTRY_INTERRUPTION));
-        self.secrets.delivery =
-            event.map(|information| Delivery { information, code: 0, length: 0 });
+        let event = event.map(|information| Delivery { information, code: 0, length: 0 });
+        self.secrets.delivery = self.secrets.delivery.take().or(event);
         self.secrets.job = Some(Job {
             plan: None,
             told: Some((Exit::DeviceWrite, address, 4, value)),
@@ -487,11 +488,12 @@ impl Guarded<'_> {
     }
 
     /// Keeps an NMI of the host's until the instruction is done. Another that comes until then is the
-    /// same.
+    /// same; one that comes while an interrupt waits is lost.
     fn keep_nmi(&mut self, shown: &Vmcs12) {
         const BLOCKED: u32 = 1 << 3;
         let blocked = self.effective.fields().read(f::GUEST_INTERRUPTIBILITY) & BLOCKED != 0;
-        if exit::is_nmi(shown.read(f::ENTRY_INTERRUPTION)) && !blocked {
+        let is_free = self.secrets.delivery.is_none();
+        if exit::is_nmi(shown.read(f::ENTRY_INTERRUPTION)) && !blocked && is_free {
             self.secrets.delivery = Some(Delivery { information: NMI, code: 0, length: 0 });
         }
     }

@@ -48,8 +48,7 @@ impl Guarded<'_> {
         if self.secrets.job.is_some() || raised.is_none() || space.deliver().is_err() {
             return self.resume(shown, registers, space);
         }
-        self.run(raised, shown, registers);
-        Ok(Entered::Run)
+        self.kick(raised, shown, registers, space)
     }
 
     /// Prepares an entry that the VM runs after, of which the answer is taken: it raises `raised`.

@@ -44,7 +44,7 @@ proptest! {
     #[test]
     fn tickets_with_disks_read_back(
         devices in 1..=8_u64, which: u8, id: [u8; 16], key: [u8; 32], blocks in 1..=1_u64 << 32,
-        more in 1..=u64::MAX >> 1, moment: u64, pages in 0..2_u64,
+        more in 1..=1_u64 << 32, moment: u64, pages in 0..2_u64,
     ) {
         let mut ticket = with_devices(devices);
         let chosen = (0..8).filter(|at| u64::from(*at) < devices && which & 1 << at != 0);
@@ -93,6 +93,8 @@ fn every_fault_of_a_disk_has_its_error() {
         (FIRST + 8, &[1, 0, 0, 0, 1], Error::DiskSize),
         (FIRST + 8, &[4, 3, 2, 2], Error::DiskSize),
         (FIRST + 72, &[4, 3, 2, 1], Error::DiskSize),
+        (FIRST + 72, &[1, 0, 0, 0, 2], Error::DiskSize),
+        (FIRST + 79, &[0x40], Error::DiskSize),
         (FIRST + 80, &[1], Error::Reserved),
         (FIRST + 95, &[1], Error::Reserved),
     ];

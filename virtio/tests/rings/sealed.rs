@@ -197,6 +197,14 @@ impl Machine {
         self.run.drivers[0].offer(&self.run.world, &said, &places)
     }
 
+    /// Puts the headers of all requests in place again: large buffers lie over others.
+    pub(crate) fn say_again(&mut self) {
+        let Run { drivers, world, .. } = &self.run;
+        for request in drivers[0].pending.values() {
+            world.poke(request.sources[0].0, &request.said[..16]);
+        }
+    }
+
     /// Does one request to its end: its status, and what came back.
     pub(crate) fn ask(&mut self, said: &[u8], room: usize) -> (u8, Vec<u8>) {
         assert!(self.offer(said, room));

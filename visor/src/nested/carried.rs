@@ -22,7 +22,7 @@ use crate::vectors;
 /// Times that devices of a launch break and are said to: a VM can break its own at will.
 const SAID: u8 = 4;
 /// Faults of a sealed disk that are told in a launch.
-const TOLD: u8 = 16;
+const TOLD: u8 = 4;
 
 /// A device, and the launch of the VM whose it is.
 struct Carried {
@@ -123,9 +123,11 @@ fn device<'s>(
     let (carried, launch) = (place.as_mut()?, space.vm.1);
     if carried.launch != launch {
         let Carried { device, spare, .. } = carried;
+        let wanted = space.machine.tables.with_disk(space.vm, transport.number, disks::wanted);
+        let wanted = if let Some(wanted) = wanted { Some(wanted?) } else { None };
         let over = device.seal(None).or(spare.take());
-        match space.machine.tables.with_disk(space.vm, transport.number, disks::wanted) {
-            Some(wanted) => drop(device.seal(Some(disks::renew(over, wanted?)?))),
+        match wanted {
+            Some(wanted) => drop(device.seal(Some(disks::renew(over, wanted)?))),
             None => *spare = over,
         }
         let layout = if transport.class == Class::VirtioPci { Layout::Pci } else { Layout::Mmio };

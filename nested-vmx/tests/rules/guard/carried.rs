@@ -198,15 +198,63 @@ fn one_that_it_cannot_take_is_lost() {
     assert_eq!(world.vm.injected(), None);
 }
 
+/// INT 0x40, the delivery of which an exit has cut short.
+const SOFTWARE: u32 = VALID | 0x440;
+
 #[test]
-fn an_event_that_waits_already_goes_first() {
-    const SOFTWARE: u32 = VALID | 0x440;
+fn an_event_that_waits_already_and_the_hosts_go_first() {
     let mut world = exited(Code::Long);
     world.vm.v02.write(f::IDT_VECTORING, SOFTWARE);
     assert!(matches!(world.vm.exit(1, 0), Verdict::Host));
+    world.vm.inject(INTERRUPT);
+    assert_eq!(world.enter(), Ok(Entered::Run));
+    assert_eq!(world.vm.injected(), Some(INTERRUPT & !VALID));
+    assert!(world.ram.kick.get().is_some());
+}
+
+#[test]
+fn an_event_that_waits_alone_waits_longer() {
+    let mut world = exited(Code::Long);
+    world.vm.v02.write(f::IDT_VECTORING, SOFTWARE);
+    assert!(matches!(world.vm.exit(1, 0), Verdict::Host));
+    assert_eq!(world.enter(), Ok(Entered::Show));
+    world.answer();
     assert_eq!(world.enter(), Ok(Entered::Run));
     assert_eq!(world.vm.injected(), Some(SOFTWARE & !VALID));
-    assert!(world.ram.kick.get().is_some());
+}
+
+#[test]
+fn two_devices_are_told_and_the_event_of_the_entry_is_kept_meanwhile() {
+    for event in [INTERRUPT, NMI] {
+        let mut world = exited(Code::Long);
+        world.vm.inject(event);
+        assert_eq!(world.enter(), Ok(Entered::Show));
+        world.answer();
+        world.ram.kick.set(Some(DUE));
+        assert_eq!(world.enter(), Ok(Entered::Show));
+        // An NMI that comes when it is told once more does not take the interrupt's place.
+        world.vm.inject(NMI);
+        assert_eq!(world.enter(), Ok(Entered::Show));
+        world.answer();
+        assert_eq!(world.enter(), Ok(Entered::Run));
+        assert_eq!(world.log, [TOLD, TOLD]);
+        assert_eq!(world.vm.injected(), Some(event & !VALID));
+    }
+}
+
+#[test]
+fn what_the_host_raises_comes_again_after_it() {
+    const UNDEFINED: u32 = VALID | 0x306;
+    // monitor
+    let mut world = World::new(Code::Long, &[0x0f, 0x01, 0xc8]);
+    assert_eq!(world.vm.exit(39, 0), Verdict::Host);
+    world.ram.kick.set(Some(DUE));
+    world.vm.inject(UNDEFINED);
+    assert_eq!(world.enter(), Ok(Entered::Show));
+    world.answer();
+    assert_eq!(world.enter(), Ok(Entered::Run));
+    assert_eq!(world.vm.injected(), None);
+    assert_eq!(world.vm.v02.read(f::GUEST_RIP), CODE);
 }
 
 #[test]

@@ -17,10 +17,10 @@ use crate::{paths, tool};
 const BUDGETS: [(&[&str], usize); 10] = [
     (&["ept"], 2_400),
     (&["emulate"], 1_150),
-    (&["nested-vmx"], 5_350),
+    (&["nested-vmx"], 5_360),
     (&["seal"], 350),
     (&["membrane", "ticket"], 3_150),
-    (&["virtio"], 1_650),
+    (&["virtio"], 1_700),
     (&["iommu"], 1_900),
     (&["disk"], 1_900),
     (&["attest"], 1_500),
@@ -28,7 +28,7 @@ const BUDGETS: [(&[&str], usize); 10] = [
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 28_200;
+const TOTAL: usize = 28_250;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";
