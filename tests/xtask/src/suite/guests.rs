@@ -139,19 +139,19 @@ fn made_tests() -> Vec<Test> {
             .test("protected/q35-virtio-control", 30),
         made(with_tickets, pc_virtio, "modules,submit,devices_on_pci,boot,running,written,slay")
             .test("protected/q35-virtio", 60),
-        made(Stack::bare, ("vm-sealed", unread), "modules,sealed,boot,slay")
+        made(Stack::bare, ("vm-sealed", unread), "modules,disk_sealed,boot,slay")
             .test("protected/qemu-sealed-control", 30),
         sealed().test("protected/qemu-sealed", 90),
         made(
             with_tickets,
             ("vm-q35-sealed", data),
-            "modules,submit,sealed_on_pci,boot,running,hidden,slay",
+            "modules,submit,disk_sealed_on_pci,boot,running,hidden,slay",
         )
         .test("protected/q35-sealed", 60),
         made(
             with_tickets,
             ("vm-sealed", changed),
-            "modules,submit,sealed,tampered,boot,running,refused,slay",
+            "modules,submit,disk_sealed,tampered,boot,running,refused,slay",
         )
         .test("protected/qemu-sealed-changed", 60),
         lies("vm-lies", "networks").test("protected/qemu-virtio-lies", 60),
@@ -218,7 +218,7 @@ fn sealed() -> Boot {
         "*init: PASS slay*",
         "*init: done",
     ];
-    let actions = "modules,submit,sealed,boot,running,hidden,kept,slay";
+    let actions = "modules,submit,disk_sealed,boot,running,hidden,kept,slay";
     Boot::of(with_tickets(Host::Made(format!("init.vm=vm-sealed init.do={actions}"))))
         .on(roomy)
         .expect(&lines)

@@ -35,11 +35,11 @@ on_pci() {
 }
 
 # The same with a disk that its tenant has sealed.
-sealed() {
+disk_sealed() {
     devices
     devices=$(echo "$devices" | sed s:/data/disk:/data/sealed:)
 }
-sealed_on_pci() {
+disk_sealed_on_pci() {
     devices_on_pci
     devices=$(echo "$devices" | sed s:/data/disk:/data/sealed:)
 }
