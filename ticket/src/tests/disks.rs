@@ -3,9 +3,8 @@
 use std::vec::Vec;
 
 use proptest::prelude::*;
-use sha2::{Digest, Sha256};
 
-use super::{EMPTY, read};
+use super::{EMPTY, changed_in, read};
 use crate::build::{Ticket, measurement};
 use crate::error::Error;
 use crate::{Class, DISK_BYTES, Disk, HEADER_BYTES, PAGE, RANGE_BYTES, Secret};
@@ -32,12 +31,7 @@ const SECOND: usize = FIRST + DISK_BYTES;
 
 /// The small ticket with `new` at `offset` and the right checksum.
 fn changed(offset: usize, new: &[u8]) -> Result<Ticket, Error> {
-    let mut bytes = small().bytes().unwrap();
-    bytes[offset..offset + new.len()].copy_from_slice(new);
-    let end = bytes.len() - 32;
-    let checksum = Sha256::digest(&bytes[..end]);
-    bytes[end..].copy_from_slice(&checksum);
-    read(&bytes)
+    changed_in(&small(), offset, new)
 }
 
 proptest! {

@@ -38,7 +38,12 @@ fn read(bytes: &[u8]) -> Result<Ticket, Error> {
 
 /// The small ticket with `new` at `offset` and the right checksum.
 fn changed(offset: usize, new: &[u8]) -> Result<Ticket, Error> {
-    let mut bytes = small().bytes().unwrap();
+    changed_in(&small(), offset, new)
+}
+
+/// Likewise of any ticket.
+fn changed_in(ticket: &Ticket, offset: usize, new: &[u8]) -> Result<Ticket, Error> {
+    let mut bytes = ticket.bytes().unwrap();
     bytes[offset..offset + new.len()].copy_from_slice(new);
     let end = bytes.len() - 32;
     let checksum = Sha256::digest(&bytes[..end]);
