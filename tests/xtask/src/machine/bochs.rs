@@ -73,15 +73,29 @@ pub(super) fn boot(
     let usual = ticks / (USUAL_MIPS * MILLION);
     let net = Duration::from_secs(usual.saturating_add(20));
     let patience = Patience { cpu: Duration::MAX, wall: net.saturating_mul(WALL_PER_SECOND) };
-    let mut command = command(ticks)?;
-    let channels = Channels { input: "", log: &log, serial: &serial };
-    let (finish, cpu) = process::follow(command.current_dir(dir), channels, patience, watch)?;
-    let end = match finish {
-        Finish::Stopped => End::Stopped,
-        Finish::Cpu | Finish::Wall => End::WallClock,
-        Finish::Exited(_) => end(&fs::read(&log).context("cannot read the emulator's log")?),
-    };
-    Ok(Outcome { end, serial, cpu })
+    let mut starts = 0..STARTS;
+    loop {
+        let mut command = command(ticks)?;
+        let channels = Channels { input: "", log: &log, serial: &serial };
+        let (finish, cpu) = process::follow(command.current_dir(dir), channels, patience, watch)?;
+        let end = match finish {
+            Finish::Stopped => End::Stopped,
+            Finish::Cpu | Finish::Wall => End::WallClock,
+            Finish::Exited(_) => end(&fs::read(&log).context("cannot read the emulator's log")?),
+        };
+        if !is_without_port(&end) || starts.next().is_none() {
+            return Ok(Outcome { end, serial, cpu });
+        }
+    }
+}
+
+/// How often Bochs is started again, if it has ended before it began.
+const STARTS: u32 = 3;
+
+/// Whether the display has no port. Of two that begin at the same moment both may bind one, and one of them cannot listen
+/// there; that one then finds no other, as its socket has a port already.
+fn is_without_port(end: &End) -> bool {
+    matches!(end, End::Emulator(words) if words.contains("RFB could not bind any port"))
 }
 
 /// The command that runs Bochs for `ticks` instructions: `VISOR_BOCHS`, or the one in `PATH`.
@@ -188,6 +202,14 @@ mod tests {
         assert_eq!(read("[MEM0  ] odd"), End::Emulator("[MEM0  ] odd".to_owned()));
         assert_eq!(end(b"(0) Caught time breakpoint\n"), End::Deadline);
         assert_eq!(end(b"Segmentation fault\n"), End::Emulator("Segmentation fault".to_owned()));
+    }
+
+    #[test]
+    fn only_a_display_without_a_port_is_a_reason_to_start_again() {
+        let words = "[RFB   ] RFB could not bind any port between 5900 and 5949";
+        assert!(is_without_port(&End::Emulator(words.to_owned())));
+        assert!(!is_without_port(&End::Emulator("[MEM0  ] odd".to_owned())));
+        assert!(!is_without_port(&End::Deadline));
     }
 
     #[test]
