@@ -8,10 +8,7 @@ use disk::storage::{Block, Stop, Storage};
 use crate::chain::{Error, NEXT, WRITE};
 use crate::memory::{Failure, Memory, Unreached};
 use crate::queue::{AVAILABLE, USED, read_index, write_index};
-
-/// Sectors of 512 bytes in a block.
-const SECTORS: u64 = 8;
-const BLOCK: u64 = 4096;
+use crate::request::{BLOCK, SECTORS};
 
 /// What a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
