@@ -34,7 +34,7 @@ use ticket::{Disk, Header, MAX_TRANSPORTS, Origin, Range, Secret, State, error::
 use crate::map::{Map, Transport};
 use crate::past::Past;
 use crate::processors::Processors;
-use crate::sparse::{NONE, Sparse};
+use crate::sparse::{NONE, Record, Sparse};
 use crate::tables::Tables;
 use crate::walk::Found;
 use crate::{Hardware, Progress};
@@ -269,13 +269,10 @@ impl Vm {
 
     /// Makes a virtio device of its a sealed disk.
     pub(crate) fn add_disk(&mut self, mem: &mut impl TableMem, disk: &Disk) -> Result<(), Error> {
-        let [low, high] = [0, 8].map(|at| u128::from_le_bytes(disk.id) >> (8 * at));
-        let half = |id| u64::try_from(id & u128::from(u64::MAX)).unwrap_or(0);
-        let records = [
-            [1, disk.blocks, disk.total, disk.moment],
-            words(disk.key.bytes()),
-            [half(low), half(high), 0, 0],
-        ];
+        let mut id = [0; 32];
+        id.split_at_mut(16).0.copy_from_slice(&disk.id);
+        let records =
+            [[1, disk.blocks, disk.total, disk.moment], words(disk.key.bytes()), words(&id)];
         for (number, record) in (4 * u64::from(disk.transport)..).zip(records) {
             let set = self.disks.set(mem, number, record);
             set.map_err(|Exhausted| Error::Memory)?;
@@ -339,13 +336,8 @@ impl Vm {
     pub fn disk(&self, mem: &impl TableMem, transport: u32) -> Option<Disk> {
         let record = |part| self.disks.get(mem, 4 * u64::from(transport) + part);
         let [is_there, blocks, total, moment] = record(0);
-        let [low, high, ..] = record(2);
-        let id = (u128::from(low) | u128::from(high) << 64).to_le_bytes();
-        let mut key = [0; 32];
-        for (bytes, word) in key.as_chunks_mut::<8>().0.iter_mut().zip(record(1)) {
-            *bytes = word.to_le_bytes();
-        }
-        let key = Secret::new(key);
+        let key = Secret::new(bytes(record(1)));
+        let id = *bytes(record(2)).first_chunk()?;
         (is_there == 1).then_some(Disk { transport, blocks, total, id, key, moment })
     }
 
@@ -618,8 +610,17 @@ impl Vm {
     }
 }
 
-/// A hash as a record.
-fn words(hash: &[u8; 32]) -> [u64; 4] {
+/// What a record is of.
+fn bytes(record: Record) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(record) {
+        *bytes = word.to_le_bytes();
+    }
+    bytes
+}
+
+/// A hash, or another 32 bytes, as a record.
+fn words(hash: &[u8; 32]) -> Record {
     let mut words = [0; 4];
     for (word, bytes) in words.iter_mut().zip(hash.as_chunks().0) {
         *word = u64::from_le_bytes(*bytes);

@@ -5,6 +5,8 @@ use membrane::Progress;
 use membrane::vm::{Cause, Life};
 use ticket::audit::Kind;
 use ticket::error::Error;
+use ticket::parse::Sink;
+use ticket::{Disk, Header, Origin, Secret, State};
 
 use crate::refusals::{events, page};
 use crate::world::{PRIVATE, World};
@@ -101,4 +103,40 @@ fn every_cause_has_a_number_and_a_line_of_its_own() {
     lines.sort();
     lines.dedup();
     assert_eq!(lines.len(), causes.len());
+}
+
+#[test]
+fn a_vm_has_the_disks_of_its_ticket() {
+    let disk = |transport, of| Disk {
+        transport,
+        blocks: 7,
+        total: 90,
+        id: std::array::from_fn(|at| of + u8::try_from(at).unwrap()),
+        key: Secret::new(std::array::from_fn(|at| of ^ u8::try_from(at).unwrap())),
+        moment: 5,
+    };
+    let mut world = World::new();
+    world.vms.begin(&mut world.board, [9; 32]);
+    let header = Header {
+        vm: [3; 16],
+        secret: Secret::new([4; 32]),
+        state: State::Reset,
+        ranges: 1,
+        disks: 2,
+        pages: 0,
+        processors: 1,
+        restarts: 0,
+    };
+    let mut sink = world.vms.sink(&mut world.board);
+    sink.header(&header).unwrap();
+    for (transport, of) in [(0, 0x10), (7, 0x80)] {
+        sink.disk(disk(transport, of)).unwrap();
+    }
+    let number = world.vms.accept(&mut world.board, 0, &Origin::default()).unwrap();
+    let vm = world.vms.vm(number).unwrap();
+    assert_eq!(vm.disk(&world.board, 0), Some(disk(0, 0x10)));
+    assert_eq!(vm.disk(&world.board, 7), Some(disk(7, 0x80)));
+    for none in [1, 6, 8, u32::MAX] {
+        assert_eq!(vm.disk(&world.board, none), None);
+    }
 }
