@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ept::addr::{GuestFrame, PAGE};
+use ept::frames::State;
 use ept::shadow::Access;
 use membrane::vm::Filled;
 use proptest::collection::vec;
@@ -54,6 +55,9 @@ struct Host {
     seen: BTreeMap<(usize, u64), Page>,
     /// Private pages that it wrote to since they came.
     scribbled: BTreeSet<(usize, u64)>,
+    /// Private pages that the VM gave up and has not touched since: what is there is nothing that will be
+    /// there again, and the VM's next touch, which the host is told of as a write or not at all, changes it.
+    given_up: BTreeSet<(usize, u64)>,
 }
 
 impl Host {
@@ -79,7 +83,9 @@ impl Host {
         let place = self.free(input);
         let first = if KNOWN.contains(&at.1) { image(at.1) } else { [input.byte(); 4096] };
         let content = self.swap.remove(&at);
-        if let Some(content) = content {
+        if let Some(content) = content
+            && !self.given_up.contains(&at)
+        {
             let _ = self.clean.insert(at, content);
         }
         world.host_write(place, &content.unwrap_or(first));
@@ -87,20 +93,21 @@ impl Host {
         let _ = self.places.insert(at, place);
     }
 
-    /// Looks at a page that a VM uses, as tools that dump VMs do, or writes to it, as none should.
+    /// Looks at a page that a VM uses, as tools that dump VMs do, or writes to it while the VM has it, as none
+    /// should: that is lost. What was sealed where it lies, ahead of others that left, a write would forge.
     fn meddle(&mut self, world: &mut World, input: &mut Input<'_>, at: (usize, u64)) {
         let Some(place) = self.places.get(&at) else { return };
         if SHARED.contains(&at.1) {
             return;
         }
-        if input.below(2) == 0 {
+        let state = world.table.state(frame(*place));
+        if input.below(2) == 0 && matches!(state, Some(State::Private { .. })) {
             world.host_write(*place, &[input.byte(); 4096]);
-            // That is lost sooner or later.
             let _ = self.scribbled.insert(at);
             return;
         }
         let content = world.host_read(*place);
-        if !self.scribbled.contains(&at) {
+        if !self.scribbled.contains(&at) && !self.given_up.contains(&at) {
             let same = self.seen.insert(at, content).is_none_or(|before| before == content);
             assert!(same, "page {:#x} has changed its bytes", at.1);
         }
@@ -127,6 +134,7 @@ impl Host {
         self.clean.retain(|at, _| at.0 != vm);
         self.seen.retain(|at, _| at.0 != vm);
         self.scribbled.retain(|at| at.0 != vm);
+        self.given_up.retain(|at| at.0 != vm);
         for ((_, page), place) in self.places.iter().filter(|(at, _)| at.0 == vm) {
             if KNOWN.contains(page) {
                 world.host_write(*place, &image(*page));
@@ -161,6 +169,7 @@ fn access(world: &mut World, host: &mut Host, input: &mut Input<'_>, at: (usize,
         }
         access(world).unwrap();
     }
+    let _ = host.given_up.remove(&at);
     if writes {
         let _ = host.clean.remove(&at);
         let _ = host.seen.remove(&at);
@@ -178,6 +187,7 @@ fn honest_step(world: &mut World, host: &mut Host, input: &mut Input<'_>) {
             world.guest_forget(at.0, &[at.1]);
             // What the host has of it is worth nothing: the VM does not mind which bytes come back.
             let _ = (host.clean.remove(&at), host.seen.remove(&at), host.swap.remove(&at));
+            let _ = host.given_up.insert(at);
         }
         0..=5 => access(world, host, input, at),
         6 | 7 => host.swap_out(world, at),
