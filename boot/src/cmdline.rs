@@ -70,6 +70,8 @@ pub struct Options {
     pub unprotected_vms: bool,
     /// Whether tickets are taken where no IOMMU keeps devices from memory.
     pub without_iommu: bool,
+    /// Whether tickets are taken where the processor shows VMs' memory by transient execution.
+    pub leaky_processor: bool,
 }
 
 impl Default for Options {
@@ -84,6 +86,7 @@ impl Default for Options {
             dev_tickets: false,
             unprotected_vms: true,
             without_iommu: false,
+            leaky_processor: false,
         }
     }
 }
@@ -144,6 +147,11 @@ pub const WORDS: &[Word] = &[
         values: "on|off",
         meaning: "Takes tickets where no IOMMU keeps devices from VMs' memory (default: off).",
     },
+    Word {
+        name: "insecure-processor",
+        values: "on|off",
+        meaning: "Takes tickets where the processor does not keep VMs' memory from its host (default: off).",
+    },
 ];
 
 /// Does what the word `name=value` says; `None` if it says nothing.
@@ -164,15 +172,19 @@ fn apply(options: &mut Options, name: &str, value: &str) -> Option<()> {
         ("dev-tickets", "off") => options.dev_tickets = false,
         ("unprotected-vms", "run") => options.unprotected_vms = true,
         ("unprotected-vms", "refuse") => options.unprotected_vms = false,
-        // In two parts: whole, the compiler would compare it in a vector register.
-        _ if name.strip_prefix("insecure-") == Some("no-iommu") => {
-            options.without_iommu = match value {
+        // In two parts: whole, the compiler would compare them in a vector register.
+        _ => {
+            let word = match name.strip_prefix("insecure-")? {
+                "no-iommu" => &mut options.without_iommu,
+                "processor" => &mut options.leaky_processor,
+                _ => return None,
+            };
+            *word = match value {
                 "" | "on" => true,
                 "off" => false,
                 _ => return None,
             };
         }
-        _ => return None,
     }
     Some(())
 }

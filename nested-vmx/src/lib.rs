@@ -19,6 +19,7 @@ pub mod msr;
 pub mod operand;
 pub mod operation;
 pub mod power;
+pub mod speculation;
 pub mod state;
 mod unroll;
 pub mod vcpu;

@@ -47,6 +47,8 @@ const RULES: &[(u32, u32, Rule)] = &[
     (FEATURE_CONTROL, FEATURE_CONTROL, Rule::FeatureControl),
     // The update's address is the host's linear address; and it changes the processor itself.
     (MICROCODE_UPDATE, MICROCODE_UPDATE, Rule::Ignored),
+    // IA32_TSX_CTRL, IA32_MCU_OPT_CTRL: they open leaks again that microcode has closed (TAA, GDS).
+    (0x122, 0x123, Rule::Ignored),
     // IA32_SMM_MONITOR_CTL: exists only with VMX.
     (0x9b, 0x9b, Rule::Absent),
     // Overclocking mailbox: voltage faults break any computation (Plundervolt).

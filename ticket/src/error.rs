@@ -77,6 +77,7 @@ errors! {
     Expired = 77, "it has expired";
     Replayed = 78, "it was taken before, or a later one of its tenant's was";
     Tenants = 79, "there were tickets of too many tenants since boot";
+    Processor = 80, "the processor does not keep a VM's memory from its host: see insecure-processor";
 }
 
 impl Error {

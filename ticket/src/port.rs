@@ -21,7 +21,7 @@ pub const DATA: u16 = 0xce4;
 /// What [`INDEX_MAGIC`] reads when a visor answers: "VISR".
 pub const MAGIC: u32 = u32::from_le_bytes(*b"VISR");
 /// Major version (high half) and minor version (low half) of what is described here.
-pub const VERSION: u32 = 0x0001_0004;
+pub const VERSION: u32 = 0x0001_0005;
 /// The first version with tickets.
 pub const WITH_TICKETS: u32 = 0x0001_0001;
 /// The first version that tells of the IOMMU.
@@ -30,6 +30,8 @@ pub const WITH_IOMMU: u32 = 0x0001_0003;
 pub const WITH_TPM: u32 = 0x0001_0004;
 /// The first version with keys, that signs and takes sealed tickets.
 pub const WITH_KEYS: u32 = 0x0001_0004;
+/// The first version that tells of the processor.
+pub const WITH_LEAKS: u32 = 0x0001_0005;
 /// What an empty port reads, and an index that does not exist.
 pub const ABSENT: u32 = u32::MAX;
 
@@ -83,6 +85,11 @@ pub const INDEX_IOMMU: u32 = 0x408;
 pub const INDEX_WITHOUT_IOMMU: u32 = 0x409;
 /// Reads how many accesses of devices the IOMMU has refused, as far as it has told. Since 1.3.
 pub const INDEX_DMA_REFUSED: u32 = 0x40a;
+
+/// Reads 1 if the processor does not keep a VM's memory from its host. Since 1.5.
+pub const INDEX_LEAKS: u32 = 0x40e;
+/// Reads 1 if tickets are taken nevertheless. Since 1.5.
+pub const INDEX_DESPITE_LEAKS: u32 = 0x40f;
 
 /// Reads what became of the measurements, a [`Tpm`]. Since 1.4.
 pub const INDEX_TPM: u32 = 0x40b;

@@ -4,15 +4,19 @@
 //! exchanged for the host's whenever the one stops and the other runs. Exits that the visor answers alone
 //! exchange nothing.
 //!
+//! On the way to the VM the processor forgets where branches led, if it has a command for that, and on the way back it
+//! overwrites its buffers.
+//!
 //! What is not here, such as tile registers, bounds, shadow stacks and branch records, protected VMs do
 //! not have: their CPUID must hide it. IA32_SPEC_CTRL stays the host's.
 #![expect(unsafe_code, reason = "exchanges registers, by assembly")]
 
 use ept::addr::Frame;
+use nested_vmx::speculation::Speculation;
 use nested_vmx::{cr, xstate};
 use spin::Once;
 
-use crate::cpu::register::{PERF_GLOBAL_CTRL, Register, TSC_AUX, XSS};
+use crate::cpu::register::{PERF_GLOBAL_CTRL, Register, TSC_AUX, XSS, structured};
 use crate::cpu::{self, cpuid, low};
 use crate::memory;
 use crate::percpu::PerCpu;
@@ -51,6 +55,7 @@ const SAVED: u64 = 15 * 8 + 72;
 struct Features {
     components: u64,
     registers: [bool; REGISTERS.len()],
+    speculation: Speculation,
 }
 
 /// The bootstrap processor's.
@@ -61,6 +66,7 @@ impl Features {
         Self {
             components: xstate::available(|subleaf| cpuid(0xd, subleaf)),
             registers: REGISTERS.map(Register::exists),
+            speculation: Speculation::of(structured(), cpu::read_msr),
         }
     }
 
@@ -72,6 +78,11 @@ impl Features {
 /// Checks that a protected VM can move to this processor, which is in VMX root mode.
 pub(crate) fn join() {
     assert!(Features::here() == *Features::of_all(), "processors differ in registers");
+}
+
+/// Whether the processors keep a VM's memory from its host, as far as only they can.
+pub(crate) fn is_tight() -> bool {
+    Features::of_all().speculation.is_tight
 }
 
 /// What XCR0 may have in a protected VM.
@@ -160,6 +171,9 @@ impl GuestState {
         unsafe { load_vectors(area, saved(), low(self.used)) }
         change_xcr0(open, self.xcr0);
         self.exchange();
+        if Features::of_all().speculation.has_barrier {
+            cpu::forget_branches();
+        }
     }
 
     /// From the VM to the host: vector registers are left initial. Nothing if the processor has the
@@ -179,6 +193,7 @@ impl GuestState {
         // XCR0 has them all; and this is called while an exit is handled.
         unsafe { save_vectors(area, saved(), low(self.used)) }
         change_xcr0(open, self.host_xcr0);
+        cpu::clear_buffers();
     }
 
     /// Makes XCR0, which is `now`, cover everything that the VM has used; what it is then.

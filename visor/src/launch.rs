@@ -242,6 +242,7 @@ fn run(found: &'static Found, plan: &Plan, mut pool: Pool, root: Frame, options:
         dev_tickets: options.dev_tickets,
         unprotected_vms: options.unprotected_vms,
         without_iommu: options.without_iommu,
+        leaky_processor: options.leaky_processor,
         quirk: options.quirk,
         on_panic: options.panic,
     }

@@ -53,6 +53,8 @@ pub(crate) struct Machine {
     pub(crate) unprotected_vms: bool,
     /// Whether tickets are taken where no IOMMU keeps devices from memory.
     pub(crate) without_iommu: bool,
+    /// Whether tickets are taken where the processor does not keep VMs' memory from the host.
+    pub(crate) leaky_processor: bool,
     /// Processors on which the host is in VMX operation.
     pub(crate) in_vmx: AtomicU32,
     /// Frame table and EPT01.

@@ -18,6 +18,11 @@ pub(crate) fn join(cpu: &'static PerCpu, machine: &'static Machine) -> Result<Op
     let host_pat = vmcs::pat();
     vmcs::enter_root(cpu, machine)?;
     guest_state::join();
+    if cpu.index.get() == 0 && !guest_state::is_tight() {
+        log::warn!(
+            "the processor does not say that it keeps VMs' memory from the host: L1TF, MDS, TAA"
+        );
+    }
     cpu.running.set(true);
     vmcs::prepare(cpu, machine, host_pat);
     let Some(nested) = Nested::new(cpu, machine) else { return Ok(None) };

@@ -21,7 +21,7 @@ use ticket::port::{self, Submission, VmState};
 
 use crate::cpu::size;
 use crate::machine::Machine;
-use crate::{cpu, iommu, keys, nested, random, shootdown, tpm, vectors};
+use crate::{cpu, guest_state, iommu, keys, nested, random, shootdown, tpm, vectors};
 
 /// What was selected, and how far a submission has come.
 struct Desk {
@@ -69,6 +69,8 @@ pub(crate) fn read(machine: &Machine, index: u32) -> Option<u32> {
         port::INDEX_IOMMU => Some(iommu::state().word()),
         port::INDEX_WITHOUT_IOMMU => Some(machine.without_iommu.into()),
         port::INDEX_DMA_REFUSED => Some(iommu::refused()),
+        port::INDEX_LEAKS => Some((!guest_state::is_tight()).into()),
+        port::INDEX_DESPITE_LEAKS => Some(machine.leaky_processor.into()),
         port::INDEX_TPM => Some(tpm::state().word()),
         port::INDEX_LOG_BYTES => Some(tpm::with_log(|log| count(log.len()))),
         port::INDEX_LOG => Some(tpm::with_log(|log| padded(log, desk.log_word))),
@@ -214,7 +216,12 @@ fn take(machine: &Machine, index: u32, value: u32) -> Progress {
 impl Desk {
     fn begin(&mut self, machine: &Machine, length: u32) {
         let is_open = !iommu::state().is_on() && !machine.without_iommu;
-        let begun = if is_open { Err(Error::NoIommu) } else { self.incoming.begin(length) };
+        let leaks = !guest_state::is_tight() && !machine.leaky_processor;
+        let begun = match (is_open, leaks) {
+            (true, _) => Err(Error::NoIommu),
+            (false, true) => Err(Error::Processor),
+            (false, false) => self.incoming.begin(length),
+        };
         // Without random bytes there would be no keys.
         let begun = begun.and_then(|()| random::bytes32().ok_or(Error::Memory));
         self.submission = match begun {

@@ -270,6 +270,8 @@ impl Fake {
             (INDEX_IOMMU, Iommu::On.word()),
             (INDEX_WITHOUT_IOMMU, 0),
             (INDEX_DMA_REFUSED, 4),
+            (INDEX_LEAKS, 0),
+            (INDEX_DESPITE_LEAKS, 0),
             (INDEX_TPM, Tpm::Measured.word()),
             (INDEX_LOG_BYTES, 626),
             (INDEX_TICKS, 5),

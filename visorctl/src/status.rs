@@ -4,10 +4,11 @@ use std::fmt;
 
 use serde::Serialize;
 use ticket::port::{
-    INDEX_AUDIT_END, INDEX_BASE, INDEX_CLEAR, INDEX_COUNTER, INDEX_COUNTERS, INDEX_DMA_REFUSED,
-    INDEX_EVENTS, INDEX_FREE, INDEX_IOMMU, INDEX_LENGTH, INDEX_LOG_BYTES, INDEX_PROCESSORS,
-    INDEX_REFUSES, INDEX_TABLES, INDEX_TICKS, INDEX_TPM, INDEX_UNPROTECTED, INDEX_WAITING,
-    INDEX_WITHOUT_IOMMU, Iommu, Tpm, VMS, VmState, WITH_IOMMU, WITH_TPM,
+    INDEX_AUDIT_END, INDEX_BASE, INDEX_CLEAR, INDEX_COUNTER, INDEX_COUNTERS, INDEX_DESPITE_LEAKS,
+    INDEX_DMA_REFUSED, INDEX_EVENTS, INDEX_FREE, INDEX_IOMMU, INDEX_LEAKS, INDEX_LENGTH,
+    INDEX_LOG_BYTES, INDEX_PROCESSORS, INDEX_REFUSES, INDEX_TABLES, INDEX_TICKS, INDEX_TPM,
+    INDEX_UNPROTECTED, INDEX_WAITING, INDEX_WITHOUT_IOMMU, Iommu, Tpm, VMS, VmState, WITH_IOMMU,
+    WITH_LEAKS, WITH_TPM,
 };
 
 use crate::failure::{Exit, Failure};
@@ -72,6 +73,17 @@ struct Protection {
     audit_events: u32,
     /// Nothing from a visor that knows of none.
     iommu: Option<Devices>,
+    /// Likewise.
+    processor: Option<Processor>,
+}
+
+/// What the processor says of transient execution.
+#[derive(Debug, Serialize)]
+struct Processor {
+    /// It does not say that it keeps a VM's memory from its host.
+    leaks: bool,
+    /// Whether tickets are taken nevertheless.
+    tickets_despite: bool,
 }
 
 /// What is known of devices.
@@ -131,6 +143,10 @@ fn protection<P: Port>(visor: &mut Visor<P>) -> Result<Protection, Failure> {
         unprotected: visor.value(INDEX_UNPROTECTED),
         audit_events: visor.value(INDEX_AUDIT_END),
         iommu: (visor.version() >= WITH_IOMMU).then(|| devices(visor)).transpose()?,
+        processor: (visor.version() >= WITH_LEAKS).then(|| Processor {
+            leaks: visor.value(INDEX_LEAKS) == 1,
+            tickets_despite: visor.value(INDEX_DESPITE_LEAKS) == 1,
+        }),
     })
 }
 
@@ -203,6 +219,8 @@ impl fmt::Display for Status {
     }
 }
 
+const LEAKY: &str = "the processor does not keep VMs' memory from the host";
+
 impl fmt::Display for Protection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "protected:   {} VMs run, {} are stopped", self.running, self.stopped)?;
@@ -212,6 +230,15 @@ impl fmt::Display for Protection {
         }
         if let Some(devices) = &self.iommu {
             write!(f, "{devices}")?;
+        }
+        match self.processor {
+            Some(Processor { leaks: true, tickets_despite: true }) => {
+                writeln!(f, "INSECURE:    {LEAKY} (insecure-processor)")?;
+            }
+            Some(Processor { leaks: true, tickets_despite: false }) => {
+                writeln!(f, "LEAKS:       {LEAKY}: tickets are refused")?;
+            }
+            Some(Processor { leaks: false, .. }) | None => {}
         }
         writeln!(f, "audit:       {} events", self.audit_events)?;
         match self.unprotected {

@@ -13,7 +13,7 @@ fn an_empty_line_gives_the_defaults() {
 #[test]
 fn every_word_does_what_it_says() {
     let line = b"log=debug serial=0x2f8,9600   panic=reset quirk=bochs-init vmcs-shadowing=off \
-                 dev-tickets unprotected-vms=refuse insecure-no-iommu";
+                 dev-tickets unprotected-vms=refuse insecure-no-iommu insecure-processor";
     let expected = Options {
         log: LogLevel::Debug,
         serial: Serial::Port { port: 0x2f8, baud: 9600 },
@@ -23,12 +23,17 @@ fn every_word_does_what_it_says() {
         dev_tickets: true,
         unprotected_vms: false,
         without_iommu: true,
+        leaky_processor: true,
     };
     assert_eq!(parse(line), Ok(expected));
     let line = parse(b"vmcs-shadowing=on");
     assert!(line.is_ok_and(|options| options.vmcs_shadowing && !options.dev_tickets));
     assert!(parse(b"unprotected-vms=run").is_ok_and(|options| options.unprotected_vms));
     assert!(parse(b"insecure-no-iommu=off").is_ok_and(|options| !options.without_iommu));
+    assert!(parse(b"insecure-processor=off").is_ok_and(|options| !options.leaky_processor));
+    // The one says nothing of the other.
+    assert!(parse(b"insecure-processor").is_ok_and(|options| !options.without_iommu));
+    assert!(parse(b"insecure-no-iommu").is_ok_and(|options| !options.leaky_processor));
 }
 
 #[test]
@@ -86,6 +91,7 @@ fn a_bad_value_is_refused() {
         "serial=off,9600",
         "serial=com1,9600,8n1",
         "insecure-no-iommu=1",
+        "insecure-processor=1",
     ] {
         assert_eq!(parse(word.as_bytes()), Err(CmdlineError::BadValue(word)));
     }

@@ -10,7 +10,7 @@ enum Kind {
     Free,
     Absent,
     ReadOnly,
-    MicrocodeUpdate,
+    Ignored,
     ApicBase,
     FeatureControl,
     VmxCapability,
@@ -22,7 +22,8 @@ fn kind(index: u32) -> Kind {
     match index {
         0x1b => Kind::ApicBase,
         0x3a => Kind::FeatureControl,
-        0x79 => Kind::MicrocodeUpdate,
+        // microcode update; switches of TSX and of microcode's cures
+        0x79 | 0x122 | 0x123 => Kind::Ignored,
         0x480..=0x493 => Kind::VmxCapability,
         // SMM monitor; overclocking mailbox; Processor Trace; Key Locker
         0x9b | 0x150 => Kind::Absent,
@@ -89,7 +90,7 @@ fn check_read(index: u32) {
         Kind::FeatureControl => Read::Masked { clear: 0xff02, set: 5 },
         Kind::VmxCapability => Read::VmxCapability,
         Kind::Mtrr => Read::Mtrr,
-        Kind::ReadOnly | Kind::MicrocodeUpdate | Kind::ApicBase | Kind::MiscEnable => shown,
+        Kind::ReadOnly | Kind::Ignored | Kind::ApicBase | Kind::MiscEnable => shown,
     };
     assert_eq!(read(index), expected, "{index:#x}");
 }
@@ -101,7 +102,7 @@ fn check_write(index: u32, value: u64, current: u64) {
         Kind::Free | Kind::Absent | Kind::ReadOnly | Kind::FeatureControl | Kind::VmxCapability => {
             Write::Fault
         }
-        Kind::MicrocodeUpdate => Write::Ignore,
+        Kind::Ignored => Write::Ignore,
         Kind::ApicBase if base(value) == base(current) => Write::Perform,
         Kind::ApicBase => Write::Fault,
         // Limiting CPUID; no XD.

@@ -169,6 +169,21 @@ pub(crate) fn write_back_caches() {
     unsafe { asm!("wbinvd", options(nostack, preserves_flags)) }
 }
 
+/// Has the processor forget where indirect branches led (IBPB). It has the command.
+pub(crate) fn forget_branches() {
+    const IA32_PRED_CMD: u32 = 0x49;
+    // SAFETY: changes no state but predictions.
+    unsafe { write_msr(IA32_PRED_CMD, 1) }
+}
+
+/// Has the processor overwrite what its buffers hold, if it is one that does so (MD_CLEAR).
+pub(crate) fn clear_buffers() {
+    // By a selector in memory: VERW of a register overwrites nothing (SDM vol. 2, VERW).
+    let selector = crate::segments::DATA.0;
+    // SAFETY: only reads the selector, and changes flags.
+    unsafe { asm!("verw word ptr [{}]", in(reg) &raw const selector, options(nostack, readonly)) }
+}
+
 /// Writes the cache line with word `index` of the page that appears at `linear` back to memory, before
 /// whatever follows.
 pub(crate) fn write_back_line(linear: u64, index: usize) {

@@ -121,6 +121,7 @@ impl Register {
     }
 }
 
-fn structured() -> nested_vmx::cpuid::Answer {
+/// Leaf 7 of CPUID, zeros where there is none.
+pub(crate) fn structured() -> nested_vmx::cpuid::Answer {
     if cpuid(0, 0).eax >= 7 { cpuid(7, 0) } else { nested_vmx::cpuid::Answer::default() }
 }

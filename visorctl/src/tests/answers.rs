@@ -3,8 +3,8 @@
 use serde_json::json as value;
 use ticket::audit::{GENESIS, Kind, NO_VM, extend};
 use ticket::port::{
-    INDEX_IOMMU, INDEX_MAGIC, INDEX_TPM, INDEX_VM_DESTROY, INDEX_WITHOUT_IOMMU, Iommu, Tpm,
-    VmState, WITH_IOMMU, WITH_TICKETS,
+    INDEX_DESPITE_LEAKS, INDEX_IOMMU, INDEX_LEAKS, INDEX_MAGIC, INDEX_TPM, INDEX_VM_DESTROY,
+    INDEX_WITHOUT_IOMMU, Iommu, Tpm, VmState, WITH_IOMMU, WITH_TICKETS, WITH_TPM,
 };
 
 use super::{Folder, json, submit, text, ticket, visorctl};
@@ -29,7 +29,7 @@ fn the_status_has_everything_in_it() {
     assert_eq!(
         answer,
         value!({
-            "version": {"major": 1, "minor": 4},
+            "version": {"major": 1, "minor": 5},
             "memory": {"base": 1000_u64 << 20, "length": 24 << 20, "free_pages": 500},
             "processors": 2,
             "refused_accesses": 3,
@@ -44,7 +44,8 @@ fn the_status_has_everything_in_it() {
                 "stopped": 1,
                 "unprotected": 0,
                 "audit_events": 0,
-                "iommu": {"state": "on", "tickets_without": false, "refused": 4}
+                "iommu": {"state": "on", "tickets_without": false, "refused": 4},
+                "processor": {"leaks": false, "tickets_despite": false}
             },
             "tpm": {"state": "measured", "log": 626}
         })
@@ -136,6 +137,28 @@ fn the_status_says_loudly_that_devices_are_not_kept_out() {
     fake.0.borrow_mut().version = WITH_TICKETS + 1;
     let old = json(&fake, ["status"]);
     assert!(old["answer"]["protection"]["iommu"].is_null(), "{old}");
+}
+
+#[test]
+fn the_status_says_loudly_that_the_processor_leaks() {
+    const LEAKY: &str = "the processor does not keep VMs' memory from the host";
+    let fake = busy();
+    assert!(!visorctl(&fake, ["status"]).out.contains(LEAKY));
+    let _ = fake.0.borrow_mut().fixed.insert(INDEX_LEAKS, 1);
+    for (despite, line) in [
+        (0, format!("LEAKS:       {LEAKY}: tickets are refused")),
+        (1, format!("INSECURE:    {LEAKY} (insecure-processor)")),
+    ] {
+        let _ = fake.0.borrow_mut().fixed.insert(INDEX_DESPITE_LEAKS, despite);
+        let text = visorctl(&fake, ["status"]).out;
+        assert!(text.lines().any(|found| found == line), "{text}");
+        let processor = &json(&fake, ["status"])["answer"]["protection"]["processor"];
+        assert_eq!(*processor, value!({"leaks": true, "tickets_despite": despite == 1}));
+    }
+    // A visor of 1.4 knows nothing of it.
+    fake.0.borrow_mut().version = WITH_TPM;
+    let old = json(&fake, ["status"]);
+    assert!(old["answer"]["protection"]["processor"].is_null(), "{old}");
 }
 
 #[test]

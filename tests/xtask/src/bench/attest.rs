@@ -20,7 +20,7 @@ pub(super) fn measure(rig: &Rig<'_>) -> Result<Vec<Figure>> {
     let keys = Boot::of(on_visor("log=debug", host)).expect(&["*init: done"]).ends(End::PowerOff);
     let keys = rig.check("keys", &keys)?;
     let host = protected::host("protected-sealed");
-    let tickets = Boot::of(on_visor("insecure-no-iommu log=error", host))
+    let tickets = Boot::of(on_visor("insecure-no-iommu insecure-processor log=error", host))
         .on(protected::memory)
         .expect(&["*vmm: PASS protected-sealed", "*init: done"])
         .ends(End::PowerOff);

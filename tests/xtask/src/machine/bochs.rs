@@ -162,6 +162,7 @@ const fn model(cpu: Cpu) -> &'static str {
         Cpu::Haswell => "corei7_haswell_4770",
         Cpu::IvyBridge => "corei7_ivy_bridge_3770k",
         Cpu::SkylakeX => "corei7_skylake_x",
+        Cpu::IceLake => "corei7_icelake_u",
         Cpu::NoUnrestricted => "corei5_lynnfield_750",
         Cpu::NoEpt => "core2_penryn_t9600",
         Cpu::NoVmx => "phenom_8650_toliman",

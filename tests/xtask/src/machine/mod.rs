@@ -44,6 +44,8 @@ pub(crate) enum Cpu {
     IvyBridge,
     /// Adds PML, TSC scaling, virtual-interrupt delivery.
     SkylakeX,
+    /// Adds commands against leaks by transient execution. Linux needs `clearcpuid=fsrm`.
+    IceLake,
     /// EPT, but no unrestricted guest.
     NoUnrestricted,
     /// VMX, but no EPT.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail, ensure};
 
 use super::{Boot, Host, Rig, Stack, Test};
-use crate::machine::{End, Machine, Messages, TripleFault};
+use crate::machine::{Cpu, End, Machine, Messages, TripleFault};
 
 /// What must become of an attack on a VM with a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +160,8 @@ pub(super) fn tests() -> Vec<Test> {
         Test::new("protected/life-2-cpus", 17, life_on_two),
         Test::new("protected/refuses-others", 2, refuses_others),
         Test::new("protected/without-iommu", 2, without_iommu),
+        Test::new("protected/leaky-processor", 2, leaky_processor),
+        Test::new("protected/barriers", 40, barriers),
         Test::new("protected/sealed-ticket", 5, sealed),
         Test::new("protected/devices-control", 20, devices_control),
         Test::new("protected/devices", 40, devices),
@@ -207,6 +209,28 @@ fn without_iommu(rig: &Rig<'_>) -> Result<()> {
     rig.check("", &boot.ends(End::PowerOff)).map(drop)
 }
 
+/// Where the processor does not say that it keeps VMs' memory from the host, the visor takes no ticket either.
+fn leaky_processor(rig: &Rig<'_>) -> Result<()> {
+    let strict = |host| Stack { visor: Some("dev-tickets insecure-no-iommu".to_owned()), host };
+    let leaks = "visor: [warn] the processor does not say that it keeps VMs' memory from the host: L1TF, MDS, TAA";
+    let refused = "*the ticket is refused: the processor does not keep a VM's memory from its host: see insecure-processor*";
+    let boot = Boot::of(strict(host("protected-left"))).on(memory);
+    let boot = boot.expect(&[leaks, refused, "*init: done"]).never("*vmm: PASS *");
+    rig.check("", &boot.ends(End::PowerOff)).map(drop)
+}
+
+/// The visor gives the processor's commands against leaks, and VMs run, where it has them.
+fn barriers(rig: &Rig<'_>) -> Result<()> {
+    let words = "clearcpuid=fsrm init.do=kvm-load,run:/vmm+protected-left,stats".to_owned();
+    let boot = Boot::of(with_tickets(Host::Protected(words))).on(|machine| {
+        memory(machine);
+        machine.cpu = Cpu::IceLake;
+    });
+    let boot = boot.expect(&["*vmm: PASS protected-left", "*init: done"]).never("*vmm: FAIL *");
+    let log = rig.check("", &boot.ends(End::PowerOff))?;
+    judge_memory(&log, &["unprotected", "protected"])
+}
+
 /// What becomes of each submission: the number of its refusal.
 const SUBMISSIONS: [(&str, &str); 18] = [
     ("in-clear", "64"),
@@ -232,7 +256,8 @@ const SUBMISSIONS: [(&str, &str); 18] = [
 /// Where tickets in clear are off, sealed ones are taken, unless they are forged.
 fn sealed(rig: &Rig<'_>) -> Result<()> {
     // What the visor says of refusals would stand in the middle of what is read here.
-    let strict = |host| Stack { visor: Some("insecure-no-iommu log=error".to_owned()), host };
+    const WORDS: &str = "insecure-no-iommu insecure-processor log=error";
+    let strict = |host| Stack { visor: Some(WORDS.to_owned()), host };
     let log = rig.check("", &boot(strict, "protected-sealed"))?;
     let found = lines(&log, "vmm: SEALED ")?;
     ensure!(found == SUBMISSIONS.into(), "{found:?}");
@@ -362,8 +387,8 @@ fn judge_devices(log: &str, subjects: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Has the visor take tickets in clear, and in emulators that have VMX and no IOMMU.
-const TICKETS: &str = "dev-tickets insecure-no-iommu";
+/// Has the visor take tickets in clear, and in emulators that have VMX, no IOMMU, and an old processor.
+const TICKETS: &str = "dev-tickets insecure-no-iommu insecure-processor";
 
 /// The visor takes tickets in clear.
 pub(crate) fn with_tickets(host: Host) -> Stack {

@@ -17,18 +17,18 @@ use crate::{paths, tool};
 const BUDGETS: [(&[&str], usize); 10] = [
     (&["ept"], 2_400),
     (&["emulate"], 1_150),
-    (&["nested-vmx"], 5_360),
+    (&["nested-vmx"], 5_400),
     (&["seal"], 350),
     (&["membrane", "ticket"], 3_150),
     (&["virtio"], 1_700),
     (&["iommu"], 1_900),
     (&["disk"], 1_900),
     (&["attest"], 1_500),
-    (&["visor", "boot"], 9_050),
+    (&["visor", "boot"], 9_100),
 ];
 
 /// The budget of all of them together.
-const TOTAL: usize = 28_250;
+const TOTAL: usize = 28_350;
 
 /// The only crate that may say `unsafe`.
 const HARDWARE: &str = "visor";

@@ -20,8 +20,8 @@ pub(super) const LINUX: &str = "Debian's own kernel is the host, with KVM and De
     would prove nothing. With one it must fail, or the visor stops the VM: not to run a VM is the host's \
     right, to run it wrongly is not.
     What this is not yet: the ticket is handed over in clear, which the visor accepts only with the word \
-    `dev-tickets`; nothing is attested yet. DMA is not among the attacks: the emulator has no IOMMU, so the \
-    visor also needs the word `insecure-no-iommu`.
+    `dev-tickets`; nothing is attested yet. DMA is not among the attacks: the emulator has no IOMMU, and its \
+    processor is of 2013, so the visor also needs the words `insecure-no-iommu` and `insecure-processor`.
     Unpacking the host's kernel takes about a minute in the emulator before its first line appears.";
 
 pub(super) const SMALL: &str =

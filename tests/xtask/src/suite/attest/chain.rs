@@ -20,7 +20,7 @@ use crate::packages::Built;
 use crate::{build, paths, tool};
 
 /// The visor's command line; ISOLINUX puts the name of the image's file before it.
-const WORDS: &str = "insecure-no-iommu";
+const WORDS: &str = "insecure-no-iommu insecure-processor";
 const FILE: &str = "/image0";
 /// The VM's.
 const VM_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check \
