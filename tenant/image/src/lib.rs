@@ -2,6 +2,7 @@
 
 mod copy;
 mod error;
+pub mod files;
 pub mod key;
 mod manage;
 mod partial;

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::copy::{compare, copy};
 use crate::error::Error;
-use crate::partial::{Partial, Replace};
+use crate::files::Replace;
+use crate::partial::Partial;
 use crate::plain::{self, Raw, Source};
 use crate::progress::Progress;
 use crate::sealed::{self, Sealed};
@@ -193,7 +194,7 @@ fn fill(
     how: &mut How,
 ) -> Result<Found, Error> {
     let (path, progress) = (partial.path(), how.progress.as_mut());
-    if !sealed::is_begun(path, partial.file()?)? {
+    if !sealed::is_begun(path, partial.file()?, key)? {
         sealed::create(path, partial.file()?, key, blocks)?;
     }
     let mut room = sealed::Room::new();

@@ -1,14 +1,13 @@
 //! Files that appear under their name only when they are complete.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-
 use crate::error::Error;
+use crate::files::{self, Replace};
 
 /// A file that is being made, beside the one that it will be. Who holds it has it alone.
 #[derive(Debug)]
@@ -17,15 +16,6 @@ pub(crate) struct Partial {
     out: PathBuf,
     replace: Replace,
     file: File,
-}
-
-/// Whether a file that is there already is replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Replace {
-    /// It is.
-    Yes,
-    /// It is in the way.
-    No,
 }
 
 impl Partial {
@@ -39,9 +29,7 @@ impl Partial {
             return Err(Error::File(out.into(), io::ErrorKind::AlreadyExists.into()));
         }
         let path = beside(out);
-        let mut options = OpenOptions::new();
-        let _ = options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(&path).map_err(|why| Error::File(path.clone(), why))?;
+        let file = files::make(&path).map_err(|why| Error::File(path.clone(), why))?;
         lock(&file, &path)?;
         // It may have got its name between the two.
         let (ours, there) = (file.metadata(), fs::metadata(&path));
@@ -68,17 +56,9 @@ impl Partial {
     /// [`Error::File`].
     pub(crate) fn complete(self) -> Result<(), Error> {
         let wrong = |why: io::Error| Error::File(self.out.clone(), why);
-        self.file.sync_all().map_err(wrong)?;
-        match self.replace {
-            Replace::Yes => fs::rename(&self.path, &self.out).map_err(wrong)?,
-            Replace::No => {
-                renameat_with(CWD, &self.path, CWD, &self.out, RenameFlags::NOREPLACE)
-                    .map_err(|why| wrong(why.into()))?;
-            }
-        }
-        let folder = self.out.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(wrong)
+        files::sync(&self.file, &self.path).map_err(wrong)?;
+        files::rename(&self.path, &self.out, self.replace).map_err(wrong)?;
+        files::sync_folder_of(&self.out).map_err(wrong)
     }
 }
 

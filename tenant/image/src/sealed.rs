@@ -6,7 +6,7 @@ use std::path::Path;
 
 use disk::create::Seeds;
 use disk::geometry::Geometry;
-use disk::header::Header;
+use disk::header::{Header, Refusal};
 use disk::storage::Storage;
 use disk::volume::{
     LEVELS, LONGEST, Memory, Pending, RANGES, Range as Forgotten, Slot, Step as Node, Volume,
@@ -237,19 +237,29 @@ pub(crate) fn create(
     created.map_err(|why| blocks.wrong(why))
 }
 
-/// Puts the disk in `path` under the second key. The header that counts is the last to be replaced: at any time
-/// one of the two is right.
+/// Puts the disk in `path` under the second key. If it is already, as far as a power cut has left headers, both
+/// are made anew.
 ///
 /// # Errors
 /// [`Error`].
 pub(crate) fn rekey(path: &Path, [old, new]: [&WrappingKey; 2]) -> Result<(), Error> {
     let mut blocks = Blocks::open(path, Access::Write)?;
+    match header(&blocks, old) {
+        Err(Error::Header(..)) if header(&blocks, new).is_ok() => {
+            replace_headers(&mut blocks, [new; 2])
+        }
+        Err(why) => Err(why),
+        Ok(_) => replace_headers(&mut blocks, [old, new]),
+    }
+}
+
+/// Replaces both headers by newer ones under the second key. The one that counts is the last to be replaced: at
+/// any time one of the two is right.
+fn replace_headers(blocks: &mut Blocks, [old, new]: [&WrappingKey; 2]) -> Result<(), Error> {
     let total = blocks.count()?;
-    let mut header = header(&blocks, old)?;
-    let [mut first, _] = blocks.headers()?;
-    let in_first = Header::open(&mut first, old, total);
-    let is_first = in_first.is_ok_and(|first| first.sequence == header.sequence);
-    let places = if is_first { [1, 0] } else { [0, 1] };
+    let mut header = header(blocks, old)?;
+    let [in_first, _] = sequences(blocks, old)?;
+    let places = if in_first == Ok(header.sequence) { [1, 0] } else { [0, 1] };
     for place in places {
         header.sequence += 1;
         let mut block = [0; 4096];
@@ -267,14 +277,28 @@ fn header(blocks: &Blocks, key: &WrappingKey) -> Result<Header, Error> {
     header.map_err(|why| Error::Header(blocks.path().into(), why))
 }
 
-/// Whether [`create`] came to its end with this file: headers are what it writes last.
+/// The sequences in the two headers, or what is wrong with each.
+fn sequences(blocks: &Blocks, key: &WrappingKey) -> Result<[Result<u64, Refusal>; 2], Error> {
+    let total = blocks.count()?;
+    let opened = |mut block| Header::open(&mut block, key, total).map(|header| header.sequence);
+    Ok(blocks.headers()?.map(opened))
+}
+
+/// Whether the file has a disk that [`create`] made, to go on with. A power cut may have left the first header
+/// without the second, which is written when the first is durable, and before all data: the second is mended then.
 ///
 /// # Errors
 /// [`Error`].
-pub(crate) fn is_begun(path: &Path, file: File) -> Result<bool, Error> {
-    let blocks = Blocks::over(path, file, Access::Read);
-    if blocks.count()? < 2 {
+pub(crate) fn is_begun(path: &Path, file: File, key: &WrappingKey) -> Result<bool, Error> {
+    let mut blocks = Blocks::over(path, file, Access::Write);
+    // Its length is durable before anything else is.
+    if !blocks.is_disk()? {
         return Ok(false);
     }
-    Ok(blocks.headers()?.as_flattened().iter().any(|byte| *byte != 0))
+    match sequences(&blocks, key)? {
+        [Err(_), Err(Refusal::Absent)] => return Ok(false),
+        [Ok(_), Err(_)] => replace_headers(&mut blocks, [key; 2])?,
+        [_, Ok(_)] | [Err(_), Err(_)] => {}
+    }
+    Ok(true)
 }

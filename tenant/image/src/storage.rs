@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use disk::storage::{Stop, Storage};
 
 use crate::error::Error;
+use crate::files;
 use crate::partial::lock;
 use crate::{BLOCK, Block};
 
@@ -60,6 +61,18 @@ impl Blocks {
         if bytes.is_multiple_of(BLOCK) { Ok(bytes / BLOCK) } else { Err(self.shape()) }
     }
 
+    /// Whether it can be a disk's: whole blocks, and two at least.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub(crate) fn is_disk(&self) -> Result<bool, Error> {
+        match self.count() {
+            Ok(count) => Ok(count >= 2),
+            Err(Error::Shape(_)) => Ok(false),
+            Err(why) => Err(why),
+        }
+    }
+
     /// The two headers, as they are.
     ///
     /// # Errors
@@ -82,7 +95,8 @@ impl Blocks {
     /// # Errors
     /// [`Error::File`].
     pub(crate) fn set_count(&self, blocks: u64) -> Result<(), Error> {
-        self.file.set_len(blocks * BLOCK).map_err(|why| Error::File(self.path.clone(), why))
+        let set = files::set_length(&self.file, &self.path, blocks * BLOCK);
+        set.map_err(|why| Error::File(self.path.clone(), why))
     }
 
     /// What the engine says, as an error of this crate's.
@@ -127,12 +141,14 @@ impl Storage for Blocks {
             aside.extend((at..).zip(from.iter().copied()));
             return Ok(());
         }
-        let written = self.file.write_all_at(from.as_flattened(), at.saturating_mul(BLOCK));
+        let written =
+            files::write(&self.file, &self.path, at.saturating_mul(BLOCK), from.as_flattened());
         self.done(written)
     }
 
     fn flush(&mut self) -> Result<(), Stop> {
-        let flushed = if self.aside.is_some() { Ok(()) } else { self.file.sync_data() };
+        let flushed =
+            if self.aside.is_some() { Ok(()) } else { files::sync(&self.file, &self.path) };
         self.done(flushed)
     }
 }

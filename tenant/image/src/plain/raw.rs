@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::{Source, Target, around};
 use crate::error::Error;
+use crate::files;
 use crate::{BLOCK, Block};
 
 /// A raw image.
@@ -34,7 +35,7 @@ impl Raw {
     /// [`Error::File`].
     pub fn make(path: &Path, file: File, blocks: u64) -> Result<Self, Error> {
         let bytes = blocks.saturating_mul(BLOCK);
-        file.set_len(bytes).map_err(|why| Error::File(path.into(), why))?;
+        files::set_length(&file, path, bytes).map_err(|why| Error::File(path.into(), why))?;
         Ok(Self { path: path.into(), file, bytes })
     }
 
@@ -92,11 +93,11 @@ impl Source for Raw {
 
 impl Target for Raw {
     fn write(&mut self, at: u64, block: &Block) -> Result<(), Error> {
-        let done = self.file.write_all_at(block, at.saturating_mul(BLOCK));
+        let done = files::write(&self.file, &self.path, at.saturating_mul(BLOCK), block);
         done.map_err(|why| Error::File(self.path.clone(), why))
     }
 
     fn flush(&mut self) -> Result<(), Error> {
-        self.file.sync_data().map_err(|why| Error::File(self.path.clone(), why))
+        files::sync(&self.file, &self.path).map_err(|why| Error::File(self.path.clone(), why))
     }
 }

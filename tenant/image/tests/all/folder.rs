@@ -1,6 +1,6 @@
 //! A folder for one test.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{env, fs, process};
 
 /// A folder that goes with the value.
@@ -8,7 +8,17 @@ pub(crate) struct Folder(PathBuf);
 
 impl Folder {
     pub(crate) fn new(name: &str) -> Self {
-        let path = env::temp_dir().join(format!("image-{}-{name}", process::id()));
+        Self::within(&env::temp_dir(), name)
+    }
+
+    /// As [`Self::new`], in memory if the system has files there: for tests that have thousands of files made durable.
+    pub(crate) fn quick(name: &str) -> Self {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::within(memory, name) } else { Self::new(name) }
+    }
+
+    fn within(folder: &Path, name: &str) -> Self {
+        let path = folder.join(format!("image-{}-{name}", process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }

@@ -32,7 +32,9 @@ fn another_key_replaces_the_old_one_in_the_headers() {
     let (out, before, content) = rekeyed(&folder);
     let old = image::info(&out, &KEY);
     assert!(matches!(old, Err(Error::Header(..))));
-    assert!(matches!(image::rekey(&out, [&KEY, &OTHER]), Err(Error::Header(..))));
+    assert!(matches!(image::rekey(&out, [&KEY; 2]), Err(Error::Header(..))));
+    // As after an interruption of which nobody knows how far it let the command come.
+    assert!(image::rekey(&out, [&KEY, &OTHER]).is_ok());
     assert!(unsealed(&folder, &out, &OTHER).unwrap() == content);
     let headers = before.len() - 8192;
     assert!(before[..headers] == fs::read(&out).unwrap()[..headers]);

@@ -9,6 +9,7 @@
 mod cuts;
 mod folder;
 mod keys;
+mod power;
 mod qcow2;
 mod raw;
 mod resume;
