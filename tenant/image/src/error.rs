@@ -57,9 +57,13 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path, why) => write!(f, "{}: {why}", path.display()),
-            Self::Busy(path) => write!(f, "{}: in use", path.display()),
+            Self::Busy(path) => write!(f, "{}: in use by another run, or locked", path.display()),
             Self::Leftover(path) => {
-                write!(f, "{}: left by an interrupted command (--resume goes on)", path.display())
+                let path = path.display();
+                write!(
+                    f,
+                    "{path}: left by an interrupted command: go on with that by --resume, or remove it"
+                )
             }
             Self::Plain(path, why) => write!(f, "{}: not understood: {why}", path.display()),
             Self::Key(path, why) => write!(f, "{}: {why}", path.display()),
@@ -81,7 +85,7 @@ impl fmt::Display for Error {
             Self::Differs(block) => {
                 write!(
                     f,
-                    "the two disks are not the same in block {block}: did the plain one change?"
+                    "block {block} is not the same on both disks: did the first one change meanwhile?"
                 )
             }
             Self::Random => f.write_str("the system gives no random numbers"),

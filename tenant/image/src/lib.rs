@@ -9,6 +9,7 @@ mod partial;
 pub mod plain;
 pub mod progress;
 mod random;
+mod room;
 mod sealed;
 mod size;
 mod storage;
@@ -18,7 +19,7 @@ pub use error::Error;
 pub use manage::{
     Broken, Found, How, Order, Resume, anew, create, info, rekey, seal, unseal, verify,
 };
-pub use size::size;
+pub use size::{size, words};
 
 /// Bytes in a block.
 pub(crate) const BLOCK: u64 = 4096;

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::copy::{compare, copy};
+use crate::copy::{compare, copy, written};
 use crate::error::Error;
 use crate::files::Replace;
 use crate::partial::Partial;
 use crate::plain::{self, Raw, Source};
 use crate::progress::Progress;
+use crate::room;
 use crate::sealed::{self, Sealed};
 use crate::storage::Access;
 use crate::{BLOCK, WrappingKey};
@@ -148,7 +149,7 @@ pub fn rekey(image: &Path, keys: [&WrappingKey; 2]) -> Result<Found, Error> {
 }
 
 /// Makes a new disk with the same data, of `size` bytes or as large as before, under the second key, and
-/// has it take the old one's place.
+/// has it take the old one's place. Until then there is room for both, and that is looked at before.
 ///
 /// # Errors
 /// As [`seal`]; the old disk is as it was.
@@ -158,10 +159,12 @@ pub fn anew(
     size: Option<u64>,
     how: &mut How,
 ) -> Result<Found, Error> {
-    let mut room = sealed::Room::new();
-    let mut source = Sealed::open(image, old, Access::Read, &mut room)?;
+    let mut memory = sealed::Room::new();
+    let mut source = Sealed::open(image, old, Access::Read, &mut memory)?;
     let blocks = blocks(&source, size)?;
     let partial = begin(image, Replace::Yes, how.resume)?;
+    let is_room = room::check(&partial.file()?, written(&mut source)?);
+    is_room.map_err(|why| Error::File(partial.path().into(), why))?;
     let found = fill(&partial, &mut source, new, blocks, how)?;
     partial.complete()?;
     Ok(found)
@@ -171,7 +174,7 @@ pub fn anew(
 fn blocks(source: &dyn Source, size: Option<u64>) -> Result<u64, Error> {
     let blocks = size.map_or(source.blocks(), |size| size / BLOCK);
     if blocks < source.blocks() {
-        return Err(Error::Size("the disk would be smaller than what it is made of"));
+        return Err(Error::Size("a disk cannot be smaller than what it is made of"));
     }
     Ok(blocks)
 }
@@ -200,7 +203,9 @@ fn fill(
     let mut room = sealed::Room::new();
     let mut target = Sealed::over(path, partial.file()?, key, Access::Write, &mut room)?;
     if target.blocks() != blocks {
-        return Err(Error::Size("the interrupted command was about a disk of another size"));
+        return Err(Error::Size(
+            "what an interrupted command left is of another size: remove it, or give that size",
+        ));
     }
     copy(source, &mut target, progress)?;
     target.close()?;

@@ -29,9 +29,17 @@ pub fn size(words: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// The words that [`size`] understands as so many bytes, the shortest ones.
+#[must_use]
+pub fn words(bytes: u64) -> String {
+    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+    let unit = units.iter().find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1 << shift));
+    unit.map_or_else(|| bytes.to_string(), |(shift, word)| format!("{}{word}", bytes >> shift))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::size;
+    use super::{size, words};
 
     #[test]
     fn a_size_is_in_whole_blocks_and_one_that_a_disk_can_have() {
@@ -40,6 +48,12 @@ mod tests {
         for (words, bytes) in good {
             assert_eq!(size(words), Ok(bytes));
         }
+        for (shown, bytes) in
+            [("4K", 4096), ("3M", 3 << 20), ("2052K", 2_101_248), ("16T", 16 << 40)]
+        {
+            assert_eq!((words(bytes), size(shown)), (shown.to_owned(), Ok(bytes)));
+        }
+        assert_eq!((words(0), words(1023)), ("0".to_owned(), "1023".to_owned()));
         for words in ["", "K", "-4K", "4k", "4096.0", "0", "4095", "2K", "17T", "99999999999999T"] {
             assert!(size(words).is_err(), "{words}");
         }
