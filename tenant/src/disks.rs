@@ -53,10 +53,16 @@ pub struct DiskKey {
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { id, capacity_blocks, total_blocks, .. } = self;
-        writeln!(f, "disk {id}: {capacity_blocks} blocks for the VM, {total_blocks} in all")?;
+        let seen = image::words(capacity_blocks.saturating_mul(4096));
+        let sizes =
+            format_args!("{capacity_blocks} blocks of 4K for the VM, {total_blocks} in all");
+        writeln!(f, "disk {id}: {seen}, {sizes}")?;
         writeln!(f, "moment {}, tag {}", self.moment, self.tag)?;
         if let Some(written) = self.written_blocks {
             writeln!(f, "{written} blocks were written")?;
+        }
+        if self.broken.as_ref().is_some_and(Vec::is_empty) {
+            writeln!(f, "nothing was changed since it was written")?;
         }
         for Place { level, index } in self.broken.iter().flatten() {
             match level {

@@ -81,9 +81,16 @@ fn a_disk_is_made_shown_checked_and_read_again() {
     assert!(fs::read(folder.path("again")).unwrap() == content);
     let mode = fs::metadata(folder.path("again")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let shown = program(&folder, "image info sealed --key key").output().unwrap();
-    let shown = String::from_utf8(shown.stdout).unwrap();
-    assert!(shown.contains("300 blocks for the VM"), "{shown}");
+    let words = [
+        ("info", "1200K, 300 blocks of 4K for the VM, 372 in all"),
+        ("verify", "nothing was changed since it was written"),
+    ];
+    for (command, expected) in words {
+        let shown =
+            program(&folder, &format!("image {command} sealed --key key")).output().unwrap();
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert!(shown.contains(expected), "{shown}");
+    }
 }
 
 #[test]
