@@ -7,6 +7,6 @@ pub mod key;
 pub mod page;
 pub mod record;
 
-/// Whether pages are sealed with the processor's AES instructions. Without them the code is right but
+/// Whether pages are sealed with the processor's AES instructions, with the feature `pure-rust`. Without them the code is right but
 /// slow, and its time may tell something of the data: the visor must not be built so.
 pub const HARDWARE_AES: bool = cfg!(target_feature = "aes");
