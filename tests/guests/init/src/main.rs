@@ -7,6 +7,7 @@
 
 mod beats;
 mod devmem;
+mod disk_io;
 mod edu;
 mod end;
 mod heart;
@@ -94,6 +95,7 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "drivers" => system::load_drivers(),
         "disk" => virtio::disk("/dev/vda"),
         "disk-kept" => virtio::kept("/dev/vda"),
+        "disk-io" => disk_io::measure("/dev/vda"),
         "disks" => virtio::disks(),
         "network" => virtio::network(),
         "card" => virtio::card(),
