@@ -2,6 +2,7 @@
 
 mod attest;
 mod block_seal;
+mod disk_io;
 mod exit_cost;
 mod guest_boot;
 mod guest_work;
@@ -99,7 +100,7 @@ fn number(serial: &str, words: &str) -> Result<u64> {
 type Bench = (&'static str, fn(&Rig<'_>) -> Result<Vec<Figure>>);
 
 /// Every bench there is.
-pub(crate) const BENCHES: [Bench; 10] = [
+pub(crate) const BENCHES: [Bench; 11] = [
     ("host-boot", host_boot::measure),
     ("reservation", reservation::measure),
     ("exit-cost", exit_cost::measure),
@@ -108,6 +109,7 @@ pub(crate) const BENCHES: [Bench; 10] = [
     ("iommu", iommu::measure),
     ("seal", seal::measure),
     ("block-seal", block_seal::measure),
+    ("disk-io", disk_io::measure),
     ("suspend", suspend::measure),
     ("attest", attest::measure),
 ];

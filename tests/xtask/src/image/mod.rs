@@ -1,6 +1,7 @@
 //! Images that machines boot from.
 
 pub(crate) mod cpio;
+mod disks;
 pub(crate) mod elf32;
 pub(crate) mod iso;
 pub(crate) mod programs;

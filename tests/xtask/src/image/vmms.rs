@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::programs::Programs;
-use super::{iso, qcow2};
+use super::{disks, iso, qcow2};
 use crate::build::Guests;
 use crate::machine::{Image, Payload};
 use crate::{build, packages, paths, tool};
@@ -20,6 +20,7 @@ const XL: &str = include_str!("vmms/xl.sh");
 const MADE: &str = include_str!("vmms/made.sh");
 /// Sourced by that, where they are.
 const LIFE: &str = include_str!("vmms/life.sh");
+const DISK_IO: &str = include_str!("vmms/disk-io.sh");
 const TENANT: &str = include_str!("vmms/tenant.sh");
 /// Carries a TPM's commands over a serial line.
 const TPM_LINE: &str = include_str!("vmms/tpm-line.sh");
@@ -43,7 +44,7 @@ const MADE_WORDS: &str = "console=ttyS0 quiet panic=-1 mitigations=off tsc=relia
 
 /// Such a VM: its folder, what its `init` does, and how it differs from others.
 type Made = (&'static str, &'static str, &'static [&'static str]);
-const MADE_VMS: [Made; 14] = [
+const MADE_VMS: [Made; 16] = [
     ("vm", "", &[]),
     ("vm-2", "cpu-hotplug", &["--processors", "2"]),
     ("vm-beats", "beats", &["--memory", "40M"]),
@@ -66,10 +67,13 @@ const MADE_VMS: [Made; 14] = [
     ),
     ("vm-lies", "disk,stay,disk ip=dhcp", &["--virtio", "4"]),
     ("vm-q35-lies", "disk,stay,disk ip=dhcp", &["--machine", "q35", "--virtio", "4"]),
+    ("vm-io", "disk-io", &["--virtio", "1"]),
+    ("vm-io-sealed", "disk-io", &["--virtio", "1", EMPTY, "0"]),
 ];
 
-/// Which of its devices is the sealed disk.
+/// Which of its devices is the sealed disk, or a sealed one that is large and empty.
 const SEALED: &str = "--disk";
+const EMPTY: &str = "--disk=empty";
 
 /// The disk of those that have one: the host has filled the first half.
 const DISK_HALF: u64 = 1 << 20;
@@ -183,6 +187,8 @@ pub(crate) struct Parts {
 pub(crate) fn made(of: &Parts, out: &Path) -> Result<PathBuf> {
     let (mut programs, parts) = with_made(of, (MADE, &MADE_VMS), out)?;
     programs.add("life.sh", &written(&parts, "life.sh", LIFE)?);
+    programs.add("disk-io.sh", &written(&parts, "disk-io.sh", DISK_IO)?);
+    disks::add_empty(&mut programs, &parts)?;
     disk_of_made(&mut programs, &parts)?;
     let [_, sealed] = sealed_disk(&parts)?;
     programs.add("data/sealed", &sealed);
@@ -252,11 +258,11 @@ fn make(of: &Parts, (actions, more): (&str, &[&str]), parts: &Path, vm: &Path) -
     let mut words = vec!["--cmdline", &line];
     words.extend(more);
     let disk;
-    if let [.., SEALED, number] = more {
-        let [key, image] = sealed_disk(parts)?;
+    if let [.., kind @ (SEALED | EMPTY), number] = more {
+        let [key, image] = if *kind == SEALED { sealed_disk(parts)? } else { disks::empty(parts)? };
         disk = format!("{number},{},{}", key.display(), image.display());
-        let _ = words.pop();
-        words.push(&disk);
+        words.truncate(words.len() - 2);
+        words.extend([SEALED, &disk]);
     }
     if !more.contains(&"--memory") {
         words.extend(["--memory", "64M"]);

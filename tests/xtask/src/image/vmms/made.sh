@@ -3,7 +3,7 @@
 # init.vm= names. What it says on its serial line comes as "guest: ...".
 
 . /steps.sh
-for more in /life.sh /tenant.sh; do
+for more in /life.sh /tenant.sh /disk-io.sh; do
     [ ! -e $more ] || . $more
 done
 vm=/$(word init.vm)
@@ -86,7 +86,7 @@ written() {
     [ "$(sha256sum </data/disk)" = "$(cat /data/disk.after)" ]
 }
 
-# start ARGUMENT...: the VM runs, by the arguments that came with it and these.
+# start ARGUMENT...: the VM runs, by the arguments that came with it and these. What it reads from its serial line is $input.
 start() {
     cd $vm
     # It is the same for all.
@@ -94,7 +94,7 @@ start() {
     mkfifo /run/line
     exec 3<>/run/line
     {
-        /usr/bin/qemu-system-x86_64 $(cat qemu.args) $devices -pidfile /run/qemu "$@" </dev/null
+        /usr/bin/qemu-system-x86_64 $(cat qemu.args) $devices -pidfile /run/qemu "$@" <"${input:-/dev/null}"
         echo "qemu: ended with $?"
     } >&3 2>&1 &
 }

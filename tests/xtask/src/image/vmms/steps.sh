@@ -63,5 +63,7 @@ actions() {
         fi
     done
     echo "init: done"
+    # Returns when all of that has been sent, for which the end would not wait.
+    stty onlcr </dev/console
     poweroff -f
 }
