@@ -18,6 +18,7 @@ mod kvm;
 mod owners;
 mod port;
 mod report;
+mod root;
 mod secret;
 mod system;
 mod tpm;
@@ -93,6 +94,7 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
             Ok(())
         }
         "drivers" => system::load_drivers(),
+        "root" => root::switch("/dev/vda"),
         "disk" => virtio::disk("/dev/vda"),
         "disk-kept" => virtio::kept("/dev/vda"),
         "disk-io" => disk_io::measure("/dev/vda"),

@@ -17,12 +17,20 @@ pub(crate) fn mount_all() {
 }
 
 fn mount(kind: &str, at: &str) -> Result<(), String> {
-    let kind = CString::new(kind).map_err(|e| e.to_string())?;
-    let at = CString::new(at).map_err(|e| e.to_string())?;
+    mount_from([kind, at, kind], 0)
+}
+
+/// Mounts what `source` names at `at`: a file system of that kind, or as `flags` say (mount(2)).
+pub(crate) fn mount_from(
+    [source, at, kind]: [&str; 3],
+    flags: libc::c_ulong,
+) -> Result<(), String> {
+    let text = |text: &str| CString::new(text).map_err(|why| why.to_string());
+    let (name, kind, source) = (text(at)?, text(kind)?, text(source)?);
+    let [from, to, kind] = [source.as_ptr(), name.as_ptr(), kind.as_ptr()];
     // SAFETY: three strings that outlive the call, and no data.
-    let result =
-        unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
-    checked(result.into()).map(|_| ())
+    let result = unsafe { libc::mount(from, to, kind, flags, std::ptr::null()) };
+    checked(result.into()).map(|_| ()).map_err(|why| format!("{at}: {why}"))
 }
 
 /// Makes the kernel's console the standard input and outputs: an initramfs without `/dev/console`
