@@ -134,6 +134,8 @@ pub(crate) struct Guests {
     pub(crate) vmm: PathBuf,
     /// The static Linux program that attacks VMs of QEMU's.
     pub(crate) intruder: PathBuf,
+    /// The static Linux program that reads and writes disks at random.
+    pub(crate) random_io: PathBuf,
 }
 
 /// Builds the guests.
@@ -150,8 +152,8 @@ pub(crate) fn guests() -> Result<Guests> {
         objcopy(&["--strip-all", "-O", "elf32-i386"], linked, image)?;
     }
     let initrd = initramfs(&built.join("init"), &[], &out.join("initrd.cpio"))?;
-    let [vmm, intruder] = ["vmm", "intruder"].map(|name| built.join(name));
-    Ok(Guests { probe: probe.1, vmx: vmx.1, dma: dma.1, initrd, vmm, intruder })
+    let [vmm, intruder, random_io] = ["vmm", "intruder", "random-io"].map(|name| built.join(name));
+    Ok(Guests { probe: probe.1, vmx: vmx.1, dma: dma.1, initrd, vmm, intruder, random_io })
 }
 
 /// Builds the administrator's tool, as a static program for hosts that have nothing else; the path of it.

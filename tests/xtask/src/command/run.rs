@@ -141,6 +141,7 @@ impl MachineOptions {
             mips: self.mips,
             seconds: self.deadline,
             com2: None,
+            disk: None,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -94,6 +95,21 @@ impl Programs {
             let _ = archive.program(name, &data)?;
         }
         archive.finish()
+    }
+
+    /// Copies all that was added into the folder `root`, with `folders`.
+    pub(crate) fn copy(&self, root: &Path, folders: &[&str]) -> Result<()> {
+        for folder in self.folders(folders) {
+            fs::create_dir_all(root.join(&folder))
+                .with_context(|| format!("cannot make {folder}"))?;
+        }
+        for (name, source) in &self.files {
+            let to = root.join(name);
+            let _ = fs::copy(source, &to).with_context(|| format!("cannot copy {name}"))?;
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o755))
+                .with_context(|| format!("cannot open up {name}"))?;
+        }
+        Ok(())
     }
 
     /// Every folder that is needed, each after the one that it is in.

@@ -1,5 +1,7 @@
 //! Initial RAM file systems of hosts that run the distribution's own VMMs: QEMU, and Xen's `xl`.
 
+pub(crate) mod rooted;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -450,14 +452,15 @@ fn disk(root: &Path, parts: &Path) -> Result<PathBuf> {
     for name in ["init", "getty"] {
         symlink("../bin/busybox", tree.join("sbin").join(name)).context("cannot name an applet")?;
     }
-    ext4(&tree, &parts.join("root.ext4"))
+    ext4(&tree, &parts.join("root.ext4"), 6 << 20)
 }
 
-/// Makes an ext4 file system of 6 MiB with the files of `tree`.
-fn ext4(tree: &Path, image: &Path) -> Result<PathBuf> {
+/// Makes an ext4 file system of so many bytes with the files of `tree`.
+fn ext4(tree: &Path, image: &Path, bytes: usize) -> Result<PathBuf> {
     let _ = fs::remove_file(image);
     let mut make = Command::new("/sbin/mke2fs");
-    let _ = make.args(["-q", "-t", "ext4", "-m", "0", "-d"]).arg(tree).arg(image).arg("6M");
+    let size = format!("{}k", bytes / 1024);
+    let _ = make.args(["-q", "-t", "ext4", "-m", "0", "-d"]).arg(tree).arg(image).arg(size);
     tool::run(&mut make)?;
     Ok(image.to_path_buf())
 }

@@ -143,7 +143,10 @@ fn config(machine: &Machine) -> String {
         format!("vgaromimage: file={VGA_BIOS}"),
     ];
     let com2 = |port| format!("com2: enabled=1, mode=socket-client, dev=127.0.0.1:{port}");
-    for line in lines.into_iter().chain(machine.com2.map(com2)) {
+    let disk =
+        |file: &PathBuf| format!("ata1-master: type=disk, path={}, mode=flat", file.display());
+    let more = machine.com2.map(com2).into_iter().chain(machine.disk.as_ref().map(disk));
+    for line in lines.into_iter().chain(more) {
         let _ = writeln!(text, "{line}");
     }
     text
@@ -227,11 +230,14 @@ mod tests {
             triple_fault: TripleFault::Resets,
             mips: 300,
             com2: Some(4321),
+            disk: Some("/d".into()),
             ..Machine::default()
         };
         let text = config(&machine);
         assert!(text.contains("com2: enabled=1, mode=socket-client, dev=127.0.0.1:4321\n"));
-        assert!(!config(&Machine::default()).contains("com2"));
+        assert!(text.contains("ata1-master: type=disk, path=/d, mode=flat\n"));
+        let usual = config(&Machine::default());
+        assert!(!usual.contains("com2") && !usual.contains("ata1"));
         assert!(text.contains("model=corei7_haswell_4770, count=2, ips=300000000,"));
         assert!(text.contains("reset_on_triple_fault=1"));
         assert!(text.contains("memory: guest=1024, host=1024\n"));

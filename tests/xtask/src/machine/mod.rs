@@ -93,6 +93,9 @@ pub(crate) enum TripleFault {
 /// that is measured, machines have more.
 pub(crate) const USUAL_MIPS: u64 = 20;
 
+/// Bytes of a cylinder of disks in Bochs, 16 heads of 63 sectors: it takes no disk that ends within one.
+pub(crate) const CYLINDER: u64 = 16 * 63 * 512;
+
 /// An emulated computer.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
@@ -111,6 +114,8 @@ pub(crate) struct Machine {
     pub(crate) seconds: u64,
     /// Bochs only: COM2 leads to this TCP port of the build machine's.
     pub(crate) com2: Option<u16>,
+    /// Bochs only: the file that is its disk, in whole cylinders ([`CYLINDER`]).
+    pub(crate) disk: Option<PathBuf>,
 }
 
 impl Default for Machine {
@@ -127,6 +132,7 @@ impl Default for Machine {
             mips: USUAL_MIPS,
             seconds: 60,
             com2: None,
+            disk: None,
         }
     }
 }

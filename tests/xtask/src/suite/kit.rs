@@ -59,6 +59,8 @@ pub(crate) enum Host {
     Made(String),
     /// As [`Host::Made`], with the kernel that moves memory about as the host.
     Life(String),
+    /// As [`Host::Made`], with VMs whose root file system is on a sealed disk.
+    Rooted(String),
     /// As [`Host::Made`], with a program that attacks the VM.
     Attacked(String),
     /// As [`Host::Attacked`], with the distribution's kernel as the host.
@@ -139,6 +141,7 @@ pub(crate) struct Kit {
     stock_qemu: Once<PathBuf>,
     made: Once<PathBuf>,
     life: Once<PathBuf>,
+    rooted: Once<PathBuf>,
     attacked: Once<PathBuf>,
     stock_attacked: Once<PathBuf>,
     xl: Once<PathBuf>,
@@ -176,6 +179,7 @@ impl Kit {
             stock_qemu: Once::new(),
             made: Once::new(),
             life: Once::new(),
+            rooted: Once::new(),
             attacked: Once::new(),
             stock_attacked: Once::new(),
             xl: Once::new(),
@@ -327,6 +331,14 @@ impl Kit {
         })
     }
 
+    /// An initial RAM file system with VMs whose root file system is on a sealed disk.
+    pub(crate) fn rooted(&self) -> Result<PathBuf> {
+        self.rooted.get(|| {
+            let out = paths::target("guests")?.join("rooted.cpio");
+            vmms::rooted::made(&self.parts(Built::Small.kvm()?)?, &self.guests()?.random_io, &out)
+        })
+    }
+
     fn attacked(&self) -> Result<PathBuf> {
         self.attacked.get(|| self.with_intruder(Built::Small.kvm()?, "attacked-small.cpio"))
     }
@@ -371,6 +383,7 @@ impl Kit {
             Host::StockQemu(_) => (Self::stock, Self::stock_qemu),
             Host::Made(_) => (Self::small, Self::made),
             Host::Life(_) => (|_| Built::Life.kernel(), Self::life),
+            Host::Rooted(_) => (Self::small, Self::rooted),
             Host::Attacked(_) => (Self::small, Self::attacked),
             Host::StockAttacked(_) => (Self::stock, Self::stock_attacked),
             Host::Xl { .. } => (Self::small, Self::xl),
@@ -394,6 +407,7 @@ impl Kit {
             | Host::StockQemu(words)
             | Host::Made(words)
             | Host::Life(words)
+            | Host::Rooted(words)
             | Host::Attacked(words)
             | Host::StockAttacked(words) => (LINUX, words),
             Host::Xen { dom0, .. }
@@ -443,6 +457,7 @@ impl Kit {
             | Host::StockQemu(_)
             | Host::Made(_)
             | Host::Life(_)
+            | Host::Rooted(_)
             | Host::Attacked(_)
             | Host::StockAttacked(_) => {
                 let initrd = images.next().map(|image| image.file);

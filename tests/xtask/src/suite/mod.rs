@@ -17,6 +17,7 @@ pub(crate) mod protected;
 mod protected_smp;
 mod protected_xen;
 pub(crate) mod qemu_attacks;
+mod rooted;
 mod same;
 mod schedule;
 mod tickets;
@@ -90,6 +91,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(kvm::tests());
     tests.extend(guests::tests());
     tests.extend(life::tests());
+    tests.extend(rooted::tests());
     tests.extend(protected::tests());
     tests.extend(protected_smp::tests());
     tests.extend(protected_xen::tests());

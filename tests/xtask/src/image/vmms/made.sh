@@ -3,7 +3,7 @@
 # init.vm= names. What it says on its serial line comes as "guest: ...".
 
 . /steps.sh
-for more in /life.sh /tenant.sh /disk-io.sh; do
+for more in /life.sh /tenant.sh /disk-io.sh /rooted.sh; do
     [ ! -e $more ] || . $more
 done
 vm=/$(word init.vm)
