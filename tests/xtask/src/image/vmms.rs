@@ -156,6 +156,8 @@ pub(crate) enum XenVm {
     Heart,
     /// Has a disk, a network and a source of random numbers.
     Virtio,
+    /// Has a disk that its tenant has sealed.
+    Sealed,
 }
 
 impl XenVm {
@@ -168,6 +170,7 @@ impl XenVm {
             Self::Virtio => {
                 ("xl-virtio", "disk,network,random ip=dhcp", &["--memory", "64M", "--virtio", "3"])
             }
+            Self::Sealed => ("xl-sealed", "disk", &["--memory", "64M", "--virtio", "1"]),
         }
     }
 }
@@ -338,7 +341,7 @@ fn add_device_model(programs: &mut Programs) -> Result<()> {
 /// As [`made`], for Xen's `xl` in a dom0.
 pub(crate) fn made_for_xen(of: &Parts, kind: XenVm, guests: &Guests) -> Result<PathBuf> {
     let root = packages::vmms()?;
-    let (name, actions, more) = kind.made();
+    let (name, ..) = kind.made();
     let out = paths::target("guests")?.join(format!("{name}.cpio"));
     let parts = parts(&out)?;
     let mut programs = dom0(&root, &parts)?;
@@ -356,15 +359,30 @@ pub(crate) fn made_for_xen(of: &Parts, kind: XenVm, guests: &Guests) -> Result<P
             programs.program("usr/bin/qemu-system-x86_64")?;
             programs.file(QEMU_SOFTWARE)?;
         }
+        XenVm::Sealed => disk_of_made(&mut programs, &parts)?,
+    }
+    add_xen_vm(&mut programs, (of, kind), &parts)?;
+    finish(&programs, &out)
+}
+
+/// Adds the VM, and its sealed disk.
+fn add_xen_vm(programs: &mut Programs, (of, kind): (&Parts, XenVm), parts: &Path) -> Result<()> {
+    let (_, actions, more) = kind.made();
+    let line = format!("{MADE_WORDS} init.do={actions}");
+    let mut words = [&["--machine", "xen", "--cmdline", line.as_str()], more].concat();
+    let disk;
+    if kind == XenVm::Sealed {
+        let [key, image] = sealed_disk(parts)?;
+        programs.add("data/sealed", &image);
+        disk = format!("0,{},{}", key.display(), image.display());
+        words.extend([SEALED, &disk]);
     }
     let vm = parts.join("vm");
-    let line = format!("{MADE_WORDS} init.do={actions}");
-    let words = [&["--machine", "xen", "--cmdline", line.as_str()], more].concat();
     build::linux_vm(&of.tool, [&of.kernel, &of.initrd], &words, &vm)?;
     for name in ["ticket", "image.elf", "firmware.bin", "xl.cfg"] {
         programs.add(&format!("vm/{name}"), &vm.join(name));
     }
-    finish(&programs, &out)
+    Ok(())
 }
 
 /// An initial RAM file system of a dom0 in which `xl` runs `kernel`, made at `out`.

@@ -149,6 +149,7 @@ pub(crate) struct Kit {
     xl_two: Once<PathBuf>,
     xl_heart: Once<PathBuf>,
     xl_virtio: Once<PathBuf>,
+    xl_sealed: Once<PathBuf>,
 }
 
 impl fmt::Debug for Kit {
@@ -187,6 +188,7 @@ impl Kit {
             xl_two: Once::new(),
             xl_heart: Once::new(),
             xl_virtio: Once::new(),
+            xl_sealed: Once::new(),
         }
     }
 
@@ -363,6 +365,7 @@ impl Kit {
             XenVm::Two => &self.xl_two,
             XenVm::Heart => &self.xl_heart,
             XenVm::Virtio => &self.xl_virtio,
+            XenVm::Sealed => &self.xl_sealed,
         };
         once.get(|| vmms::made_for_xen(&self.parts(Vec::new())?, vm, &self.guests()?))
     }

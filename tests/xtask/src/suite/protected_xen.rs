@@ -41,6 +41,11 @@ pub(super) fn tests() -> Vec<Test> {
             .test("protected/xen-virtio-control", 50),
         virtio(with_tickets, "daemons,submit,devices,made,written,running")
             .test("protected/xen-virtio", 75),
+        sealed(Stack::bare, "daemons,disk_sealed,made", UNREAD)
+            .test("protected/xen-sealed-control", 50)
+            .on_demand(),
+        sealed(with_tickets, "daemons,submit,disk_sealed,made,running,hidden", READ)
+            .test("protected/xen-sealed", 75),
         two(Stack::bare, "daemons,pinned,made")
             .test("protected/xen-2-vcpus-control", 90)
             .on_demand(),
@@ -96,6 +101,16 @@ fn virtio(stack: fn(Host) -> Stack, actions: &str) -> Boot {
         "*guest: init: random numbers are there",
     ]);
     ended(boot).never("*guest: init: FAIL *")
+}
+
+/// What it says of a disk that it can read, and of one that it cannot, as nobody unseals it.
+const READ: &str = "*guest: init: disk is right";
+const UNREAD: &str = "*guest: init: disk: wrong bytes*";
+
+/// Likewise, with a sealed disk.
+fn sealed(stack: fn(Host) -> Stack, actions: &str, said: &str) -> Boot {
+    let lines = ["*guest: *init: userspace reached*", said];
+    ended(xl(stack, XenVm::Sealed, actions).expect(&lines))
 }
 
 /// Likewise, with two processors, on two. Bochs does not exit for the host's interrupts while those of a VM are

@@ -44,22 +44,6 @@ disk_sealed_on_pci() {
     devices=$(echo "$devices" | sed s:/data/disk:/data/sealed:)
 }
 
-# lines FILE KIBIBYTES: 64 KiB of the file from there on, 16 bytes in a line.
-lines() {
-    dd if=$1 bs=1k skip=$2 count=64 2>/dev/null | hexdump -v -e '16/1 "%02x" "\n"'
-}
-
-# Of what was on the plain disk, and of what the VM has written, nothing is in the file that the host has; on the plain disk
-# the same search finds it.
-hidden() {
-    lines /data/disk 0 | head -n 64 >/run/plain
-    tr 0123456789abcdef fedcba9876543210 </run/plain >/run/written
-    [ "$(lines /data/disk 0 | grep -c -F -f /run/plain)" = 64 ] || return 1
-    for place in 0 1024; do
-        ! lines /data/sealed $place | grep -q -F -f /run/plain -f /run/written || return 1
-    done
-}
-
 # Another VM has the same disk, and finds it as it was left.
 kept() {
     # It has locks on its files.

@@ -71,6 +71,13 @@ devices() {
     argument -device virtio-rng-pci,vectors=0,disable-legacy=on,addr=6
     more="device_model_args_hvm=[$more]"
 }
+# Its only device is a disk that its tenant has sealed.
+disk_sealed() {
+    more=""
+    argument -drive if=none,id=disk,format=raw,file=/data/sealed
+    argument -device virtio-blk-pci,drive=disk,queue-size=64,disable-legacy=on,addr=4
+    more="device_model_args_hvm=[$more]"
+}
 argument() {
     more="$more\"$1\",\"$2\","
 }
