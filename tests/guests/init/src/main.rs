@@ -10,6 +10,7 @@ mod devmem;
 mod disk_io;
 mod edu;
 mod end;
+mod exchange;
 mod heart;
 mod hotplug;
 mod interface;
@@ -108,6 +109,8 @@ fn run(action: &str, line: &CommandLine) -> Result<(), String> {
         "owners" => owners::change(),
         "switch-off" => owners::behind_an_open_unit(),
         "random" => virtio::random(),
+        "console" => exchange::console(),
+        "files" => exchange::files(),
         "heart" => heart::beat(),
         "shell" => system::shell(),
         "kvm-load" => kvm::load(),

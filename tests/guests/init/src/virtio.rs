@@ -96,12 +96,17 @@ pub(crate) fn card() -> Result<(), String> {
 
 fn transfer() -> Result<(), String> {
     let content = fetch().map_err(|why| format!("tftp: {why}"))?;
+    check_part(&content)?;
+    println!("init: network is right");
+    Ok(())
+}
+
+/// Whether `content` is what the host serves.
+pub(crate) fn check_part(content: &[u8]) -> Result<(), String> {
     if content.len() != PART {
         return Err(format!("{} bytes came", content.len()));
     }
-    check(&content, |byte| byte)?;
-    println!("init: network is right");
-    Ok(())
+    check(content, |byte| byte)
 }
 
 fn fetch() -> std::io::Result<Vec<u8>> {

@@ -52,7 +52,7 @@ const MADE_VMS: [Made; 16] = [
     ("vm-beats", "beats", &["--memory", "40M"]),
     ("vm-balloon", "breaths", &["--virtio", "1", "--memory", "96M"]),
     ("vm-reset", "secret,reboot-always reboot=t", &["--processors", "2", "--restarts", "3"]),
-    ("vm-virtio", "disk,network,random ip=dhcp", &["--virtio", "3"]),
+    ("vm-virtio", "disk,network,random,console,files ip=dhcp", &["--virtio", "5"]),
     ("vm-q35", "", &["--machine", "q35"]),
     (
         "vm-q35-reset",

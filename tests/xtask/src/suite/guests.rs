@@ -96,6 +96,7 @@ pub(super) fn tests() -> Vec<Test> {
     let stock = Case { change: patient, ..qemu(Host::StockQemu, 1) };
     tests.extend(stock.tests(("nested/bare-stock-qemu", 164), ("nested/stock-qemu", 175)));
     tests.extend(made_tests());
+    tests.extend(virtio_tests());
     let pvh = xl("", "pvh,destroy");
     tests.extend(pvh.tests(("nested/bare-xl-pvh", 54), ("nested/xl-pvh", 75)));
     let dom0 = Case { change: own_bios, ..xl("dom0=pvh iommu=no dom0-iommu=none", "pvh") };
@@ -112,15 +113,9 @@ fn made_tests() -> Vec<Test> {
         "vm-2",
         &["*guest: init: cpu1 offline, online now 0", "*guest: init: cpu1 online, online now 0-1"],
     );
-    let data = &[
-        "*guest: init: disk is right",
-        "*guest: init: network is right",
-        "*guest: init: random numbers are there",
-    ];
     // Without the visor the VM has what the host has.
     let unread: &[&str] = &["*guest: init: disk: wrong bytes*"];
     let changed: &[&str] = &["*guest: init: disk: /dev/vda: *(os error 5)*"];
-    let (virtio, pc_virtio) = (("vm-virtio", data.as_slice()), ("vm-q35-virtio", data.as_slice()));
     let pc: (&str, &[&str]) = ("vm-q35", &[]);
     let plain = |vm| made(Stack::bare, vm, "modules,boot,slay");
     let protected = |vm| made(with_tickets, vm, "modules,submit,boot,running,slay");
@@ -131,20 +126,12 @@ fn made_tests() -> Vec<Test> {
         protected(two).test("protected/qemu-2-vcpus", 40),
         plain(pc).test("protected/q35-control", 14),
         protected(pc).test("protected/q35", 25),
-        made(Stack::bare, virtio, "modules,devices,boot,written,slay")
-            .test("protected/qemu-virtio-control", 30),
-        made(with_tickets, virtio, "modules,submit,devices,boot,running,written,slay")
-            .test("protected/qemu-virtio", 60),
-        made(Stack::bare, pc_virtio, "modules,devices_on_pci,boot,written,slay")
-            .test("protected/q35-virtio-control", 30),
-        made(with_tickets, pc_virtio, "modules,submit,devices_on_pci,boot,running,written,slay")
-            .test("protected/q35-virtio", 60),
         made(Stack::bare, ("vm-sealed", unread), "modules,disk_sealed,boot,slay")
             .test("protected/qemu-sealed-control", 30),
         sealed().test("protected/qemu-sealed", 90),
         made(
             with_tickets,
-            ("vm-q35-sealed", data),
+            ("vm-q35-sealed", &DATA),
             "modules,submit,disk_sealed_on_pci,boot,running,hidden,slay",
         )
         .test("protected/q35-sealed", 60),
@@ -162,6 +149,34 @@ fn made_tests() -> Vec<Test> {
             .on_demand(),
         Test::new("protected/q35-reset", 60, |rig| protected_resets(rig, "vm-q35-reset"))
             .on_demand(),
+    ]
+}
+
+/// What a VM says that has a disk, a network and a source of random numbers.
+const DATA: [&str; 3] = [
+    "*guest: init: disk is right",
+    "*guest: init: network is right",
+    "*guest: init: random numbers are there",
+];
+
+/// VMs with devices in clear.
+fn virtio_tests() -> Vec<Test> {
+    let exchanged = ["*guest: init: console: 64 lines", "*guest: init: files are right"];
+    let exchanged = [&DATA[..], &exchanged].concat();
+    let (virtio, pc_virtio) = (("vm-virtio", exchanged.as_slice()), ("vm-q35-virtio", &DATA[..]));
+    vec![
+        made(Stack::bare, virtio, "modules,devices,exchanges,boot,written,exchanged,slay")
+            .test("protected/qemu-virtio-control", 30),
+        made(
+            with_tickets,
+            virtio,
+            "modules,submit,devices,exchanges,boot,running,written,exchanged,slay",
+        )
+        .test("protected/qemu-virtio", 60),
+        made(Stack::bare, pc_virtio, "modules,devices_on_pci,boot,written,slay")
+            .test("protected/q35-virtio-control", 30),
+        made(with_tickets, pc_virtio, "modules,submit,devices_on_pci,boot,running,written,slay")
+            .test("protected/q35-virtio", 60),
     ]
 }
 

@@ -70,6 +70,28 @@ written() {
     [ "$(sha256sum </data/disk)" = "$(cat /data/disk.after)" ]
 }
 
+# Beside other devices it gets a console and files of the host's. The console is spoken to when it has said a line.
+exchanges() {
+    mkfifo /run/console.in /run/console.out
+    devices="$devices -chardev pipe,id=console,path=/run/console -device virtio-serial-device,bus=virtio-mmio-bus.3"
+    devices="$devices -device virtconsole,chardev=console"
+    devices="$devices -fsdev local,id=served,path=/data/served,security_model=none"
+    devices="$devices -device virtio-9p-device,fsdev=served,mount_tag=served,bus=virtio-mmio-bus.4"
+    { lines /data/disk 0 | head -n 64; echo end; } >/run/said
+    {
+        read -r ready
+        cat /run/said >/run/console.in &
+        cat >/run/answered
+    } </run/console.out &
+}
+
+# The console has said all that, line by line, backwards; and the file that the VM has written is there.
+exchanged() {
+    rev /run/said | cmp - /run/answered || return 1
+    lines /data/served/part 0 | tr 0123456789abcdef fedcba9876543210 >/run/written
+    lines /data/served/back 0 | cmp - /run/written
+}
+
 # start ARGUMENT...: the VM runs, by the arguments that came with it and these. What it reads from its serial line is $input.
 start() {
     cd $vm
